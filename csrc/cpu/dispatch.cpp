@@ -1,0 +1,109 @@
+#include "dispatch.h"
+
+#include <type_traits>
+
+namespace ssimfast::cpu {
+namespace {
+
+enum class Isa { kBaseline, kAvx2, kAvx512 };
+
+#if defined(__GNUC__) && defined(__x86_64__)
+#define SSIMFAST_X86 1
+#define SSIMFAST_TARGET_AVX2 __attribute__((target("avx2,fma")))
+#define SSIMFAST_TARGET_AVX512 __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")))
+
+Isa detect() {
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+  return avx2 && avx512 ? Isa::kAvx512 : avx2 ? Isa::kAvx2 : Isa::kBaseline;
+}
+#else
+Isa detect() { return Isa::kBaseline; }
+#endif
+
+const Isa isa = detect();
+
+template <class A, int kBytes>
+using Vector = typename VectorOf<A, kBytes / int(sizeof(A))>::type;
+
+template <class V, class A, int kWindow, Pass kPass, bool kBoth>
+SSIMFAST_INLINE double run(const Job<A>& job, const Tile& tile, int64_t pitch, A* workspace) {
+  const TileKernel<V, A, kWindow> kernel{job, tile, job.window, job.window / 2, pitch};
+  return kernel.template run<kPass, kBoth>(workspace);
+}
+
+// One entry per instruction set. Everything below it is inlined, and so compiled for it.
+template <class A, int kWindow, Pass kPass, bool kBoth>
+double run_baseline(const Job<A>& job, const Tile& tile, int64_t pitch, A* workspace) {
+  return run<Vector<A, 16>, A, kWindow, kPass, kBoth>(job, tile, pitch, workspace);
+}
+
+#if SSIMFAST_X86
+template <class A, int kWindow, Pass kPass, bool kBoth>
+SSIMFAST_TARGET_AVX2 double run_avx2(const Job<A>& job, const Tile& tile, int64_t pitch,
+                                     A* workspace) {
+  return run<Vector<A, 32>, A, kWindow, kPass, kBoth>(job, tile, pitch, workspace);
+}
+
+template <class A, int kWindow, Pass kPass, bool kBoth>
+SSIMFAST_TARGET_AVX512 double run_avx512(const Job<A>& job, const Tile& tile, int64_t pitch,
+                                         A* workspace) {
+  return run<Vector<A, 64>, A, kWindow, kPass, kBoth>(job, tile, pitch, workspace);
+}
+#endif
+
+template <class A, int kWindow, Pass kPass, bool kBoth>
+RunTile<A> for_isa() {
+#if SSIMFAST_X86
+  if (isa == Isa::kAvx512) return run_avx512<A, kWindow, kPass, kBoth>;
+  if (isa == Isa::kAvx2) return run_avx2<A, kWindow, kPass, kBoth>;
+#endif
+  return run_baseline<A, kWindow, kPass, kBoth>;
+}
+
+template <class A, int kWindow>
+RunTile<A> for_pass(Pass pass, bool both) {
+  switch (pass) {
+    case Pass::kValue:
+      return for_isa<A, kWindow, Pass::kValue, false>();
+    case Pass::kMap:
+      return for_isa<A, kWindow, Pass::kMap, false>();
+    case Pass::kGradient:
+      return both ? for_isa<A, kWindow, Pass::kGradient, true>()
+                  : for_isa<A, kWindow, Pass::kGradient, false>();
+    case Pass::kMapGradient:
+      return both ? for_isa<A, kWindow, Pass::kMapGradient, true>()
+                  : for_isa<A, kWindow, Pass::kMapGradient, false>();
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+// The window that everyone uses is unrolled; float64 exists for gradcheck, not for speed.
+template <class A>
+RunTile<A> select_kernel(Pass pass, bool both, int window) {
+  if constexpr (std::is_same_v<A, float>) {
+    if (window == 11) return for_pass<A, 11>(pass, both);
+  }
+  return for_pass<A, 0>(pass, both);
+}
+
+template RunTile<float> select_kernel<float>(Pass, bool, int);
+template RunTile<double> select_kernel<double>(Pass, bool, int);
+
+const char* instruction_set() {
+  switch (isa) {
+    case Isa::kAvx512:
+      return "avx512";
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kBaseline:
+      break;
+  }
+  return "baseline";
+}
+
+}  // namespace ssimfast::cpu

@@ -1,0 +1,56 @@
+// One plane of a strided tensor, read and written row by row in the arithmetic type.
+#pragma once
+
+#include <cstdint>
+
+namespace ssimfast::cpu {
+
+// Reads `n` elements, `stride` elements apart, into numbers of the arithmetic type; and back.
+template <class A>
+using ReadRow = void (*)(const void* from, int64_t stride, int64_t n, A* to);
+template <class A>
+using WriteRow = void (*)(const A* from, int64_t n, void* to, int64_t stride);
+
+struct Strides {
+  int64_t n, c, h, w;  // in bytes
+};
+
+// A tensor (N, C, H, W) of any strides, expanded ones (stride 0) included.
+template <class A>
+struct Source {
+  const char* data = nullptr;
+  Strides strides{};
+  int64_t element_size = 0;
+  ReadRow<A> read = nullptr;  // null: elements are of type A already
+
+  const char* plane(int64_t n, int64_t c) const { return data + n * strides.n + c * strides.c; }
+
+  // Elements [column, column + count) of a row: in place where they can be used as they lie,
+  // else converted into `buffer`.
+  const A* row(const char* plane, int64_t row, int64_t column, int64_t count, A* buffer) const {
+    const char* from = plane + row * strides.h + column * strides.w;
+    if (read == nullptr && strides.w == element_size) return reinterpret_cast<const A*>(from);
+    if (read == nullptr) {
+      for (int64_t i = 0; i < count; ++i)
+        buffer[i] = *reinterpret_cast<const A*>(from + i * strides.w);
+    } else {
+      read(from, strides.w / element_size, count, buffer);
+    }
+    return buffer;
+  }
+};
+
+template <class A>
+struct Sink {
+  char* data = nullptr;
+  Strides strides{};
+  int64_t element_size = 0;
+  WriteRow<A> write = nullptr;
+
+  void row(int64_t n, int64_t c, int64_t row, int64_t column, int64_t count, const A* from) const {
+    char* to = data + n * strides.n + c * strides.c + row * strides.h + column * strides.w;
+    write(from, count, to, strides.w / element_size);
+  }
+};
+
+}  // namespace ssimfast::cpu

@@ -1,0 +1,41 @@
+// SIMD vectors as the compiler's own vector types: plain arithmetic operators on `Lanes` numbers.
+#pragma once
+
+#include <cstring>
+
+#include "../ssim.h"
+
+namespace ssimfast::cpu {
+
+#if defined(__GNUC__)
+template <class A, int Lanes>
+struct VectorOf {
+  typedef A type __attribute__((vector_size(sizeof(A) * Lanes)));
+};
+#else
+// Without vector types (MSVC) a vector is one number and the compiler vectorises what it can.
+template <class A, int Lanes>
+struct VectorOf {
+  typedef A type;
+};
+#endif
+
+template <class V, class A>
+SSIMFAST_INLINE V load(const A* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class V, class A>
+SSIMFAST_INLINE void store(A* p, V v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+// The same number in every lane; correct for infinities and NaN, unlike V{} + a for -0.
+template <class V, class A>
+SSIMFAST_INLINE V broadcast(A a) {
+  return a - V{};
+}
+
+}  // namespace ssimfast::cpu

@@ -1,0 +1,34 @@
+// ssimfast._C. Importing it registers the compiled kernels with torch's dispatcher; its
+// attributes say how it was built.
+#include <pybind11/pybind11.h>
+#include <torch/headeronly/version.h>
+
+#include <string>
+
+#include "cpu/dispatch.h"
+
+#define SSIMFAST_STRING(x) #x
+#define SSIMFAST_EXPAND(x) SSIMFAST_STRING(x)
+
+namespace {
+
+std::string compiler() {
+#if defined(__clang__)
+  return "clang " __clang_version__;
+#elif defined(__GNUC__)
+  return "gcc " __VERSION__;
+#elif defined(_MSC_VER)
+  return "msvc " SSIMFAST_EXPAND(_MSC_VER);
+#else
+  return "unknown";
+#endif
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.attr("built_with_torch") = TORCH_VERSION;
+  m.attr("compiler") = compiler();
+  m.attr("cpp_standard") = static_cast<long>(__cplusplus);
+  m.attr("instruction_set") = ssimfast::cpu::instruction_set();
+}

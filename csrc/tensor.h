@@ -1,0 +1,67 @@
+// Guards and dispatch for tensors that arrive from torch. Users' mistakes are caught in Python;
+// these checks only keep a direct call of an op from touching memory that is not there.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <type_traits>
+#include <vector>
+
+namespace ssimfast {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline void check_pair(const Tensor& x, const Tensor& y) {
+  STD_TORCH_CHECK(x.dim() == 4 && y.dim() == 4, "ssimfast: images must have 4 dimensions, got ",
+                  x.dim(), " and ", y.dim());
+  for (int64_t i = 0; i < 4; ++i)
+    STD_TORCH_CHECK(x.size(i) == y.size(i), "ssimfast: x and y differ in dimension ", i, ": ",
+                    x.size(i), " and ", y.size(i));
+  STD_TORCH_CHECK(x.scalar_type() == y.scalar_type(), "ssimfast: x and y differ in dtype");
+}
+
+inline void check_window(const Tensor& x, const std::vector<double>& window, bool same,
+                         int64_t largest) {
+  const int64_t count = static_cast<int64_t>(window.size());
+  STD_TORCH_CHECK(count % 2 == 1 && count <= largest, "ssimfast: window must have 1, 3, ... ",
+                  largest, " taps, got ", count);
+  for (int64_t i = 0; i < count / 2; ++i)
+    STD_TORCH_CHECK(window[i] == window[count - 1 - i], "ssimfast: window must be symmetric");
+  STD_TORCH_CHECK(same || (x.size(2) >= count && x.size(3) >= count), "ssimfast: image ",
+                  x.size(2), " x ", x.size(3), " is smaller than the window of ", count);
+}
+
+// Calls body(T{}) with T the element type of the tensor.
+template <class Body>
+auto dispatch_floating(const Tensor& tensor, Body&& body) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return body(float{});
+    case ScalarType::Double:
+      return body(double{});
+    case ScalarType::Half:
+      return body(torch::headeronly::Half{});
+    case ScalarType::BFloat16:
+      return body(torch::headeronly::BFloat16{});
+    default:
+      STD_TORCH_CHECK(false, "ssimfast: images must be floating point, got ",
+                      torch::headeronly::toString(tensor.scalar_type()));
+  }
+}
+
+// The type in which images of element type T are computed, and its dtype.
+template <class T>
+using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+inline ScalarType arithmetic_dtype(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+}  // namespace ssimfast
