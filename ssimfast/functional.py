@@ -9,6 +9,8 @@ from torch import Tensor
 from ssimfast import ops
 
 MAX_WINDOW_SIZE = 33
+# One pixel has no variance, so its contrast term is C2 / C2 = 1. Large, C2 drowns the rounding.
+_ONE_PIXEL_C2 = 1e12
 _PADDINGS = ("valid", "same")
 _REDUCTIONS = ("mean", "sum", "batch", "none")
 
@@ -104,12 +106,13 @@ class Statistic:
         reduction: str,
     ) -> "Statistic":
         low, high = _value_range(value_range, data_range)
+        window = gaussian_window(window_size, sigma)
         _check_choice("padding", padding, _PADDINGS)
         _check_choice("reduction", reduction, _REDUCTIONS)
         return cls(
-            window=gaussian_window(window_size, sigma),
+            window=window,
             c1=_number("k1", k1, least=0.0) ** 2,
-            c2=_number("k2", k2, least=0.0) ** 2,
+            c2=_number("k2", k2, least=0.0) ** 2 if len(window) > 1 else _ONE_PIXEL_C2,
             low=low,
             scale=1 / (high - low),
             padding=padding,
