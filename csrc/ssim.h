@@ -48,12 +48,6 @@ struct Terms {
   }
 
   SSIMFAST_INLINE V ssim() const { return (n1 * n2) / (d1 * d2); }
-
-  // 1 - SSIM without the cancellation: n1 = d1 - mu_d^2 and n2 = d2 - var_d. Sums of it keep
-  // their digits where images are alike. Negative only through rounding.
-  SSIMFAST_INLINE V dissimilarity(const Moments<V>& m) const {
-    return non_negative<V>((md * d2 + m.var_d * n1) / (d1 * d2));
-  }
 };
 
 // Derivatives of SSIM by the four filtered maps, times `upstream`: by the true means (the

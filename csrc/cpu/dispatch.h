@@ -5,7 +5,7 @@
 
 namespace ssimfast::cpu {
 
-// Sum of 1 - SSIM over the tile; `workspace` holds Workspace<A>::size numbers, aligned to 64 bytes.
+// Sum of SSIM over the tile; `workspace` holds Workspace<A>::size numbers, aligned to 64 bytes.
 template <class A>
 using RunTile = double (*)(const Job<A>& job, const Tile& tile, int64_t pitch, A* workspace);
 

@@ -145,7 +145,7 @@ A* workspace(int64_t size) {
   return buffer.data;
 }
 
-// Runs every tile; the sums of 1 - SSIM, tile by tile, plane by plane.
+// Runs every tile; the sums of SSIM, tile by tile, plane by plane.
 template <class A>
 std::vector<double> run_tiles(const Job<A>& job, const Cut& cut, Pass pass, bool both) {
   std::vector<double> sums(cut.count());
@@ -160,18 +160,16 @@ std::vector<double> run_tiles(const Job<A>& job, const Cut& cut, Pass pass, bool
   return sums;
 }
 
-// The sum of SSIM over everything, or over each image, divided by `count`: from the tiles' sums of
-// 1 - SSIM over `positions` positions an image.
+// Sum over everything, or over each image, divided by `count`.
 template <class A>
-void reduce(const std::vector<double>& sums, int64_t images, int64_t positions, bool per_image,
-            int64_t count, A* out) {
+void reduce(const std::vector<double>& sums, int64_t images, bool per_image, int64_t count,
+            A* out) {
   const int64_t groups = per_image ? images : 1;
   const int64_t each = static_cast<int64_t>(sums.size()) / groups;
-  const double terms = double(positions) * double(images / groups);
   for (int64_t g = 0; g < groups; ++g) {
-    double dissimilarity = 0;
-    for (int64_t i = 0; i < each; ++i) dissimilarity += sums[g * each + i];
-    out[g] = A((terms - dissimilarity) / double(count));
+    double total = 0;
+    for (int64_t i = 0; i < each; ++i) total += sums[g * each + i];
+    out[g] = A(total / double(count));
   }
 }
 
@@ -204,10 +202,7 @@ Tensor reduced(const Tensor& x, const Tensor& y, const Settings& settings, int64
     const Cut cut(x.size(0) * x.size(1), job.height, job.width, margin);
     const auto sums = run_tiles(job, cut, grad_x != nullptr ? Pass::kGradient : Pass::kValue,
                                 grad_y != nullptr);
-    const int64_t positions = job.channels * (job.height - 2 * job.margin) *
-                              (job.width - 2 * job.margin);
-    reduce(sums, x.size(0), positions, per_image, count,
-           static_cast<A*>(result.mutable_data_ptr()));
+    reduce(sums, x.size(0), per_image, count, static_cast<A*>(result.mutable_data_ptr()));
   });
   return result;
 }

@@ -29,9 +29,9 @@ constexpr int kMaxLanes = 16;
 constexpr int kMaps = 4;
 
 enum class Pass {
-  kValue,        // sum of 1 - SSIM
+  kValue,        // sum of SSIM
   kMap,          // SSIM at every position
-  kGradient,     // sum of 1 - SSIM, and the gradient of the sum of SSIM
+  kGradient,     // sum of SSIM and its gradient
   kMapGradient,  // gradient of an upstream-weighted map, recomputed
 };
 
@@ -269,7 +269,7 @@ struct TileKernel {
     std::fill(d + left + count, d + width, A(0));
   }
 
-  // Returns the sum of 1 - SSIM over the tile's own positions (0 for the map passes).
+  // Returns the sum of SSIM over the tile's own positions (0 for the map passes).
   template <Pass kPass, bool kBoth>
   SSIMFAST_INLINE double run(A* workspace) const {
     constexpr bool kGrad = kPass == Pass::kGradient || kPass == Pass::kMapGradient;
@@ -350,11 +350,7 @@ struct TileKernel {
           m.mu_s = mean_s + level_s;
           m.mu_d = mean_d;
           const Terms<V, A> terms(m, job.c1, job.c2);
-          if constexpr (kPass == Pass::kMap) {
-            store(out_row + c, terms.ssim());
-          } else if constexpr (kPass != Pass::kMapGradient) {
-            store(out_row + c, terms.dissimilarity(m));
-          }
+          if constexpr (kPass != Pass::kMapGradient) store(out_row + c, terms.ssim());
           if constexpr (kGrad) {
             V weight = broadcast<V>(A(1));
             if constexpr (kPass == Pass::kMapGradient) weight = load<V>(upstream + c);
