@@ -9,8 +9,9 @@ from torch import Tensor
 from ssimfast import ops
 
 MAX_WINDOW_SIZE = 33
-# One pixel has no variance, so its contrast term is C2 / C2 = 1. Large, C2 drowns the rounding.
-_ONE_PIXEL_C2 = 1e12
+# A window that is one tap sees no variance: its contrast term is C2 / C2 = 1 for every C2, and a
+# large one drowns the rounding.
+_ONE_TAP_C2 = 1e12
 _PADDINGS = ("valid", "same")
 _REDUCTIONS = ("mean", "sum", "batch", "none")
 
@@ -61,7 +62,7 @@ def ssim(
         float64 for float64 images, else float32 (half types lose nothing in the sums). Shape ()
         for "mean" and "sum", (N,) for "batch", (N, C, H', W') for "none", where H' and W' are
         ``H - window_size + 1`` and ``W - window_size + 1`` for "valid", H and W for "same". Two
-        empty batches do not differ: their mean is 1.
+        empty batches do not differ: their means are 1.
 
     Raises:
         TypeError: an argument has the wrong type, or the images have an integer dtype.
@@ -107,12 +108,14 @@ class Statistic:
     ) -> "Statistic":
         low, high = _value_range(value_range, data_range)
         window = gaussian_window(window_size, sigma)
+        c1 = _number("k1", k1, least=0.0) ** 2
+        c2 = _number("k2", k2, least=0.0) ** 2
         _check_choice("padding", padding, _PADDINGS)
         _check_choice("reduction", reduction, _REDUCTIONS)
         return cls(
             window=window,
-            c1=_number("k1", k1, least=0.0) ** 2,
-            c2=_number("k2", k2, least=0.0) ** 2 if len(window) > 1 else _ONE_PIXEL_C2,
+            c1=c1,
+            c2=c2 if max(window) < 1 else _ONE_TAP_C2,
             low=low,
             scale=1 / (high - low),
             padding=padding,
@@ -124,8 +127,9 @@ class Statistic:
         settings = (self.window, self.c1, self.c2, self.low, self.scale, self.padding == "same")
         if self.reduction == "none":
             return ops.ssim_map(x, y, *settings)
-        if x.numel() == 0 and self.reduction == "mean":
-            return (x.sum() + y.sum()).to(torch.promote_types(x.dtype, torch.float32)) + 1
+        if x.numel() == 0 and self.reduction != "sum":  # nothing differs from nothing
+            dims = (1, 2, 3) if self.reduction == "batch" else (0, 1, 2, 3)
+            return (x.sum(dims) + y.sum(dims)).to(torch.promote_types(x.dtype, torch.float32)) + 1
         count = 1
         if self.reduction != "sum":
             count = self.positions(x) // (x.shape[0] if self.reduction == "batch" else 1)

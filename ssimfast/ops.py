@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ssimfast import reference
 
@@ -50,8 +49,8 @@ def _load_extension() -> Any:
         from ssimfast import _C
     except ImportError as error:
         raise ImportError(
-            f"ssimfast._C was built for another torch than the installed {torch.__version__} "
-            f"({error}); rebuild it with: pip install --force-reinstall --no-deps ssimfast"
+            f"ssimfast._C does not load with torch {torch.__version__} ({error}); build it again "
+            "for the installed torch with: pip install --force-reinstall --no-deps ssimfast"
         ) from error
     return _C
 
@@ -79,12 +78,12 @@ def _fake_map(x, y, window, c1, c2, low, scale, same):
     lost = 0 if same else len(window) - 1
     height, width = x.shape[-2:]
     shape = (*x.shape[:-2], height - lost, width - lost)
-    return x.new_empty(shape, dtype=reference._arithmetic_dtype(x.dtype))
+    return x.new_empty(shape, dtype=reference.result_dtype(x.dtype))
 
 
 def _fake_reduced(x, y, window, c1, c2, low, scale, same, count, per_image):
     shape = (x.shape[0],) if per_image else ()
-    return x.new_empty(shape, dtype=reference._arithmetic_dtype(x.dtype))
+    return x.new_empty(shape, dtype=reference.result_dtype(x.dtype))
 
 
 _FAKES = {
@@ -117,6 +116,15 @@ _ssim_reduced_grad_both = torch.ops.ssimfast.ssim_reduced_grad_both.default
 _scale_grad = torch.ops.ssimfast.scale_grad.default
 
 
+def _refuse_second_derivative() -> None:
+    # Called in backward, where gradients are recorded only if a second derivative was asked for.
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            "ssimfast.ssim is differentiable once: call backward or torch.autograd.grad without "
+            "create_graph=True"
+        )
+
+
 class SSIMMap(torch.autograd.Function):
     """The map of SSIM; backward computes the statistics again rather than keeping them."""
 
@@ -127,8 +135,8 @@ class SSIMMap(torch.autograd.Function):
         return _ssim_map(x, y, *ctx.settings)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, upstream):
+        _refuse_second_derivative()
         x, y = ctx.saved_tensors
         grad_x = grad_y = None
         need_x, need_y = ctx.needs_input_grad[:2]
@@ -161,8 +169,8 @@ class SSIMReduced(torch.autograd.Function):
         return value
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, upstream):
+        _refuse_second_derivative()
         grads = [
             None if grad is None else _scale_grad(grad, upstream, ctx.count)
             for grad in ctx.saved_tensors

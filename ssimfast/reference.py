@@ -9,12 +9,17 @@ import torch
 from torch import Tensor
 
 
-def _arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
+_WITHOUT_FLOAT64 = {"mps", "xpu"}  # kinds of device
+
+
+def result_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of values and maps for images of ``dtype``: half types lose nothing."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _sum_dtype(x: Tensor) -> torch.dtype:
-    return torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
+def _working_dtype(x: Tensor) -> torch.dtype:
+    # float64 needs no care against cancellation; most time goes into memory either way.
+    return torch.float32 if x.device.type in _WITHOUT_FLOAT64 else torch.float64
 
 
 def _filter(image: Tensor, window: list[float]) -> Tensor:
@@ -26,21 +31,6 @@ def _filter(image: Tensor, window: list[float]) -> Tensor:
             out.add_(image.narrow(dim, offset, size), alpha=tap)
         image = out
     return image
-
-
-def _shift(x: Tensor, y: Tensor, low: float) -> tuple[Tensor, Tensor]:
-    """Constants of each plane to subtract before squaring, so that variances do not cancel.
-
-    The difference is shifted only where it keeps its sign: elsewhere it is small against the
-    contrast, and an unshifted zero stays an exact zero.
-    """
-    difference = x - y
-    level = (0.5 * (x + y)).mean((-2, -1), keepdim=True)
-    level = torch.where(level.isfinite(), level, low)
-    mean = difference.mean((-2, -1), keepdim=True)
-    lowest, highest = difference.amin((-2, -1), True), difference.amax((-2, -1), True)
-    keeps_sign = ((lowest > 0) | (highest < 0)) & mean.isfinite()
-    return level, torch.where(keeps_sign, mean, torch.zeros_like(mean))
 
 
 class _Statistics:
@@ -57,20 +47,24 @@ class _Statistics:
         scale: float,
         same: bool,
     ) -> None:
-        dtype = _arithmetic_dtype(x.dtype)
+        self.out_dtype = result_dtype(x.dtype)
+        dtype = _working_dtype(x)
         x, y = x.to(dtype), y.to(dtype)
         self.window, self.c1, self.c2, self.scale, self.same = window, c1, c2, scale, same
-        level, difference = _shift(x, y, low)
+        # Data far from the range (a bias, another unit) is brought near before it is squared.
+        level = x.mean((-2, -1), keepdim=True)
+        far = ((level - low).abs() * scale > 4) & level.isfinite()
+        level = torch.where(far, level, low)
+        level_s = 2 * (level - low) * scale
         self.s = ((x - level) + (y - level)) * scale
-        self.d = ((x - y) - difference) * scale
-        level_s, level_d = 2 * (level - low) * scale, difference * scale
+        self.d = (x - y) * scale
         s, d = self.s, self.d
         if same:  # the padding is the lower end of the range
-            s, d = self._pad(s, -level_s), self._pad(d, -level_d)
-        self.mean_s, self.mean_d = _filter(s, window), _filter(d, window)  # of shifted values
+            s, d = self._pad(s, -level_s), self._pad(d, torch.zeros_like(level_s))
+        self.mean_s, self.mean_d = _filter(s, window), _filter(d, window)
         self.var_s = self._variance(s, self.mean_s)
         self.var_d = self._variance(d, self.mean_d)
-        self.mu_s, self.mu_d = self.mean_s + level_s, self.mean_d + level_d
+        self.mu_s, self.mu_d = self.mean_s + level_s, self.mean_d
         mu_s2, mu_d2 = self.mu_s.square(), self.mu_d.square()
         self.mu_s2, self.mu_d2 = mu_s2, mu_d2
         self.n1, self.d1 = (mu_s2 - mu_d2) * 0.5 + c1, (mu_s2 + mu_d2) * 0.5 + c1
@@ -90,7 +84,12 @@ class _Statistics:
         return (_filter(image.square(), self.window) - mean.square()).clamp_min(0)
 
     def map(self) -> Tensor:
-        return (self.n1 * self.n2) / (self.d1 * self.d2)
+        return ((self.n1 * self.n2) / (self.d1 * self.d2)).to(self.out_dtype)
+
+    def reduced(self, count: int, per_image: bool) -> Tensor:
+        dims = (1, 2, 3) if per_image else (0, 1, 2, 3)
+        ssim_map = (self.n1 * self.n2) / (self.d1 * self.d2)
+        return (ssim_map.sum(dims) / count).to(self.out_dtype)
 
     def gradients(self, upstream: Tensor | float) -> tuple[Tensor, Tensor]:
         """Gradients by s and by d of the sum of ``upstream * map``."""
@@ -112,12 +111,8 @@ class _Statistics:
 
 
 def _like(image: Tensor, grad: Tensor) -> Tensor:
+    """``grad`` with the dtype and strides that the ops promise: those of a copy of ``image``."""
     return torch.empty_like(image).copy_(grad)
-
-
-def _reduce(ssim_map: Tensor, count: int, per_image: bool) -> Tensor:
-    dims = (1, 2, 3) if per_image else (0, 1, 2, 3)
-    return (ssim_map.sum(dims, dtype=_sum_dtype(ssim_map)) / count).to(ssim_map.dtype)
 
 
 def ssim_map(x: Tensor, y: Tensor, *settings) -> Tensor:
@@ -136,24 +131,23 @@ def ssim_map_grad_both(upstream: Tensor, x: Tensor, y: Tensor, *settings) -> tup
 
 def ssim_reduced(x: Tensor, y: Tensor, *settings) -> Tensor:
     *settings, count, per_image = settings
-    return _reduce(_Statistics(x, y, *settings).map(), count, per_image)
+    return _Statistics(x, y, *settings).reduced(count, per_image)
 
 
 def ssim_reduced_grad(x: Tensor, y: Tensor, *settings) -> tuple[Tensor, Tensor]:
     *settings, count, per_image = settings
     statistics = _Statistics(x, y, *settings)
     by_s, by_d = statistics.gradients(1.0)
-    return _reduce(statistics.map(), count, per_image), _like(x, by_s + by_d)
+    return statistics.reduced(count, per_image), _like(x, by_s + by_d)
 
 
 def ssim_reduced_grad_both(x: Tensor, y: Tensor, *settings) -> tuple[Tensor, Tensor, Tensor]:
     *settings, count, per_image = settings
     statistics = _Statistics(x, y, *settings)
     by_s, by_d = statistics.gradients(1.0)
-    value = _reduce(statistics.map(), count, per_image)
+    value = statistics.reduced(count, per_image)
     return value, _like(x, by_s + by_d), _like(y, by_s - by_d)
 
 
 def scale_grad(grad: Tensor, upstream: Tensor, count: int) -> Tensor:
-    factor = upstream.reshape(-1, 1, 1, 1) / count
-    return _like(grad, grad.to(upstream.dtype) * factor)
+    return _like(grad, grad * (upstream.reshape(-1, 1, 1, 1) / count))

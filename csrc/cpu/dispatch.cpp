@@ -1,18 +1,22 @@
 #include "dispatch.h"
 
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
 #include <type_traits>
 
 namespace ssimfast::cpu {
 namespace {
 
 enum class Isa { kBaseline, kAvx2, kAvx512 };
+const char* const kIsaNames[] = {"baseline", "avx2", "avx512"};
 
 #if defined(__GNUC__) && defined(__x86_64__)
 #define SSIMFAST_X86 1
 #define SSIMFAST_TARGET_AVX2 __attribute__((target("avx2,fma")))
 #define SSIMFAST_TARGET_AVX512 __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")))
 
-Isa detect() {
+Isa widest() {
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
@@ -20,10 +24,23 @@ Isa detect() {
   return avx2 && avx512 ? Isa::kAvx512 : avx2 ? Isa::kAvx2 : Isa::kBaseline;
 }
 #else
-Isa detect() { return Isa::kBaseline; }
+Isa widest() { return Isa::kBaseline; }
 #endif
 
-const Isa isa = detect();
+// SSIMFAST_CPU_ISA asks for a narrower one, to test it.
+Isa detect() {
+  const char* wanted = std::getenv("SSIMFAST_CPU_ISA");
+  if (wanted == nullptr || *wanted == '\0') return widest();
+  for (int i = 0; i <= int(widest()); ++i)
+    if (std::string(wanted) == kIsaNames[i]) return Isa(i);
+  throw std::invalid_argument(std::string("SSIMFAST_CPU_ISA must be one of baseline, avx2, avx512 "
+                                          "that this processor has, got ") + wanted);
+}
+
+Isa isa() {
+  static const Isa detected = detect();
+  return detected;
+}
 
 template <class A, int kBytes>
 using Vector = typename VectorOf<A, kBytes / int(sizeof(A))>::type;
@@ -57,8 +74,8 @@ SSIMFAST_TARGET_AVX512 double run_avx512(const Job<A>& job, const Tile& tile, in
 template <class A, int kWindow, Pass kPass, bool kBoth>
 RunTile<A> for_isa() {
 #if SSIMFAST_X86
-  if (isa == Isa::kAvx512) return run_avx512<A, kWindow, kPass, kBoth>;
-  if (isa == Isa::kAvx2) return run_avx2<A, kWindow, kPass, kBoth>;
+  if (isa() == Isa::kAvx512) return run_avx512<A, kWindow, kPass, kBoth>;
+  if (isa() == Isa::kAvx2) return run_avx2<A, kWindow, kPass, kBoth>;
 #endif
   return run_baseline<A, kWindow, kPass, kBoth>;
 }
@@ -94,16 +111,6 @@ RunTile<A> select_kernel(Pass pass, bool both, int window) {
 template RunTile<float> select_kernel<float>(Pass, bool, int);
 template RunTile<double> select_kernel<double>(Pass, bool, int);
 
-const char* instruction_set() {
-  switch (isa) {
-    case Isa::kAvx512:
-      return "avx512";
-    case Isa::kAvx2:
-      return "avx2";
-    case Isa::kBaseline:
-      break;
-  }
-  return "baseline";
-}
+const char* instruction_set() { return kIsaNames[int(isa())]; }
 
 }  // namespace ssimfast::cpu

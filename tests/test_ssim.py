@@ -1,0 +1,351 @@
+"""Values and gradients of ssimfast.ssim against an independent float64 oracle."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from comparison import TOLERANCES, as_float64, assert_matches_oracle, assert_near
+from conftest import use_reference
+
+import ssimfast
+from ssimfast import ops, reference
+
+SIZES = {
+    "one_window": (1, 1, 11, 11),
+    "one_window_tall": (1, 2, 37, 11),
+    "primes": (2, 3, 29, 31),
+    "block_of_rows": (1, 1, 20, 24),
+    "block_of_rows_plus_one": (1, 1, 21, 25),
+    "many_planes": (5, 7, 12, 13),
+}
+
+
+def pair(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two images in [0, 1] that are neither equal nor unrelated."""
+    x = torch.rand(shape, dtype=torch.float64)
+    y = (0.7 * x + 0.3 * torch.rand(shape, dtype=torch.float64)).clamp(0, 1)
+    return x.to(dtype), y.to(dtype)
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("window_size", [1, 3, 5, 7, 9, 11, 13, 21, 33])
+def test_every_window(backend, window_size, padding):
+    size = window_size + 8
+    assert_matches_oracle(
+        *pair(1, 2, size, size + 3), window_size=window_size, sigma=window_size / 6, padding=padding
+    )
+
+
+@pytest.mark.parametrize("shape", SIZES.values(), ids=SIZES.keys())
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_every_shape(backend, shape, padding):
+    assert_matches_oracle(*pair(*shape), padding=padding)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 1, 3, 8), (2, 1, 10, 10), (1, 1, 5, 40)], ids=str)
+def test_smaller_than_the_window(backend, shape):
+    assert_matches_oracle(*pair(*shape), padding="same")
+
+
+@pytest.mark.parametrize("rows, columns", [(128, 20), (129, 20), (16, 522), (16, 523), (16, 512)])
+def test_boundaries_of_strips_and_tiles(backend, rows, columns):
+    assert_matches_oracle(*pair(1, 1, rows, columns))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("window_size", [7, 11])
+def test_every_dtype(backend, dtype, window_size):
+    assert_matches_oracle(*pair(2, 3, 33, 40, dtype=dtype), window_size=window_size)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_images_are_as_exact_as_their_float32_copies(backend, dtype):
+    x, y = pair(1, 3, 40, 40, dtype=dtype)
+    for reduction in ("mean", "none"):
+        half = ssimfast.ssim(x, y, reduction=reduction)
+        full = ssimfast.ssim(x.float(), y.float(), reduction=reduction)
+        assert torch.equal(half, full)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.5, 1.5, 8.0, 1e3])
+def test_every_sigma(backend, sigma):
+    assert_matches_oracle(*pair(1, 1, 24, 24), sigma=sigma)
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("value_range", [(-1.0, 1.0), (0.0, 255.0), (-1000.0, 3000.0), (0.0, 1e-3)])
+def test_every_value_range(backend, value_range, padding):
+    low, high = value_range
+    x, y = ((high - low) * image + low for image in pair(1, 2, 30, 30))
+    assert_matches_oracle(x, y, value_range=value_range, padding=padding)
+
+
+def test_value_range_is_the_mapped_image(backend):
+    x, y = pair(1, 3, 32, 32, dtype=torch.float64)
+    for padding in ("valid", "same"):
+        mapped = ssimfast.ssim(2 * x - 1, 2 * y - 1, value_range=(-1, 1), padding=padding)
+        torch.testing.assert_close(mapped, ssimfast.ssim(x, y, padding=padding))
+
+
+def test_constants(backend):
+    assert_matches_oracle(*pair(1, 1, 24, 24), k1=0.05, k2=0.2)
+
+
+# ---- data on which SSIM libraries fail ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_equal_images_give_exactly_one_and_no_gradient(backend, padding):
+    flat = torch.full((1, 1, 24, 24), 0.3)
+    checks = ((torch.arange(48)[:, None] // 12 + torch.arange(48) // 12) % 2).float()
+    for image in (torch.rand(2, 3, 40, 30), flat, flat * 0, checks[None, None], flat + 1000):
+        for reduction in ("mean", "none", "batch"):
+            x, y = image.clone().requires_grad_(), image.clone().requires_grad_()
+            value = ssimfast.ssim(x, y, padding=padding, reduction=reduction)
+            assert (value == 1).all()
+            value.sum().backward()
+            assert not x.grad.any() and not y.grad.any()
+
+
+def test_equal_regions_are_exactly_one(backend):
+    x = torch.rand(1, 1, 40, 80)
+    y = x.clone()
+    y[..., 50:] = torch.rand(30)
+    assert (ssimfast.ssim(x, y, reduction="none")[..., :40] == 1).all()
+
+
+def test_never_above_one(backend):
+    x = torch.full((1, 1, 32, 32), 0.6)
+    for step in (1e-7, 1e-6, 1e-5, 1e-3):
+        assert ssimfast.ssim(x, x + step, reduction="none").max() <= 1
+    x = torch.rand(1, 1, 64, 64) * 1e3
+    for y in (x + 1e-4, -x, x * (1 + 1e-6)):
+        values = ssimfast.ssim(x, y, reduction="none")
+        assert values.max() <= 1 and values.min() >= -1
+
+
+HARD = {
+    "far_from_the_range": (1000 + torch.rand(1, 1, 40, 40), 1000 + torch.rand(1, 1, 40, 40), 1.0),
+    "faint_noise": (
+        0.6 + 1e-4 * torch.randn(1, 1, 40, 40),
+        0.6 + 1e-4 * torch.randn(1, 1, 40, 40),
+        1e-3,
+    ),
+    "two_constants": (torch.full((1, 1, 30, 30), 0.2), torch.full((1, 1, 30, 30), 0.8), 1.0),
+    "nearly_equal": (torch.full((1, 1, 30, 30), 0.6), torch.full((1, 1, 30, 30), 0.6) + 1e-7, 1.0),
+}
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("case", HARD)
+def test_hard_data(backend, case, padding):
+    x, y, data_range = HARD[case]
+    tolerances = {"mean": 2e-7, "map": 1e-6, "grad": 1e-5}  # constants do not average out
+    assert_matches_oracle(x, y, tolerances, data_range=data_range, padding=padding)
+
+
+def test_flat_bright_beside_flat_dark(backend):
+    """Where the squares of a tile's values dwarf a window's variance: cartoons, text, masks."""
+    checks = ((torch.arange(60)[:, None] // 15 + torch.arange(70) // 15) % 2).float()[None, None]
+    faint = 0.01 * torch.randn(checks.shape)
+    for y in ((checks + faint).clamp(0, 1), 1 - checks + faint, checks * 0.3 + 0.5 * (faint > 0)):
+        assert_matches_oracle(checks, y)
+
+
+@pytest.mark.parametrize("name", ["astronaut", "camera", "page"])
+def test_photographs(backend, name):
+    skimage_data = pytest.importorskip("skimage.data")
+    image = getattr(skimage_data, name)()[:96, 200:300] / 255.0
+    image = image.reshape(96, 100, -1).transpose(2, 0, 1)[None]
+    x = torch.tensor(image, dtype=torch.float32)
+    blurred = torch.nn.functional.avg_pool2d(x, 5, 1, 2)
+    for y in (blurred, (x + 0.05 * torch.randn(x.shape)).clamp(0, 1), (x * 8).round() / 8):
+        assert_matches_oracle(x, y)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_and_infinity_reach_their_windows_and_no_other(backend, bad):
+    x, y = pair(1, 1, 40, 40)
+    clean = ssimfast.ssim(x, y, reduction="none")
+    x[0, 0, 20, 20] = bad
+    values = ssimfast.ssim(x, y, reduction="none")
+    hit = torch.zeros_like(values, dtype=torch.bool)
+    hit[..., 10:21, 10:21] = True
+    assert values[hit].isnan().all()
+    torch.testing.assert_close(values[~hit], clean[~hit], rtol=0, atol=1e-6)
+    assert ssimfast.ssim(x, y).isnan()
+
+
+# ---- layouts ------------------------------------------------------------------------------------
+
+
+def layouts(image: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The same values laid out in other ways."""
+    wide = torch.zeros(*image.shape[:-1], image.shape[-1] * 2, dtype=image.dtype)
+    wide[..., ::2] = image
+    return {
+        "channels_last": image.contiguous(memory_format=torch.channels_last),
+        "sliced": torch.nn.functional.pad(image, (3, 5, 2, 1))[..., 2:-1, 3:-5],
+        "every_second_column": wide[..., ::2],
+        "transposed": image.transpose(-1, -2).contiguous().transpose(-1, -2),
+        "batch_innermost": image.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", layouts(torch.rand(1, 1, 2, 2)))
+def test_strides(backend, layout, dtype):
+    x, y = pair(2, 3, 20, 23, dtype=dtype)
+    for reduction in ("mean", "batch", "none"):
+        want_x, want_y = x.clone().requires_grad_(), y.clone().requires_grad_()
+        want = ssimfast.ssim(want_x, want_y, reduction=reduction)
+        want.backward(torch.ones_like(want))
+        got_x = layouts(x)[layout].requires_grad_()
+        got_y = y.clone().requires_grad_()
+        assert torch.equal(got_x, x)
+        got = ssimfast.ssim(got_x, got_y, reduction=reduction)
+        got.backward(torch.ones_like(got))
+        assert torch.equal(got, want)
+        assert torch.equal(got_x.grad, want_x.grad) and torch.equal(got_y.grad, want_y.grad)
+
+
+def test_expanded_images_and_gradients(backend):
+    x = torch.rand(1, 1, 16, 16).requires_grad_()
+    y = torch.rand(2, 3, 16, 16)
+    ssimfast.ssim(x.expand(2, 3, 16, 16), y, reduction="none").mean().backward()
+    copy = x.detach().clone().requires_grad_()
+    ssimfast.ssim(copy.repeat(2, 3, 1, 1), y).backward()
+    torch.testing.assert_close(x.grad, copy.grad)
+
+
+def test_gradient_keeps_the_memory_format(backend):
+    x = torch.rand(2, 3, 16, 16).contiguous(memory_format=torch.channels_last).requires_grad_()
+    ssimfast.ssim(x, torch.rand(2, 3, 16, 16)).backward()
+    assert x.grad.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 16, 16), (2, 0, 16, 16)], ids=str)
+def test_empty_batch(backend, shape):
+    x, y = torch.rand(shape).requires_grad_(), torch.rand(shape).requires_grad_()
+    assert ssimfast.ssim(x, y) == 1
+    assert ssimfast.ssim(x, y, reduction="sum") == 0
+    assert ssimfast.ssim(x, y, reduction="none").shape == (*shape[:2], 6, 6)
+    assert ssimfast.SSIMLoss(reduction="sum")(x, y) == 0
+    ssimfast.ssim(x, y).backward()
+    assert x.grad.shape == y.grad.shape == shape
+    batch = ssimfast.ssim(x, y, reduction="batch")
+    assert batch.shape == shape[:1] and (batch == 1).all()
+
+
+# ---- which gradients, how often -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_only_what_is_asked_for(backend, reduction):
+    x, y = pair(1, 2, 20, 20)
+    *_, want_x, want_y = oracle.ssim(as_float64(x), as_float64(y))
+    for ask_x, ask_y in ((True, False), (False, True), (True, True)):
+        a, b = x.clone().requires_grad_(ask_x), y.clone().requires_grad_(ask_y)
+        ssimfast.ssim(a, b, reduction=reduction).sum().backward()
+        scale = 1 if reduction == "none" else 2 * 10 * 10
+        for image, want in ((a, want_x), (b, want_y)):
+            if image.requires_grad:
+                assert_near(image.grad, want / scale, 2e-6 * np.abs(want).max() / scale, reduction)
+            else:
+                assert image.grad is None
+
+
+def test_no_graph_without_need(backend):
+    x, y = pair(1, 1, 16, 16)
+    assert not ssimfast.ssim(x, y).requires_grad
+    with torch.no_grad():
+        assert not ssimfast.ssim(x.requires_grad_(), y).requires_grad
+
+
+def test_backward_twice_with_retained_graph(backend):
+    x, y = pair(1, 1, 16, 16)
+    x.requires_grad_()
+    value = ssimfast.ssim(x, y)
+    (first,) = torch.autograd.grad(value, x, retain_graph=True)
+    (second,) = torch.autograd.grad(value, x)
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "batch", "none"])
+def test_gradcheck(backend, reduction, padding):
+    x = torch.rand(2, 1, 8, 9, dtype=torch.float64, requires_grad=True)
+    y = torch.rand(2, 1, 8, 9, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda a, b: ssimfast.ssim(a, b, window_size=5, padding=padding, reduction=reduction),
+        (x, y),
+    )
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_second_derivative_is_refused(backend, reduction):
+    x, y = pair(1, 1, 16, 16)
+    x.requires_grad_()
+    value = ssimfast.ssim(x, y, reduction=reduction).sum()
+    with pytest.raises(RuntimeError, match="differentiable once.*create_graph"):
+        torch.autograd.grad(value, x, create_graph=True)
+
+
+# ---- determinism, threads, instruction sets -----------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 150, 130), (1, 1, 300, 1100)], ids=str)
+def test_same_bits_for_every_number_of_threads(shape):
+    if ops.extension is None:
+        pytest.skip("the extension was not built: no C++ compiler at install time")
+    x, y = pair(*shape)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3, 2):
+            torch.set_num_threads(count)
+            a, b = x.clone().requires_grad_(), y.clone().requires_grad_()
+            value = ssimfast.ssim(a, b)
+            value.backward()
+            map_value = ssimfast.ssim(x, y, reduction="none")
+            results.append((value.detach(), a.grad, b.grad, map_value))
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert all(torch.equal(got, want) for got, want in zip(result, results[0], strict=True))
+
+
+@pytest.mark.parametrize("instruction_set", ["baseline", "avx2", "avx512"])
+def test_instruction_sets(instruction_set):
+    """The oracle's tests again in a process that is held to a narrower instruction set."""
+    if ops.extension is None:
+        pytest.skip("the extension was not built: no C++ compiler at install time")
+    names = ["baseline", "avx2", "avx512"]
+    if names.index(instruction_set) >= names.index(ops.extension.instruction_set):
+        pytest.skip(f"this processor has {ops.extension.instruction_set}, which all tests use")
+    tests = "test_every_window or test_every_dtype or test_flat_bright or test_gradcheck"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(
+        [*command, "-k", f"({tests}) and cpu"],
+        env={**os.environ, "SSIMFAST_CPU_ISA": instruction_set},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_reference_on_devices_without_float64(monkeypatch):
+    """MPS and XPU compute the reference in float32: less exact, but as stable."""
+    use_reference(monkeypatch)
+    monkeypatch.setattr(reference, "_WITHOUT_FLOAT64", {"cpu"})
+    tolerances = {"mean": 1e-7, "map": 3e-6, "grad": 3e-6}
+    assert_matches_oracle(*pair(1, 2, 24, 24), tolerances)
+    assert_matches_oracle(*(1000 + image for image in pair(1, 2, 24, 24)), tolerances)
+    x = torch.rand(1, 1, 20, 20)
+    assert ssimfast.ssim(x, x) == 1
