@@ -163,9 +163,12 @@ def gaussian_window(window_size: int, sigma: float) -> list[float]:
 def _number(name: str, value: float, least: float = -math.inf) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value) or value < least:
+    if not -math.inf < value < math.inf or value < least:
         bound = "" if least == -math.inf else f" and at least {least:g}"
         raise ValueError(f"{name} must be finite{bound}, got {value}")
+    # As a key it becomes a constant for torch.compile(dynamic=True), which else traces it as a
+    # symbol and fails on the window's arithmetic.
+    (value,) = {value: None}
     return float(value)
 
 

@@ -84,7 +84,7 @@ class _Statistics:
         return (_filter(image.square(), self.window) - mean.square()).clamp_min(0)
 
     def map(self) -> Tensor:
-        return ((self.n1 * self.n2) / (self.d1 * self.d2)).to(self.out_dtype)
+        return ((self.n1 * self.n2) / (self.d1 * self.d2)).to(self.out_dtype).contiguous()
 
     def reduced(self, count: int, per_image: bool) -> Tensor:
         dims = (1, 2, 3) if per_image else (0, 1, 2, 3)

@@ -1,0 +1,85 @@
+"""Bad input: each mistake gets an error that names the argument and prints what came."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+import ssimfast
+
+X = torch.rand(2, 3, 16, 18)
+
+MISTAKES = {
+    "shape": ((X, X[..., :-1]), {}, ValueError, r"\(2, 3, 16, 18\) and \(2, 3, 16, 17\)"),
+    "broadcastable_shape": ((X, X[:1]), {}, ValueError, r"same shape.*\(1, 3, 16, 18\)"),
+    "dtype": ((X, X.double()), {}, ValueError, "dtype, got torch.float32 and torch.float64"),
+    "device": ((X, X.to("meta")), {}, ValueError, "device, got cpu and meta"),
+    "integer": ((X.byte(), X.byte()), {}, TypeError, "x must be float16.*got torch.uint8.*float"),
+    "complex": ((X.cfloat(), X.cfloat()), {}, TypeError, "got torch.complex64"),
+    "rank": ((X[0], X[0]), {}, ValueError, r"x must have shape \(N, C, H, W\).*\(3, 16, 18\)"),
+    "rank_of_y": ((X, X[0]), {}, ValueError, r"y must have shape \(N, C, H, W\)"),
+    "no_tensor": ((X, X.numpy()), {}, TypeError, "y must be a tensor, got ndarray"),
+    "even_window": ((X, X), {"window_size": 8}, ValueError, "window_size must be odd.*got 8"),
+    "large_window": ((X, X), {"window_size": 35}, ValueError, "between 1 and 33, got 35"),
+    "no_window": ((X, X), {"window_size": 0}, ValueError, "got 0"),
+    "window_float": ((X, X), {"window_size": 11.0}, TypeError, "must be an int, got 11.0"),
+    "window_bool": ((X, X), {"window_size": True}, TypeError, "must be an int, got True"),
+    "small_image": ((X, X), {"window_size": 17}, ValueError, "16 x 18 pixels.*window_size 17"),
+    "no_pixels": ((X[..., :0], X[..., :0]), {}, ValueError, "16 x 0 pixels"),
+    "sigma_zero": ((X, X), {"sigma": 0}, ValueError, "sigma must be greater than 0, got 0"),
+    "sigma_negative": ((X, X), {"sigma": -1.5}, ValueError, "got -1.5"),
+    "sigma_nan": ((X, X), {"sigma": float("nan")}, ValueError, "sigma must be finite, got nan"),
+    "sigma_text": ((X, X), {"sigma": "1.5"}, TypeError, "sigma must be a number, got '1.5'"),
+    "k1_negative": ((X, X), {"k1": -0.1}, ValueError, "k1 must be finite and at least 0, got -0.1"),
+    "range_upside_down": ((X, X), {"value_range": (1, 0)}, ValueError, r"low < high, got \(1, 0\)"),
+    "range_empty": ((X, X), {"value_range": (1, 1)}, ValueError, r"low < high, got \(1, 1\)"),
+    "range_infinite": ((X, X), {"value_range": (0, float("inf"))}, ValueError, "got inf"),
+    "range_one_number": ((X, X), {"value_range": 255}, TypeError, r"pair \(low, high\), got 255"),
+    "range_twice": (
+        (X, X),
+        {"value_range": (0, 1), "data_range": 2},
+        ValueError,
+        r"not both: got \(0, 1\) and 2",
+    ),
+    "data_range_zero": ((X, X), {"data_range": 0}, ValueError, "data_range.*greater than 0, got 0"),
+    "padding": ((X, X), {"padding": "reflect"}, ValueError, "valid, same, got 'reflect'"),
+    "reduction": ((X, X), {"reduction": "avg"}, ValueError, "mean, sum, batch, none, got 'avg'"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(mistake):
+    images, arguments, error, message = MISTAKES[mistake]
+    with pytest.raises(error, match=message):
+        ssimfast.ssim(*images, **arguments)
+    if arguments and mistake not in ("small_image",):  # modules find these before any image
+        for module in (ssimfast.SSIM, ssimfast.SSIMLoss):
+            with pytest.raises(error, match=message):
+                module(**arguments)
+
+
+def test_arguments_are_keyword_only():
+    with pytest.raises(TypeError, match="positional"):
+        ssimfast.ssim(X, X, (0, 1))
+
+
+def test_modules():
+    y = torch.rand_like(X)
+    arguments = {"value_range": (-1, 1), "window_size": 7, "padding": "same", "k2": 0.05}
+    for reduction in ("mean", "batch", "none"):
+        want = ssimfast.ssim(X, y, reduction=reduction, **arguments)
+        torch.testing.assert_close(ssimfast.SSIM(reduction=reduction, **arguments)(X, y), want)
+        loss = ssimfast.SSIMLoss(reduction=reduction, **arguments)
+        torch.testing.assert_close(loss(X, y), 1 - want)
+    want = (1 - ssimfast.ssim(X, y, reduction="none")).sum()
+    torch.testing.assert_close(ssimfast.SSIMLoss(reduction="sum")(X, y), want)
+    assert "window_size=7" in repr(ssimfast.SSIM(**arguments))
+
+
+def test_modules_survive_copying_and_pickling():
+    module = ssimfast.SSIMLoss(window_size=7, value_range=(-1, 1))
+    want = module(X, X.flip(-1))
+    for copied in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert torch.equal(copied(X, X.flip(-1)), want)
+    assert not list(module.parameters()) and not module.state_dict()

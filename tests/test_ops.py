@@ -1,0 +1,156 @@
+"""The ops as PyTorch sees them: registration, fake kernels, torch.compile, who serves what."""
+
+import pytest
+import torch
+
+import ssimfast
+from ssimfast import ops, reference
+from ssimfast.functional import gaussian_window
+
+SETTINGS = (gaussian_window(5, 1.5), 1e-4, 9e-4, 0.0, 1.0)
+LAYOUTS = {
+    "contiguous": torch.contiguous_format,
+    "channels_last": torch.channels_last,
+}
+
+
+def arguments(name: str, same: bool, per_image: bool, dtype: torch.dtype, layout: str) -> tuple:
+    x, y = torch.rand(2, 2, 3, 12, 13).to(dtype)
+    x, y = (image.contiguous(memory_format=LAYOUTS[layout]) for image in (x, y))
+    count = x[0].numel() if per_image else x.numel()
+    out_dtype = reference.result_dtype(dtype)
+    if name == "scale_grad":
+        return x, torch.rand((2,) if per_image else (), dtype=out_dtype), count
+    if name.startswith("ssim_reduced"):
+        return x, y, *SETTINGS, same, count, per_image
+    if name == "ssim_map":
+        return x, y, *SETTINGS, same
+    size = (12, 13) if same else (8, 9)
+    return torch.rand(2, 3, *size, dtype=out_dtype), x, y, *SETTINGS, same
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ops._SCHEMAS)
+def test_opcheck(name, dtype, layout):
+    op = getattr(torch.ops.ssimfast, name).default
+    for same, per_image in ((False, False), (True, True)):
+        torch.library.opcheck(op, arguments(name, same, per_image, dtype, layout))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ops._SCHEMAS)
+def test_kernel_and_reference_give_the_same_tensors(name, layout):
+    if ops.extension is None:
+        pytest.skip("the extension was not built: no C++ compiler at install time")
+    for same in (False, True):
+        args = arguments(name, same, True, torch.float32, layout)
+        got = getattr(torch.ops.ssimfast, name)(*args)
+        want = getattr(reference, name)(*args)
+        as_tuple = lambda result: result if isinstance(result, tuple) else (result,)  # noqa: E731
+        for g, w in zip(as_tuple(got), as_tuple(want), strict=True):
+            assert g.stride() == w.stride()
+            torch.testing.assert_close(g, w, rtol=1e-5, atol=1e-5)
+
+
+def test_a_direct_call_is_guarded():
+    if ops.extension is None:
+        pytest.skip("the extension was not built: no C++ compiler at install time")
+    x = torch.rand(1, 1, 16, 16)
+    call = torch.ops.ssimfast.ssim_map
+    bad = {
+        "dimension 3": (x, x[..., :-1]),
+        "dtype": (x, x.double()),
+        "4 dimensions": (x[0], x[0]),
+        "floating point": (x.int(), x.int()),
+        "smaller than the window": (x[..., :4, :4], x[..., :4, :4]),
+    }
+    for message, (a, b) in bad.items():
+        with pytest.raises(RuntimeError, match=message):
+            call(a, b, *SETTINGS, False)
+    for window in ([0.5, 0.5], [1.0] * 35, [0.1, 0.2, 0.3], []):
+        with pytest.raises(RuntimeError, match="window"):
+            call(x, x, window, *SETTINGS[1:], False)
+    with pytest.raises(RuntimeError, match="does not fit the map"):
+        torch.ops.ssimfast.ssim_map_grad(x, x, x, *SETTINGS, False)
+    with pytest.raises(RuntimeError, match="does not fit the result"):
+        torch.ops.ssimfast.scale_grad(x, torch.rand(3), 1)
+
+
+# Dynamo and Inductor call deprecated parts of torch themselves.
+ignore_deprecation = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@ignore_deprecation
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("reduction", ["mean", "batch", "none"])
+def test_compile_of_a_training_loss(reduction, dynamic):
+    torch._dynamo.reset()
+    net = torch.nn.Conv2d(3, 3, 3, padding=1)
+
+    def loss_of(x, y):
+        out = torch.sigmoid(net(x))
+        return (1 - ssimfast.ssim(out, y, reduction=reduction)).mean()
+
+    compiled = torch.compile(loss_of, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for size in (20, 24):
+        x, y = torch.rand(2, 1, 3, size, size + 1)
+        losses, grads = [], []
+        for step in (loss_of, compiled):
+            net.zero_grad()
+            loss = step(x, y)
+            loss.backward()
+            losses.append(loss.detach())
+            grads.append(net.weight.grad.clone())
+        torch.testing.assert_close(*losses)
+        torch.testing.assert_close(*grads)
+
+
+@ignore_deprecation
+def test_compile_with_inductor():
+    if ops.extension is None:
+        pytest.skip("inductor needs the C++ compiler that was not there")
+    torch._dynamo.reset()
+    module = ssimfast.SSIMLoss(value_range=(-1, 1))
+    x = torch.rand(1, 3, 20, 20, requires_grad=True)
+    y = torch.rand(1, 3, 20, 20)
+
+    def step(x, y):
+        return module(torch.tanh(x), y)
+
+    (want,) = torch.autograd.grad(step(x, y), x)
+    (got,) = torch.autograd.grad(torch.compile(step, fullgraph=True)(x, y), x)
+    torch.testing.assert_close(got, want)
+
+
+def test_one_compilation_serves_all_crop_sizes():
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda x, y: ssimfast.ssim(x, y), fullgraph=True, dynamic=True, backend="eager"
+    )
+    compiled(*torch.rand(2, 2, 3, 20, 24))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for size in (21, 40, 33):
+            x, y = torch.rand(2, 2, 3, size, size + 5)
+            torch.testing.assert_close(compiled(x, y), ssimfast.ssim(x, y))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast_does_not_change_the_result(dtype):
+    x, y = torch.rand(2, 1, 3, 20, 20)
+    x.requires_grad_()
+    want = ssimfast.ssim(x, y)
+    with torch.autocast("cpu", dtype=dtype):
+        got = ssimfast.ssim(x, y)
+    assert got.dtype == torch.float32 and torch.equal(got, want)
+
+
+def test_backends_are_the_dispatchers_choice():
+    expected = "reference" if ops.extension is None else "cpu"
+    assert ssimfast.backends()["cpu"] == expected
+    assert ssimfast.backends()["mps"] == "reference"
+
+
+def test_meta_tensors():
+    x = torch.rand(2, 3, 20, 20, device="meta")
+    assert ssimfast.ssim(x, x, reduction="none").shape == (2, 3, 10, 10)
