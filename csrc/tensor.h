@@ -34,8 +34,8 @@ inline void check_window(const Tensor& x, const std::vector<double>& window, boo
                   largest, " taps, got ", count);
   for (int64_t i = 0; i < count / 2; ++i)
     STD_TORCH_CHECK(window[i] == window[count - 1 - i], "ssimfast: window must be symmetric");
-  STD_TORCH_CHECK(same || (x.size(2) >= count && x.size(3) >= count), "ssimfast: image ",
-                  x.size(2), " x ", x.size(3), " is smaller than the window of ", count);
+  STD_TORCH_CHECK(same || (x.size(2) >= count && x.size(3) >= count), "ssimfast: image ", x.size(2),
+                  " x ", x.size(3), " is smaller than the window of ", count);
 }
 
 // Calls body(T{}) with T the element type of the tensor.

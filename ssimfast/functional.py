@@ -172,9 +172,7 @@ def _number(name: str, value: float, least: float = -math.inf) -> float:
     return float(value)
 
 
-def _value_range(
-    value_range: tuple[float, float] | None, data_range: float
-) -> tuple[float, float]:
+def _value_range(value_range: tuple[float, float] | None, data_range: float) -> tuple[float, float]:
     if value_range is None:
         high = _number("data_range", data_range)
         if high <= 0:

@@ -8,7 +8,6 @@ exact in the arithmetic type on every device, where a convolution may round to T
 import torch
 from torch import Tensor
 
-
 _WITHOUT_FLOAT64 = {"mps", "xpu"}  # kinds of device
 
 

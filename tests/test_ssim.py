@@ -47,7 +47,9 @@ def test_every_shape(backend, shape, padding):
     assert_matches_oracle(*pair(*shape), padding=padding)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 1, 3, 8), (2, 1, 10, 10), (1, 1, 5, 40)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 1), (1, 1, 3, 8), (2, 1, 10, 10), (1, 1, 5, 40)], ids=str
+)
 def test_smaller_than_the_window(backend, shape):
     assert_matches_oracle(*pair(*shape), padding="same")
 
@@ -333,7 +335,7 @@ def test_instruction_sets(instruction_set):
     done = subprocess.run(
         [*command, "-k", f"({tests}) and cpu"],
         env={**os.environ, "SSIMFAST_CPU_ISA": instruction_set},
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
     )

@@ -14,7 +14,8 @@ const char* const kIsaNames[] = {"baseline", "avx2", "avx512"};
 #if defined(__GNUC__) && defined(__x86_64__)
 #define SSIMFAST_X86 1
 #define SSIMFAST_TARGET_AVX2 __attribute__((target("avx2,fma")))
-#define SSIMFAST_TARGET_AVX512 __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")))
+#define SSIMFAST_TARGET_AVX512 \
+  __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")))
 
 Isa widest() {
   __builtin_cpu_init();
@@ -34,7 +35,8 @@ Isa detect() {
   for (int i = 0; i <= int(widest()); ++i)
     if (std::string(wanted) == kIsaNames[i]) return Isa(i);
   throw std::invalid_argument(std::string("SSIMFAST_CPU_ISA must be one of baseline, avx2, avx512 "
-                                          "that this processor has, got ") + wanted);
+                                          "that this processor has, got ") +
+                              wanted);
 }
 
 Isa isa() {

@@ -200,8 +200,8 @@ Tensor reduced(const Tensor& x, const Tensor& y, const Settings& settings, int64
     if (grad_y != nullptr) job.grad_y = sink<T>(*grad_y);
     const int64_t margin = grad_x != nullptr ? 0 : job.margin;
     const Cut cut(x.size(0) * x.size(1), job.height, job.width, margin);
-    const auto sums = run_tiles(job, cut, grad_x != nullptr ? Pass::kGradient : Pass::kValue,
-                                grad_y != nullptr);
+    const auto sums =
+        run_tiles(job, cut, grad_x != nullptr ? Pass::kGradient : Pass::kValue, grad_y != nullptr);
     reduce(sums, x.size(0), per_image, count, static_cast<A*>(result.mutable_data_ptr()));
   });
   return result;
@@ -212,8 +212,7 @@ void map_gradient(const Tensor& upstream, const Tensor& x, const Tensor& y,
   check(x, y, settings);
   const int64_t margin = settings.same ? 0 : static_cast<int64_t>(settings.window.size()) / 2;
   STD_TORCH_CHECK(upstream.dim() == 4 && upstream.size(0) == x.size(0) &&
-                      upstream.size(1) == x.size(1) &&
-                      upstream.size(2) == x.size(2) - 2 * margin &&
+                      upstream.size(1) == x.size(1) && upstream.size(2) == x.size(2) - 2 * margin &&
                       upstream.size(3) == x.size(3) - 2 * margin &&
                       upstream.scalar_type() == arithmetic_dtype(x),
                   "ssimfast: the gradient of the map does not fit the map");
@@ -267,8 +266,7 @@ std::tuple<Tensor, Tensor> ssim_map_grad_both(const Tensor& upstream, const Tens
 }
 
 Tensor ssim_reduced(const Tensor& x, const Tensor& y, std::vector<double> window, double c1,
-                    double c2, double low, double scale, bool same, int64_t count,
-                    bool per_image) {
+                    double c2, double low, double scale, bool same, int64_t count, bool per_image) {
   return reduced(x, y, {std::move(window), c1, c2, low, scale, same}, count, per_image, nullptr,
                  nullptr);
 }
@@ -298,10 +296,10 @@ std::tuple<Tensor, Tensor, Tensor> ssim_reduced_grad_both(const Tensor& x, const
 Tensor scale_grad(const Tensor& grad, const Tensor& upstream, int64_t count) {
   STD_TORCH_CHECK(grad.dim() == 4, "ssimfast: the gradient must have 4 dimensions, got ",
                   grad.dim());
-  STD_TORCH_CHECK(upstream.scalar_type() == arithmetic_dtype(grad) &&
-                      (upstream.dim() == 0 ||
-                       (upstream.dim() == 1 && upstream.size(0) == grad.size(0))),
-                  "ssimfast: the upstream gradient does not fit the result");
+  STD_TORCH_CHECK(
+      upstream.scalar_type() == arithmetic_dtype(grad) &&
+          (upstream.dim() == 0 || (upstream.dim() == 1 && upstream.size(0) == grad.size(0))),
+      "ssimfast: the upstream gradient does not fit the result");
   const Tensor out = torch::stable::empty_like(grad);
   if (grad.numel() == 0) return out;
   dispatch_floating(grad, [&](auto zero) {

@@ -92,9 +92,7 @@ struct FixedTaps {
   explicit SSIMFAST_INLINE FixedTaps(const Job<A>& job) {
     for (int j = 0; j <= kWindow / 2; ++j) half[j] = broadcast<V>(job.taps[j + kRows - 1]);
   }
-  SSIMFAST_INLINE V operator[](int j) const {
-    return half[j <= kWindow / 2 ? j : kWindow - 1 - j];
-  }
+  SSIMFAST_INLINE V operator[](int j) const { return half[j <= kWindow / 2 ? j : kWindow - 1 - j]; }
 };
 
 // Any window: taps from memory, zero for kRows - 1 places beyond either end.
@@ -241,7 +239,8 @@ struct TileKernel {
   // Fills one ring row of s and d, in unit range and less the level, from image row r; outside the
   // image the padding is the lower end of the range.
   SSIMFAST_INLINE void load_row(const char* x, const char* y, int64_t r, int64_t first_column,
-                                int64_t width, A level, A* s, A* d, A* x_buffer, A* y_buffer) const {
+                                int64_t width, A level, A* s, A* d, A* x_buffer,
+                                A* y_buffer) const {
     const A pad_s = 2 * (job.low - level) * job.scale;
     const int64_t begin = std::max<int64_t>(first_column, 0);
     const int64_t end = std::min(first_column + width, job.width);
@@ -283,8 +282,8 @@ struct TileKernel {
     const char* x = job.x.plane(tile.n, tile.c);
     const char* y = job.y.plane(tile.n, tile.c);
 
-    A* const pixels = workspace;                       // ring rows of s, then d
-    A* const partial = pixels + 2 * ring * pitch;      // ring rows of kPartials maps
+    A* const pixels = workspace;                             // ring rows of s, then d
+    A* const partial = pixels + 2 * ring * pitch;            // ring rows of kPartials maps
     A* const filtered = partial + kPartials * ring * pitch;  // kMaps blocks of kRows rows
     A* const x_buffer = filtered + kMaps * kRows * pitch;
     A* const y_buffer = x_buffer + pitch;
@@ -319,8 +318,8 @@ struct TileKernel {
         A* const s = pixel_row(loaded);
         load_row(x, y, loaded, first_pixel, pixel_columns, level, s, s + pitch, x_buffer, y_buffer);
       }
-      const bool any_valid = center0 + kRows > job.margin &&
-                             center0 < job.height - job.margin && valid_begin < valid_end;
+      const bool any_valid = center0 + kRows > job.margin && center0 < job.height - job.margin &&
+                             valid_begin < valid_end;
       if (any_valid) {
         for (int64_t k = 0; k < ring; ++k) rows[k] = pixel_row(center0 - halo + k);
         vertical_moments(taps, rows, pixel_columns, filtered, filtered + kRows * pitch);
@@ -345,8 +344,8 @@ struct TileKernel {
           V mean_s, mean_d;
           Moments<V> m;
           horizontal_moments(taps, moments + c, moments + kRows * pitch + c, mean_s, m.var_s);
-          horizontal_moments(taps, moments + 2 * kRows * pitch + c,
-                             moments + 3 * kRows * pitch + c, mean_d, m.var_d);
+          horizontal_moments(taps, moments + 2 * kRows * pitch + c, moments + 3 * kRows * pitch + c,
+                             mean_d, m.var_d);
           m.mu_s = mean_s + level_s;
           m.mu_d = mean_d;
           const Terms<V, A> terms(m, job.c1, job.c2);
@@ -413,9 +412,9 @@ struct TileKernel {
   SSIMFAST_INLINE const A* read_upstream(int64_t center, int64_t first_stat, int64_t valid_begin,
                                          int64_t valid_end, A* row, A* buffer) const {
     const char* plane = job.upstream.plane(tile.n, tile.c);
-    const A* from = job.upstream.row(plane, center - job.margin,
-                                     first_stat + valid_begin - job.margin,
-                                     valid_end - valid_begin, buffer);
+    const A* from =
+        job.upstream.row(plane, center - job.margin, first_stat + valid_begin - job.margin,
+                         valid_end - valid_begin, buffer);
     std::copy(from, from + (valid_end - valid_begin), row + valid_begin);
     std::fill(row, row + valid_begin, A(0));
     std::fill(row + valid_end, row + pitch, A(0));

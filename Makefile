@@ -1,0 +1,56 @@
+# Every goal sets up what it needs in $(VENV); nothing but Python >= 3.10 is taken for granted.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch>=2.10
+DEMO ?= demo
+
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+SOURCES := setup.py pyproject.toml $(shell find csrc ssimfast cyclegan -name '*.py' -o -name '*.cpp' -o -name '*.h')
+CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
+
+.PHONY: demo test bench lint format clean
+
+# -I: the installed package, not the sources in this folder, which have no extension beside them.
+demo: $(VENV)/installed
+	$(VENV)/bin/python -I -m cyclegan demo-data $(DEMO)/data
+
+test: $(VENV)/installed
+	$(VENV)/bin/pytest
+
+bench: $(VENV)/installed $(VENV)/bench-tools
+	$(VENV)/bin/pytest bench --benchmark-columns=min,median,max,iqr
+	$(VENV)/bin/python -I bench/accuracy.py
+
+lint: $(VENV)/lint-tools
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror $(CPP)
+
+format: $(VENV)/lint-tools
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $(CPP)
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache .benchmarks
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/torch: | $(VENV)/bin/python
+	$(PIP) install '$(TORCH)'
+	touch $@
+
+$(VENV)/installed: $(VENV)/torch $(SOURCES)
+	rm -rf build
+	$(PIP) install '.[test]'
+	touch $@
+
+$(VENV)/bench-tools: $(VENV)/installed
+	$(PIP) install '.[bench]'
+	touch $@
+
+$(VENV)/lint-tools: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install $$($(VENV)/bin/python -c "import re; print(*re.findall(r'\"((?:ruff|clang-format)==[^\"]+)\"', open('pyproject.toml').read()))")
+	touch $@

@@ -1,0 +1,42 @@
+"""Peak memory of a training step, in image-sized tensors beyond the two inputs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ssimfast import ops
+
+MEASURE = """
+import torch, ssimfast
+from pathlib import Path
+
+def status(key):
+    text = Path("/proc/self/status").read_text()
+    return int(text.split(key + ":")[1].split()[0]) * 1024
+
+def step(x, y):
+    ssimfast.SSIMLoss(reduction="{reduction}")(x, y).mean().backward()
+
+step(torch.rand(1, 1, 64, 64).requires_grad_(), torch.rand(1, 1, 64, 64))  # starts threads
+x, y = torch.rand(1, 3, 1000, 1500).requires_grad_(), torch.rand(1, 3, 1000, 1500)
+Path("/proc/self/clear_refs").write_text("5")  # peak := current
+before = status("VmRSS")
+step(x, y)
+print((status("VmHWM") - before) / (x.numel() * x.element_size()))
+"""
+
+
+# The gradient, and the one that the forward pass prepared; for maps: the map, 1 - map, the
+# gradient of the map and the gradient.
+@pytest.mark.parametrize("reduction, limit", [("mean", 2.1), ("none", 4.1)])
+def test_peak_memory(reduction, limit):
+    if ops.extension is None:
+        pytest.skip("the extension was not built: no C++ compiler at install time")
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("only Linux tells the peak memory of a part of a process")
+    code = MEASURE.format(reduction=reduction)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) <= limit

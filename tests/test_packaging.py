@@ -1,0 +1,83 @@
+"""What an installation says of itself, and what it says when it is broken."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+import ssimfast
+from ssimfast import __main__ as main
+from ssimfast import ops
+
+PACKAGE = Path(ssimfast.__file__).parent
+
+
+def run_python(code: str, path: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(path)},
+        cwd=path,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def copy_without_extension(tmp_path) -> Path:
+    """A directory with the Python files of the package and nothing compiled."""
+    ignore = shutil.ignore_patterns("_C*", "__pycache__")
+    shutil.copytree(PACKAGE, tmp_path / "ssimfast", ignore=ignore)
+    return tmp_path
+
+
+def test_an_extension_that_does_not_load_says_so_and_names_the_cure(copy_without_extension):
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    (copy_without_extension / "ssimfast" / f"_C{suffix}").write_bytes(b"built for another torch")
+    done = run_python("import ssimfast", copy_without_extension)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: ssimfast._C does not load with torch ")
+    assert "pip install --force-reinstall --no-deps ssimfast" in last
+
+
+def test_without_extension_the_reference_serves(copy_without_extension):
+    code = (
+        "import ssimfast, torch; from ssimfast import __main__ as main; print(main.report());"
+        "x = torch.rand(1, 1, 16, 16); print(ssimfast.ssim(x, x).item())"
+    )
+    done = run_python(code, copy_without_extension)
+    assert done.returncode == 0, done.stderr
+    assert "extension: not built" in done.stdout
+    assert "cpu   -> reference" in done.stdout
+    assert done.stdout.endswith("1.0\n")
+
+
+def test_report_names_the_backend_of_every_device():
+    report = main.report()
+    for device, backend in ssimfast.backends().items():
+        assert f"{device:5} -> {backend} (" in report
+    if ops.extension is not None:
+        assert ops.extension.built_with_torch in report
+        assert ops.extension.instruction_set in report
+
+
+def test_import_prints_nothing():
+    done = run_python("import ssimfast", PACKAGE.parent)
+    assert done.returncode == 0 and done.stdout == "" and done.stderr == ""
+
+
+def test_an_instruction_set_that_is_not_there_is_refused():
+    if ops.extension is None:
+        pytest.skip("the extension was not built: no C++ compiler at install time")
+    done = subprocess.run(
+        [sys.executable, "-c", "import ssimfast"],
+        env={**os.environ, "SSIMFAST_CPU_ISA": "mmx"},
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0 and "SSIMFAST_CPU_ISA must be one of" in done.stderr
