@@ -33,7 +33,9 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
         row.format("task", "library", "ms", "Mpx/s", "ratio", "extra images")
     )
     for group, benches in groups.items():
-        ours = next((b.stats.median for b in benches if b.extra_info["library"] == "ssimfast"), None)
+        ours = next(
+            (b.stats.median for b in benches if b.extra_info["library"] == "ssimfast"), None
+        )
         for bench in benches:
             info = bench.extra_info
             median = bench.stats.median
