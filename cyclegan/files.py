@@ -1,0 +1,91 @@
+"""Image files: found, read as 8-bit RGB, turned into tensors and back, and written in one step."""
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# What Pillow raises on files that are damaged, no images, or far too large.
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; rename it to `path` if the block succeeds.
+
+    A reader sees the old file or the new one, never half of one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The image files directly in `folder`, by name; at least one, or an error naming it."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise ValueError(f"no images in {folder} (looked for {', '.join(SUFFIXES)})")
+    return paths
+
+
+def readable_images(paths: Iterable[Path]) -> Iterator[tuple[Path, Image.Image]]:
+    """Each path with its image, read when it is asked for; unreadable files are named and skipped.
+
+    Python shows a repeated warning once, so a file that stays broken is named once a process.
+    """
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                rgb = to_rgb(image)
+        except UNREADABLE as error:
+            warnings.warn(f"skipped unreadable image {path}: {error}", stacklevel=2)
+        else:
+            yield path, rgb
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow image as upright 8-bit RGB.
+
+    Transparency is laid over white; gray becomes three equal channels; 16-bit gray
+    (modes I;16 and I) is divided by 257, which takes 65535 to 255. Floating-point images are
+    refused: nothing in the file says which value is white.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no defined range")
+    if image.mode.startswith("I"):
+        gray16 = np.asarray(image).clip(0, 65535)
+        return Image.fromarray((gray16 / 257).round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """8-bit RGB image -> float32 (3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
+
+
+def to_image(tensor: Tensor) -> Image.Image:
+    """(3, H, W) in [-1, 1] -> 8-bit RGB image."""
+    pixels = ((tensor.detach().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def write_png(image: Image.Image, path: Path) -> None:
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG")

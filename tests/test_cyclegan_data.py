@@ -1,0 +1,252 @@
+"""Reading folders of images, training pairs, test images, and the demo data set."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from cyclegan import demo_data
+from cyclegan.data import UnpairedImages, load_test_images
+from cyclegan.files import list_images, readable_images, replacing, to_image, to_rgb, to_tensor
+
+
+def save_flat(path, value: int, size=(20, 20)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value, value, value)).save(path)
+
+
+@pytest.fixture
+def flat_root(tmp_path):
+    """5 images in trainA, 7 in trainB; image i is flat gray of 10 i (A) or 100 + 10 i (B)."""
+    for i in range(5):
+        save_flat(tmp_path / "trainA" / f"{i}.png", 10 * i)
+    for i in range(7):
+        save_flat(tmp_path / "trainB" / f"{i}.png", 100 + 10 * i)
+    return tmp_path
+
+
+def gray(tensor) -> int:
+    """The 8-bit value of a flat image tensor."""
+    assert tensor.min() == tensor.max()
+    return round((tensor[0, 0, 0].item() + 1) * 127.5)
+
+
+def test_every_pass_shows_each_a_once_in_a_new_order_with_new_partners(flat_root):
+    pairs = UnpairedImages(flat_root, image_size=16, samples=50, seed=0)
+    drawn = [(gray(a), gray(b)) for a, b in (pairs[i] for i in range(50))]
+    passes = [drawn[i : i + 5] for i in range(0, 50, 5)]
+    assert all(sorted(a for a, _ in one) == [0, 10, 20, 30, 40] for one in passes)
+    assert len({tuple(a for a, _ in one) for one in passes}) > 5
+    assert {b for _, b in drawn} == set(range(100, 170, 10))
+    assert len({b for a, b in drawn if a == 0}) > 2
+
+
+def test_a_sample_depends_on_seed_and_index_only(flat_root):
+    save_noise(flat_root / "trainA" / "noise.png")
+    first, second = (UnpairedImages(flat_root, 16, samples=12, seed=4) for _ in range(2))
+    other = UnpairedImages(flat_root, 16, samples=12, seed=5)
+    forward = [torch.stack(first[i]) for i in range(12)]
+    backward = [torch.stack(second[i]) for i in reversed(range(12))]
+    assert all(torch.equal(f, b) for f, b in zip(forward, reversed(backward), strict=True))
+    assert not all(torch.equal(f, torch.stack(other[i])) for i, f in enumerate(forward))
+
+
+def test_worker_processes_do_not_change_the_samples(flat_root):
+    save_noise(flat_root / "trainA" / "noise.png")
+    pairs = UnpairedImages(flat_root, 16, samples=12, seed=4)
+    alone, shared = (list(DataLoader(pairs, 2, num_workers=workers)) for workers in (0, 2))
+    for want, got in zip(alone, shared, strict=True):
+        assert torch.equal(torch.cat(want), torch.cat(got))
+
+
+def save_noise(path, size=(40, 30)):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def test_augmentation_moves_and_mirrors(tmp_path):
+    """In an image whose red rises from left to right, crops differ and half of them fall."""
+    ramp = np.zeros((36, 36, 3), dtype=np.uint8)
+    ramp[..., 0] = np.arange(36) * 7
+    for folder in ("trainA", "trainB"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(ramp).save(tmp_path / folder / "ramp.png")
+    pairs = UnpairedImages(tmp_path, image_size=32, samples=60, seed=0)
+    rows = [pairs[i][0][0, 0] for i in range(60)]
+    rising = sum((row[-1] > row[0]).item() for row in rows)
+    assert 15 < rising < 45
+    assert len({min(row[0].item(), row[-1].item()) for row in rows}) == 5  # offsets 0 to 4
+
+
+@pytest.mark.parametrize("size", [(10, 10), (64, 9), (16, 50)], ids=str)
+def test_images_of_any_size_give_crops_of_the_asked_size(tmp_path, size):
+    for folder in ("trainA", "trainB"):
+        save_flat(tmp_path / folder / "x.png", 50, size)
+    a, b = UnpairedImages(tmp_path, image_size=32, samples=1, seed=0)[0]
+    assert a.shape == b.shape == (3, 32, 32)
+    assert gray(a) == 50
+    assert load_test_images(tmp_path / "trainA", 32, limit=5).shape == (1, 3, 32, 32)
+
+
+def test_test_images_are_the_first_ones_and_centred(tmp_path):
+    image = Image.new("RGB", (60, 20), "black")
+    image.paste("white", (20, 0, 40, 20))
+    for name in ("a.png", "b.png"):
+        image.save(tmp_path / name)
+    save_flat(tmp_path / "c.png", 0)
+    images = load_test_images(tmp_path, 20, limit=2)
+    assert images.shape == (2, 3, 20, 20)
+    assert (images == 1).all()
+
+
+@pytest.mark.parametrize(
+    "image, expected",
+    [
+        pytest.param(Image.new("L", (1, 1), 77), (77, 77, 77), id="gray"),
+        pytest.param(Image.new("1", (1, 1), 1), (255, 255, 255), id="bilevel"),
+        pytest.param(
+            Image.fromarray(np.full((1, 1), 65535, np.uint16)), (255, 255, 255), id="16-bit-white"
+        ),
+        pytest.param(
+            Image.fromarray(np.full((1, 1), 257 * 9, np.uint16)), (9, 9, 9), id="16-bit-dark"
+        ),
+        pytest.param(Image.new("I", (1, 1), 257 * 9), (9, 9, 9), id="16-bit-in-32"),
+        pytest.param(Image.new("RGBA", (1, 1), (10, 20, 30, 255)), (10, 20, 30), id="opaque"),
+        pytest.param(Image.new("RGBA", (1, 1), (10, 20, 30, 0)), (255, 255, 255), id="clear"),
+        pytest.param(Image.new("LA", (1, 1), (0, 51)), (204, 204, 204), id="gray-alpha"),
+    ],
+)
+def test_every_mode_becomes_8_bit_rgb(image, expected):
+    rgb = to_rgb(image)
+    assert rgb.mode == "RGB"
+    assert rgb.getpixel((0, 0)) == expected
+
+
+def test_rotated_photographs_are_put_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held on its side
+    Image.new("RGB", (8, 4)).save(tmp_path / "x.jpg", exif=exif)
+    [(_, image)] = readable_images([tmp_path / "x.jpg"])
+    assert image.size == (4, 8)
+
+
+def test_all_8_bit_values_survive_the_way_through_a_tensor():
+    pixels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    tensor = to_tensor(Image.fromarray(pixels))
+    assert tensor.shape == (3, 16, 16)
+    assert (tensor.min(), tensor.max()) == (-1, 1)
+    assert np.array_equal(np.asarray(to_image(tensor)), pixels)
+
+
+def test_missing_and_empty_folders_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/trainA"):
+        UnpairedImages(tmp_path, 32, 1, 0)
+    save_flat(tmp_path / "trainA" / "x.png", 0)
+    (tmp_path / "trainB").mkdir()
+    (tmp_path / "trainB" / "notes.txt").write_text("no image")
+    with pytest.raises(ValueError, match=f"no images in {tmp_path}/trainB"):
+        UnpairedImages(tmp_path, 32, 1, 0)
+
+
+def test_unreadable_images_are_named_and_skipped(flat_root):
+    whole = (flat_root / "trainA" / "0.png").read_bytes()
+    (flat_root / "trainA" / "0.png").write_bytes(whole[:40])  # a download that broke off
+    (flat_root / "trainA" / "1.png").write_text("<html>not found</html>")
+    with pytest.warns(UserWarning) as warned:
+        names = [path.name for path, _ in readable_images(list_images(flat_root / "trainA"))]
+    assert names == ["2.png", "3.png", "4.png"]
+    assert [f"trainA/{i}.png" in str(w.message) for i, w in enumerate(warned)] == [True, True]
+
+    pairs = UnpairedImages(flat_root, 16, samples=5, seed=0)
+    with pytest.warns(UserWarning, match="skipped unreadable image .*trainA/[01].png"):
+        assert {gray(pairs[i][0]) for i in range(5)} == {20, 30, 40}
+
+
+def test_a_domain_without_a_readable_image_is_named(flat_root):
+    for path in (flat_root / "trainB").iterdir():
+        path.write_text("")
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="no readable .*trainB"):
+        UnpairedImages(flat_root, 16, samples=5, seed=0)[0]
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="no readable .*trainB"):
+        load_test_images(flat_root / "trainB", 16, limit=3)
+
+
+def test_replacing_keeps_the_old_file_when_writing_fails(tmp_path):
+    path = tmp_path / "x.bin"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        assert temporary.parent == tmp_path  # a rename across file systems is no rename
+        temporary.write_text("half of the n")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+FOLDERS = {"trainA": 6, "trainB": 6, "testA": 5, "testB": 5}
+
+
+def contents(root):
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def test_demo_data_counts_sizes_and_determinism(tmp_path):
+    demo_data.write_demo_data(tmp_path / "x", 6, 5)
+    demo_data.write_demo_data(tmp_path / "y", 6, 5)
+    demo_data.write_demo_data(tmp_path / "z", 6, 5, seed=1)
+    x, y, z = (contents(tmp_path / name) for name in "xyz")
+    assert sorted(x) == sorted(f"{f}/{i:04d}.png" for f, n in FOLDERS.items() for i in range(n))
+    assert x == y
+    assert all(x[name] != z[name] for name in x)
+    assert len(set(x.values())) == len(x)
+    for name in FOLDERS:
+        with Image.open(tmp_path / "x" / name / "0000.png") as image:
+            assert (image.mode, image.size) == ("RGB", (demo_data.CROP_SIZE,) * 2)
+
+
+def test_demo_data_does_not_mix_with_other_files(tmp_path):
+    demo_data.write_demo_data(tmp_path, 2, 1)
+    demo_data.write_demo_data(tmp_path, 2, 1)  # the same again is no harm
+    with pytest.raises(FileExistsError, match="trainA holds other files, such as 0001.png"):
+        demo_data.write_demo_data(tmp_path, 1, 1)
+    with pytest.raises(ValueError, match="got 0 for testA"):
+        demo_data.write_demo_data(tmp_path, 2, 0)
+
+
+def test_the_regions_of_the_folders_tile_each_photograph():
+    for photograph in demo_data.load_photographs():
+        owners = np.zeros(photograph.size, dtype=int)
+        for name, strip in itertools.product(FOLDERS, range(demo_data.COLUMNS // 2)):
+            left, top, right, bottom = demo_data.region(photograph.size, name, strip)
+            assert min(right - left, bottom - top) >= demo_data.SMALLEST_CROP
+            owners[left:right, top:bottom] += 1
+        assert (owners == 1).all()
+
+
+def test_kuwahara_flattens_noise_and_keeps_edges():
+    step = np.zeros((24, 24, 3))
+    step[:, 12:] = 200
+    np.testing.assert_allclose(demo_data.kuwahara(step, 3), step)
+    noisy = step + np.random.default_rng(0).normal(0, 10, step.shape)
+    flattened = demo_data.kuwahara(noisy, 3)
+    assert (flattened - step).std() < 0.5 * (noisy - step).std()
+    assert (flattened[:, 12] - flattened[:, 11]).min() > 150
+
+
+def test_painted_images_have_the_palette_and_the_place_of_the_photograph():
+    rng = np.random.default_rng(0)
+    gray_ramp = np.linspace(0, 255, 96).round().astype(np.uint8)
+    photograph = Image.fromarray(np.broadcast_to(gray_ramp[None, :, None], (96, 96, 3)).copy())
+    painted = np.asarray(demo_data.paint(photograph, rng), dtype=float)
+    red, _, blue = painted[:, 8:24].mean(axis=(0, 1))
+    assert blue > red + 20  # shadows are indigo
+    red, _, blue = painted[:, 60:80].mean(axis=(0, 1))
+    assert red > blue + 20  # lights are ochre
+    brightness = painted.mean(axis=(0, 2))
+    assert np.corrcoef(brightness, gray_ramp)[0, 1] > 0.95

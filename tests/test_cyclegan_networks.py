@@ -1,0 +1,76 @@
+"""Generator and discriminator: shapes, receptive field, initial weights."""
+
+import pytest
+import torch
+from torch import nn
+
+from cyclegan.networks import PatchDiscriminator, ResnetGenerator
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param((8, 8), id="smallest"),
+        pytest.param((32, 64), id="oblong"),
+    ],
+)
+def test_generator_keeps_shape_and_stays_in_range(size):
+    generator = ResnetGenerator(base_width=4, blocks=2)
+    with torch.no_grad():
+        out = generator(torch.randn(2, 3, *size) * 100)
+    assert out.shape == (2, 3, *size)
+    assert out.abs().max() <= 1
+
+
+def test_published_sizes():
+    # 11.378 M and 2.765 M parameters for 256x256 are the figures users report for the paper's
+    # networks; theirs count biases in front of instance norm too, which do nothing.
+    def count(network):
+        norm_biases = sum(
+            before.out_channels
+            for before, after in zip(modules(network), modules(network)[1:], strict=False)
+            if isinstance(after, nn.InstanceNorm2d)
+        )
+        return sum(p.numel() for p in network.parameters()) + norm_biases
+
+    assert count(ResnetGenerator(64, 9)) == pytest.approx(11.378e6, abs=500)
+    assert count(PatchDiscriminator(64, 3)) == pytest.approx(2.765e6, abs=500)
+
+
+def modules(network):
+    return [module for module in network.modules() if not list(module.children())]
+
+
+@pytest.mark.parametrize("n_layers, field", [(1, 16), (2, 34), (3, 70)])
+def test_a_score_sees_a_patch_of_the_published_size(n_layers, field):
+    size = 192
+    x = torch.randn(1, 3, size, size, requires_grad=True)
+    convolutions = [m for m in PatchDiscriminator(2, n_layers).layers if isinstance(m, nn.Conv2d)]
+    scores = nn.Sequential(*convolutions)(x)  # without the norm, which looks at the whole image
+    middle = scores.shape[-1] // 2
+    scores[0, 0, middle, middle].backward()
+    seen = x.grad[0].abs().sum(dim=0) > 0
+    assert seen.any(dim=0).sum() == field
+    assert seen.any(dim=1).sum() == field
+
+
+def test_images_of_a_batch_do_not_influence_each_other():
+    """Merged batches in the trainer rest on this."""
+    images = torch.randn(3, 3, 32, 32)
+    for network in (ResnetGenerator(4, 1), PatchDiscriminator(4, 3)):
+        with torch.no_grad():
+            together = network(images)
+            alone = torch.cat([network(image[None]) for image in images])
+        torch.testing.assert_close(together, alone)
+
+
+@pytest.mark.parametrize("network", [ResnetGenerator(32, 2), PatchDiscriminator(32, 3)], ids=type)
+def test_initial_weights_are_normal_with_deviation_0_02(network):
+    weights = torch.cat([p.flatten() for n, p in network.named_parameters() if "weight" in n])
+    biases = torch.cat([p.flatten() for n, p in network.named_parameters() if "bias" in n])
+    error = 0.02 / weights.numel() ** 0.5
+    assert abs(weights.mean().item()) < 5 * error
+    assert weights.std().item() == pytest.approx(0.02, abs=5 * error)
+    within_one_deviation = (weights.abs() < 0.02).float().mean().item()
+    assert within_one_deviation == pytest.approx(0.6827, abs=0.01)
+    assert not biases.any()
