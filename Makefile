@@ -11,8 +11,15 @@ CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
 .PHONY: demo test bench lint format clean
 
 # -I: the installed package, not the sources in this folder, which have no extension beside them.
+CYCLEGAN := $(VENV)/bin/python -I -m cyclegan
+
 demo: $(VENV)/installed
-	$(VENV)/bin/python -I -m cyclegan demo-data $(DEMO)/data
+	rm -rf $(DEMO)/run
+	$(CYCLEGAN) demo-data $(DEMO)/data
+	$(CYCLEGAN) train --data $(DEMO)/data --run-dir $(DEMO)/run --cycle-loss ssim \
+	  --image-size 64 --steps 1000 --batch-size 4 --base-width 16 --blocks 4 \
+	  --discriminator-width 32 --learning-rate 1e-3 --lambda-identity 1
+	$(CYCLEGAN) translate --checkpoint $(DEMO)/run/checkpoint.pt $(DEMO)/data/testA $(DEMO)/translated
 
 test: $(VENV)/installed
 	$(VENV)/bin/pytest
