@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch>=2.10
 DEMO ?= demo
+LINTERS := ruff==0.14.6 clang-format==21.1.6  # pinned: another version formats otherwise
 
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc ssimfast cyclegan -name '*.py' -o -name '*.cpp' -o -name '*.h')
@@ -58,6 +59,6 @@ $(VENV)/bench-tools: $(VENV)/installed
 	$(PIP) install '.[bench]'
 	touch $@
 
-$(VENV)/lint-tools: pyproject.toml | $(VENV)/bin/python
-	$(PIP) install $$($(VENV)/bin/python -c "import re; print(*re.findall(r'\"((?:ruff|clang-format)==[^\"]+)\"', open('pyproject.toml').read()))")
+$(VENV)/lint-tools: Makefile | $(VENV)/bin/python
+	$(PIP) install $(LINTERS)
 	touch $@

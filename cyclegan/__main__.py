@@ -69,7 +69,8 @@ def run_train(args: argparse.Namespace) -> None:
     before = trainer.cycle_ssim()
     trainer.train()
     after = trainer.cycle_ssim()
-    print(f"cycle SSIM on test images: {before:.3f} before training, {after:.3f} after")
+    change = f"{before:.3f} before training, {after:.3f} after ({after - before:+.3f})"
+    print(f"cycle SSIM on test images: {change}")
     print(f"checkpoint: {trainer.checkpoint_path}")
     print(f"sample grid: {trainer.samples_path}")
 

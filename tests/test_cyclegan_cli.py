@@ -45,10 +45,12 @@ def trained(tmp_path_factory):
 def test_train_reports_ssim_before_and_after_and_where_the_results_are(trained):
     root, run = trained
     ssim_line, checkpoint_line, grid_line = run.stdout.splitlines()
-    number = r"-?[01]\.\d{3}"
-    assert re.fullmatch(
-        rf"cycle SSIM on test images: {number} before training, {number} after", ssim_line
+    found = re.fullmatch(
+        r"cycle SSIM on test images: (\S+) before training, (\S+) after \((\S+)\)", ssim_line
     )
+    before, after, change = map(float, found.groups())
+    assert -1 <= before <= 1 and -1 <= after <= 1
+    assert change == pytest.approx(after - before, abs=2e-3)
     assert (root / checkpoint_line.removeprefix("checkpoint: ")).is_file()
     assert (root / grid_line.removeprefix("sample grid: ")).is_file()
     assert "3/3" in run.stderr  # the progress bar leaves stdout alone

@@ -21,7 +21,7 @@ SIZES = {
     "primes": (2, 3, 29, 31),
     "block_of_rows": (1, 1, 20, 24),
     "block_of_rows_plus_one": (1, 1, 21, 25),
-    "many_planes": (5, 7, 12, 13),
+    "many_planes": (300, 3, 11, 12),
 }
 
 
@@ -54,9 +54,16 @@ def test_smaller_than_the_window(backend, shape):
     assert_matches_oracle(*pair(*shape), padding="same")
 
 
-@pytest.mark.parametrize("rows, columns", [(128, 20), (129, 20), (16, 522), (16, 523), (16, 512)])
-def test_boundaries_of_strips_and_tiles(backend, rows, columns):
-    assert_matches_oracle(*pair(1, 1, rows, columns))
+# Planes are cut at multiples of 64 rows and 512 columns: of pixels where there is a gradient, of
+# windows (10 fewer) where there is none.
+@pytest.mark.parametrize("rows", [127, 128, 129, 137, 138, 139])
+def test_boundaries_of_strips(backend, rows):
+    assert_matches_oracle(*pair(1, 1, rows, 20))
+
+
+@pytest.mark.parametrize("columns", [512, 513, 522, 523, 1040])
+def test_boundaries_of_columns(backend, columns):
+    assert_matches_oracle(*pair(1, 1, 14, columns))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
