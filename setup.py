@@ -3,11 +3,14 @@
 ``pip install .`` isolates the build, but runs it with the interpreter that it installs into: that
 interpreter's own site-packages, appended last, are where the user's torch is. A torch that is
 missing there, or too old, becomes a build requirement. The extension uses torch's stable ABI, so
-one build serves every torch from 2.10 on.
+the torch of the build need not be the torch of the run.
+
+Without a compiler, or with SSIMFAST_NO_EXTENSION=1, the package is pure Python.
 """
 
 import os
 import shutil
+import site
 import sys
 import sysconfig
 from pathlib import Path
@@ -15,6 +18,8 @@ from pathlib import Path
 from setuptools import setup
 
 sys.path.append(sysconfig.get_path("platlib"))
+if sys.prefix == sys.base_prefix:  # no virtual environment: torch may be the user's own
+    sys.path.append(site.getusersitepackages())
 
 OLDEST_TORCH = (2, 10)
 STABLE_ABI = "0x020a000000000000"  # the same in the form that torch's headers take
@@ -22,13 +27,17 @@ TORCH_REQUIREMENT = "torch>={}.{}".format(*OLDEST_TORCH)
 
 
 def has_compiler() -> bool:
-    """Whether there is a C++ compiler; CXX then names one that exists."""
+    """Whether there is a C++ compiler. CXX then names it, for torch looks nowhere else."""
+    if os.environ.get("SSIMFAST_NO_EXTENSION") == "1":
+        return False
     if sys.platform == "win32":
         return bool(shutil.which("cl") or os.environ.get("VCINSTALLDIR"))
-    own = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
-    if shutil.which(own.split()[0]):
+    if chosen := os.environ.get("CXX"):
+        if shutil.which(chosen.split()[0]) is None:
+            raise SystemExit(f"ssimfast: CXX names a compiler that is not there: {chosen!r}")
         return True
-    for candidate in ("c++", "g++", "clang++"):
+    pythons_own = (sysconfig.get_config_var("CXX") or "c++").split()[0]
+    for candidate in (pythons_own, "c++", "g++", "clang++"):
         if shutil.which(candidate):
             os.environ["CXX"] = candidate
             return True
@@ -49,6 +58,18 @@ def extension_arguments() -> dict:
     import pybind11
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
+    class Build(BuildExtension):
+        def run(self) -> None:
+            try:
+                super().run()
+            except Exception as error:
+                raise SystemExit(
+                    f"ssimfast: the C++ compiler {os.environ.get('CXX', 'cl')} failed, see its "
+                    "messages above. It must know C++20 and find Python's headers (python3-dev on "
+                    "Debian); CXX chooses another one, and SSIMFAST_NO_EXTENSION=1 installs "
+                    f"without compiled kernels. ({error})"
+                ) from error
+
     sources = [Path("csrc/module.cpp"), *sorted(Path("csrc/cpu").glob("*.cpp"))]
     # -Wno-psabi: vectors pass between inlined functions only, never across an ABI.
     flags = ["/O2"] if sys.platform == "win32" else ["-O3", "-g0", "-Wno-psabi"]
@@ -59,12 +80,12 @@ def extension_arguments() -> dict:
         define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI)],
         extra_compile_args=flags,
     )
-    return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}
+    return {"ext_modules": [extension], "cmdclass": {"build_ext": Build}}
 
 
 arguments: dict = {}
 if not has_compiler():
-    print("ssimfast: no C++ compiler found, installing without compiled kernels", file=sys.stderr)
+    print("ssimfast: no C++ compiler, installing without compiled kernels", file=sys.stderr)
 elif has_torch():
     arguments = extension_arguments()
 else:

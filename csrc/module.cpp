@@ -1,5 +1,5 @@
 // ssimfast._C. Importing it registers the compiled kernels with torch's dispatcher; its
-// attributes say how it was built.
+// attributes say how it was built, and for what it runs.
 #include <pybind11/pybind11.h>
 #include <torch/headeronly/version.h>
 
@@ -30,5 +30,5 @@ PYBIND11_MODULE(_C, m) {
   m.attr("built_with_torch") = TORCH_VERSION;
   m.attr("compiler") = compiler();
   m.attr("cpp_standard") = static_cast<long>(__cplusplus);
-  m.attr("instruction_set") = ssimfast::cpu::instruction_set();
+  m.def("instruction_set", ssimfast::cpu::instruction_set);
 }

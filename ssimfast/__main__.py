@@ -16,7 +16,11 @@ def report() -> str:
         f"python {platform.python_version()} on {platform.machine()}, torch {torch.__version__}",
     ]
     if extension is None:
-        lines.append(f"extension: not built ({_why_not_built()})")
+        folder = Path(ssimfast.__file__).parent
+        lines.append(
+            f"extension: not built; no _C for this Python is in {folder} (no C++ compiler at "
+            "install time, or these are sources that were never built)"
+        )
     else:
         lines.append(
             f"extension: {extension.compiler}, C++ standard {extension.cpp_standard}, "
@@ -27,17 +31,10 @@ def report() -> str:
     return "\n".join(lines)
 
 
-def _why_not_built() -> str:
-    root = Path(ssimfast.__file__).parents[1]
-    if (root / "setup.py").exists():
-        return f"{root} is the source tree; leave it, or install with pip install -e ."
-    return "there was no C++ compiler at install time"
-
-
 def _reason(device: str, backend: str) -> str:
     if backend == "cpu":
         return (
-            f"compiled kernel, {ops.extension.instruction_set}, {torch.get_num_threads()} threads"
+            f"compiled kernel, {ops.extension.instruction_set()}, {torch.get_num_threads()} threads"
         )
     if device == "cpu":
         return "PyTorch operations: the extension was not built"

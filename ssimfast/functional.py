@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -9,9 +10,8 @@ from torch import Tensor
 from ssimfast import ops
 
 MAX_WINDOW_SIZE = 33
-# A window that is one tap sees no variance: its contrast term is C2 / C2 = 1 for every C2, and a
-# large one drowns the rounding.
-_ONE_TAP_C2 = 1e12
+# Of arguments that are numbers: squares and quotients of them stay within float32.
+_LARGEST = 1e15
 _PADDINGS = ("valid", "same")
 _REDUCTIONS = ("mean", "sum", "batch", "none")
 
@@ -115,7 +115,7 @@ class Statistic:
         return cls(
             window=window,
             c1=c1,
-            c2=c2 if max(window) < 1 else _ONE_TAP_C2,
+            c2=c2,
             low=low,
             scale=1 / (high - low),
             padding=padding,
@@ -144,7 +144,7 @@ class Statistic:
 
 def gaussian_window(window_size: int, sigma: float) -> list[float]:
     """The ``window_size`` taps of a Gaussian of ``sigma`` pixels, normalised to sum to 1."""
-    if isinstance(window_size, bool) or not isinstance(window_size, int):
+    if isinstance(window_size, bool) or not isinstance(window_size, Integral):
         raise TypeError(f"window_size must be an int, got {window_size!r}")
     if not 1 <= window_size <= MAX_WINDOW_SIZE or window_size % 2 == 0:
         raise ValueError(
@@ -153,19 +153,18 @@ def gaussian_window(window_size: int, sigma: float) -> list[float]:
     sigma = _number("sigma", sigma)
     if sigma <= 0:
         raise ValueError(f"sigma must be greater than 0, got {sigma}")
-    halo = window_size // 2
-    # (i / sigma) first: the square of a tiny sigma would underflow.
+    halo = int(window_size) // 2
+    # The quotient first: the square of a tiny sigma would underflow.
     taps = [math.exp(-((i / sigma) ** 2) / 2) for i in range(-halo, halo + 1)]
     total = math.fsum(taps)
     return [tap / total for tap in taps]
 
 
-def _number(name: str, value: float, least: float = -math.inf) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def _number(name: str, value: float, least: float = -_LARGEST) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not -math.inf < value < math.inf or value < least:
-        bound = "" if least == -math.inf else f" and at least {least:g}"
-        raise ValueError(f"{name} must be finite{bound}, got {value}")
+    if not least <= value <= _LARGEST:
+        raise ValueError(f"{name} must be between {least:g} and {_LARGEST:g}, got {value}")
     # As a key it becomes a constant for torch.compile(dynamic=True), which else traces it as a
     # symbol and fails on the window's arithmetic.
     (value,) = {value: None}
@@ -175,8 +174,8 @@ def _number(name: str, value: float, least: float = -math.inf) -> float:
 def _value_range(value_range: tuple[float, float] | None, data_range: float) -> tuple[float, float]:
     if value_range is None:
         high = _number("data_range", data_range)
-        if high <= 0:
-            raise ValueError(f"data_range must be greater than 0, got {data_range}")
+        if high < 1 / _LARGEST:
+            raise ValueError(f"data_range must be at least {1 / _LARGEST:g}, got {data_range}")
         return 0.0, high
     if data_range != 1.0:
         raise ValueError(
@@ -187,6 +186,8 @@ def _value_range(value_range: tuple[float, float] | None, data_range: float) -> 
     low, high = (_number("value_range", bound) for bound in value_range)
     if not low < high:
         raise ValueError(f"value_range must be (low, high) with low < high, got {value_range!r}")
+    if high - low < 1 / _LARGEST:
+        raise ValueError(f"value_range must be at least {1 / _LARGEST:g} wide, got {value_range!r}")
     return low, high
 
 

@@ -11,8 +11,8 @@ Arguments that the ops share:
 - ``same``: zero padding (of the mapped images), else windows inside the image only.
 - ``count``: what a sum of SSIM is divided by; ``per_image``: one result an image, else one in all.
 
-The gradient that ``ssim_reduced_grad`` returns is that of the plain *sum* of SSIM, so that it
-fits float16; ``scale_grad`` multiplies it by ``upstream / count``.
+The gradient that ``ssim_reduced_grad`` returns is that of the plain *sum* of SSIM by images in unit
+range, so that it fits float16; ``scale_grad`` multiplies it by ``upstream * scale / count``.
 """
 
 from importlib.util import find_spec
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ssimfast import reference
 
@@ -32,7 +33,7 @@ _SCHEMAS = {
     "ssim_reduced": f"(Tensor x, Tensor y, {_REDUCTION}) -> Tensor",
     "ssim_reduced_grad": f"(Tensor x, Tensor y, {_REDUCTION}) -> (Tensor, Tensor)",
     "ssim_reduced_grad_both": f"(Tensor x, Tensor y, {_REDUCTION}) -> (Tensor, Tensor, Tensor)",
-    "scale_grad": "(Tensor grad, Tensor upstream, SymInt count) -> Tensor",
+    "scale_grad": "(Tensor grad, Tensor upstream, float scale, SymInt count) -> Tensor",
 }
 
 for _name, _schema in _SCHEMAS.items():
@@ -49,9 +50,11 @@ def _load_extension() -> Any:
         from ssimfast import _C
     except ImportError as error:
         raise ImportError(
-            f"ssimfast._C does not load with torch {torch.__version__} ({error}); build it again "
-            "for the installed torch with: pip install --force-reinstall --no-deps ssimfast"
+            f"ssimfast._C does not load with torch {torch.__version__} ({error}); it needs torch "
+            "2.10 or newer, and otherwise to be built again where the sources are: "
+            "pip install --force-reinstall --no-deps --no-cache-dir ."
         ) from error
+    _C.instruction_set()  # raises if SSIMFAST_CPU_ISA asks for one that is not there
     return _C
 
 
@@ -74,7 +77,12 @@ def backends() -> dict[str, str]:
 # ---- fake kernels: shapes, dtypes and strides of the results ------------------------------------
 
 
+def _check_devices(x: Tensor, y: Tensor) -> None:
+    torch._check(x.device == y.device, lambda: f"x is on {x.device}, y on {y.device}")
+
+
 def _fake_map(x, y, window, c1, c2, low, scale, same):
+    _check_devices(x, y)
     lost = 0 if same else len(window) - 1
     height, width = x.shape[-2:]
     shape = (*x.shape[:-2], height - lost, width - lost)
@@ -82,6 +90,7 @@ def _fake_map(x, y, window, c1, c2, low, scale, same):
 
 
 def _fake_reduced(x, y, window, c1, c2, low, scale, same, count, per_image):
+    _check_devices(x, y)
     shape = (x.shape[0],) if per_image else ()
     return x.new_empty(shape, dtype=reference.result_dtype(x.dtype))
 
@@ -97,7 +106,7 @@ _FAKES = {
         torch.empty_like(x),
         torch.empty_like(y),
     ),
-    "scale_grad": lambda grad, upstream, count: torch.empty_like(grad),
+    "scale_grad": lambda grad, upstream, scale, count: torch.empty_like(grad),
 }
 
 for _name, _fake in _FAKES.items():
@@ -118,7 +127,7 @@ _scale_grad = torch.ops.ssimfast.scale_grad.default
 
 def _refuse_second_derivative() -> None:
     # Called in backward, where gradients are recorded only if a second derivative was asked for.
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if torch.is_grad_enabled():
         raise RuntimeError(
             "ssimfast.ssim is differentiable once: call backward or torch.autograd.grad without "
             "create_graph=True"
@@ -165,26 +174,28 @@ class SSIMReduced(torch.autograd.Function):
         else:  # SSIM is symmetric
             value, grad_y = _ssim_reduced_grad(y, x, *settings)
             ctx.save_for_backward(None, grad_y)
-        ctx.count = count
+        ctx.scale, ctx.count = scale, count
         return value
 
     @staticmethod
     def backward(ctx, upstream):
         _refuse_second_derivative()
         grads = [
-            None if grad is None else _scale_grad(grad, upstream, ctx.count)
+            None if grad is None else _scale_grad(grad, upstream, ctx.scale, ctx.count)
             for grad in ctx.saved_tensors
         ]
         return *grads, *[None] * 8
 
 
+def _needs_autograd(x: Tensor, y: Tensor) -> bool:
+    if forward_ad._current_level >= 0:  # a dual number requires no grad; autograd refuses it
+        return True
+    return torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
+
+
 def ssim_map(x: Tensor, y: Tensor, *settings: Any) -> Tensor:
-    if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
-        return SSIMMap.apply(x, y, *settings)
-    return _ssim_map(x, y, *settings)
+    return (SSIMMap.apply if _needs_autograd(x, y) else _ssim_map)(x, y, *settings)
 
 
 def ssim_reduced(x: Tensor, y: Tensor, *settings: Any) -> Tensor:
-    if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
-        return SSIMReduced.apply(x, y, *settings)
-    return _ssim_reduced(x, y, *settings)
+    return (SSIMReduced.apply if _needs_autograd(x, y) else _ssim_reduced)(x, y, *settings)

@@ -8,6 +8,7 @@ exact in the arithmetic type on every device, where a convolution may round to T
 import torch
 from torch import Tensor
 
+_SCALE = 4  # its place in the ops' settings
 _WITHOUT_FLOAT64 = {"mps", "xpu"}  # kinds of device
 
 
@@ -51,7 +52,7 @@ class _Statistics:
         x, y = x.to(dtype), y.to(dtype)
         self.window, self.c1, self.c2, self.scale, self.same = window, c1, c2, scale, same
         # Data far from the range (a bias, another unit) is brought near before it is squared.
-        level = x.mean((-2, -1), keepdim=True)
+        level = torch.maximum(x.amin((-2, -1), True), x.amax((-2, -1), True).clamp(max=low))
         far = ((level - low).abs() * scale > 4) & level.isfinite()
         level = torch.where(far, level, low)
         level_s = 2 * (level - low) * scale
@@ -91,7 +92,7 @@ class _Statistics:
         return (ssim_map.sum(dims) / count).to(self.out_dtype)
 
     def gradients(self, upstream: Tensor | float) -> tuple[Tensor, Tensor]:
-        """Gradients by s and by d of the sum of ``upstream * map``."""
+        """Gradients of the sum of ``upstream * map`` by s and by d of images in unit range."""
         r1, r2 = 1 / self.d1, 1 / self.d2
         luminance = upstream * (self.n2 * r2) * r1.square()
         contrast = upstream * (self.n1 * r1) * r2.square()
@@ -101,7 +102,7 @@ class _Statistics:
         by_mean_d = -self.mu_d * (self.mu_s2 + 2 * self.c1) * luminance - self.mean_d * by_var_d
         by_s = self._adjoint(by_mean_s) + self.s * self._adjoint(by_var_s)
         by_d = self._adjoint(by_mean_d) + self.d * self._adjoint(by_var_d)
-        return by_s * self.scale, by_d * self.scale
+        return by_s, by_d
 
     def _adjoint(self, image: Tensor) -> Tensor:
         halo = len(self.window) // 2
@@ -119,12 +120,12 @@ def ssim_map(x: Tensor, y: Tensor, *settings) -> Tensor:
 
 
 def ssim_map_grad(upstream: Tensor, x: Tensor, y: Tensor, *settings) -> Tensor:
-    by_s, by_d = _Statistics(x, y, *settings).gradients(upstream)
+    by_s, by_d = _Statistics(x, y, *settings).gradients(upstream * settings[_SCALE])
     return _like(x, by_s + by_d)
 
 
 def ssim_map_grad_both(upstream: Tensor, x: Tensor, y: Tensor, *settings) -> tuple[Tensor, Tensor]:
-    by_s, by_d = _Statistics(x, y, *settings).gradients(upstream)
+    by_s, by_d = _Statistics(x, y, *settings).gradients(upstream * settings[_SCALE])
     return _like(x, by_s + by_d), _like(y, by_s - by_d)
 
 
@@ -148,5 +149,5 @@ def ssim_reduced_grad_both(x: Tensor, y: Tensor, *settings) -> tuple[Tensor, Ten
     return value, _like(x, by_s + by_d), _like(y, by_s - by_d)
 
 
-def scale_grad(grad: Tensor, upstream: Tensor, count: int) -> Tensor:
-    return _like(grad, grad * (upstream.reshape(-1, 1, 1, 1) / count))
+def scale_grad(grad: Tensor, upstream: Tensor, scale: float, count: int) -> Tensor:
+    return _like(grad, grad * (upstream.reshape(-1, 1, 1, 1) * (scale / count)))

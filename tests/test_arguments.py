@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,9 +30,9 @@ MISTAKES = {
     "no_pixels": ((X[..., :0], X[..., :0]), {}, ValueError, "16 x 0 pixels"),
     "sigma_zero": ((X, X), {"sigma": 0}, ValueError, "sigma must be greater than 0, got 0"),
     "sigma_negative": ((X, X), {"sigma": -1.5}, ValueError, "got -1.5"),
-    "sigma_nan": ((X, X), {"sigma": float("nan")}, ValueError, "sigma must be finite, got nan"),
+    "sigma_nan": ((X, X), {"sigma": float("nan")}, ValueError, "sigma must be between.*got nan"),
     "sigma_text": ((X, X), {"sigma": "1.5"}, TypeError, "sigma must be a number, got '1.5'"),
-    "k1_negative": ((X, X), {"k1": -0.1}, ValueError, "k1 must be finite and at least 0, got -0.1"),
+    "k1_negative": ((X, X), {"k1": -0.1}, ValueError, "k1 must be between 0 and 1e.15, got -0.1"),
     "range_upside_down": ((X, X), {"value_range": (1, 0)}, ValueError, r"low < high, got \(1, 0\)"),
     "range_empty": ((X, X), {"value_range": (1, 1)}, ValueError, r"low < high, got \(1, 1\)"),
     "range_infinite": ((X, X), {"value_range": (0, float("inf"))}, ValueError, "got inf"),
@@ -42,7 +43,11 @@ MISTAKES = {
         ValueError,
         r"not both: got \(0, 1\) and 2",
     ),
-    "data_range_zero": ((X, X), {"data_range": 0}, ValueError, "data_range.*greater than 0, got 0"),
+    "data_range_zero": ((X, X), {"data_range": 0}, ValueError, "data_range.*at least 1e-15, got 0"),
+    "data_range_tiny": ((X, X), {"data_range": 1e-39}, ValueError, "at least 1e-15, got 1e-39"),
+    "data_range_huge": ((X, X), {"data_range": 10**400}, ValueError, "between.*got 1000"),
+    "range_tiny": ((X, X), {"value_range": (0, 1e-39)}, ValueError, "at least 1e-15 wide"),
+    "k2_huge": ((X, X), {"k2": 1e200}, ValueError, "k2 must be between"),
     "padding": ((X, X), {"padding": "reflect"}, ValueError, "valid, same, got 'reflect'"),
     "reduction": ((X, X), {"reduction": "avg"}, ValueError, "mean, sum, batch, none, got 'avg'"),
 }
@@ -57,6 +62,12 @@ def test_mistakes(mistake):
         for module in (ssimfast.SSIM, ssimfast.SSIMLoss):
             with pytest.raises(error, match=message):
                 module(**arguments)
+
+
+def test_numpy_scalars_are_numbers():
+    arguments = {"window_size": np.int64(7), "sigma": np.float32(1.5), "data_range": np.float32(2)}
+    want = ssimfast.ssim(X, X.flip(-1), window_size=7, sigma=1.5, data_range=2)
+    assert torch.equal(ssimfast.ssim(X, X.flip(-1), **arguments), want)
 
 
 def test_arguments_are_keyword_only():

@@ -9,18 +9,20 @@ from ssimfast.functional import gaussian_window
 
 SETTINGS = (gaussian_window(5, 1.5), 1e-4, 9e-4, 0.0, 1.0)
 LAYOUTS = {
-    "contiguous": torch.contiguous_format,
-    "channels_last": torch.channels_last,
+    "contiguous": lambda image: image,
+    "channels_last": lambda image: image.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda image: image.mT.contiguous().mT,
+    "expanded": lambda image: image[:, :1].expand(image.shape),
 }
 
 
 def arguments(name: str, same: bool, per_image: bool, dtype: torch.dtype, layout: str) -> tuple:
     x, y = torch.rand(2, 2, 3, 12, 13).to(dtype)
-    x, y = (image.contiguous(memory_format=LAYOUTS[layout]) for image in (x, y))
+    x, y = LAYOUTS[layout](x), LAYOUTS[layout](y)
     count = x[0].numel() if per_image else x.numel()
     out_dtype = reference.result_dtype(dtype)
     if name == "scale_grad":
-        return x, torch.rand((2,) if per_image else (), dtype=out_dtype), count
+        return x, torch.rand((2,) if per_image else (), dtype=out_dtype), 0.5, count
     if name.startswith("ssim_reduced"):
         return x, y, *SETTINGS, same, count, per_image
     if name == "ssim_map":
@@ -68,13 +70,15 @@ def test_a_direct_call_is_guarded():
     for message, (a, b) in bad.items():
         with pytest.raises(RuntimeError, match=message):
             call(a, b, *SETTINGS, False)
+    with pytest.raises(RuntimeError, match="x is on cpu, y on meta"):
+        call(x, x.to("meta"), *SETTINGS, False)
     for window in ([0.5, 0.5], [1.0] * 35, [0.1, 0.2, 0.3], []):
         with pytest.raises(RuntimeError, match="window"):
             call(x, x, window, *SETTINGS[1:], False)
     with pytest.raises(RuntimeError, match="does not fit the map"):
         torch.ops.ssimfast.ssim_map_grad(x, x, x, *SETTINGS, False)
     with pytest.raises(RuntimeError, match="does not fit the result"):
-        torch.ops.ssimfast.scale_grad(x, torch.rand(3), 1)
+        torch.ops.ssimfast.scale_grad(x, torch.rand(3), 1.0, 1)
 
 
 # Dynamo and Inductor call deprecated parts of torch themselves.

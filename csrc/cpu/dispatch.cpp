@@ -49,8 +49,7 @@ using Vector = typename VectorOf<A, kBytes / int(sizeof(A))>::type;
 
 template <class V, class A, int kWindow, Pass kPass, bool kBoth>
 SSIMFAST_INLINE double run(const Job<A>& job, const Tile& tile, int64_t pitch, A* workspace) {
-  const TileKernel<V, A, kWindow> kernel{job, tile, job.window, job.window / 2, pitch};
-  return kernel.template run<kPass, kBoth>(workspace);
+  return TileKernel<V, A, kWindow, kPass, kBoth>(job, tile, pitch, workspace).run();
 }
 
 // One entry per instruction set. Everything below it is inlined, and so compiled for it.
@@ -101,17 +100,18 @@ RunTile<A> for_pass(Pass pass, bool both) {
 
 }  // namespace
 
-// The window that everyone uses is unrolled; float64 exists for gradcheck, not for speed.
+// The window that everyone uses is unrolled, unless its Gaussian is so narrow that the rows of a
+// block are no neighbours. float64 exists for gradcheck, not for speed.
 template <class A>
-RunTile<A> select_kernel(Pass pass, bool both, int window) {
+RunTile<A> select_kernel(Pass pass, bool both, const Job<A>& job) {
   if constexpr (std::is_same_v<A, float>) {
-    if (window == 11) return for_pass<A, 11>(pass, both);
+    if (job.window == 11 && job.taps[5] < A(0.5)) return for_pass<A, 11>(pass, both);
   }
   return for_pass<A, 0>(pass, both);
 }
 
-template RunTile<float> select_kernel<float>(Pass, bool, int);
-template RunTile<double> select_kernel<double>(Pass, bool, int);
+template RunTile<float> select_kernel<float>(Pass, bool, const Job<float>&);
+template RunTile<double> select_kernel<double>(Pass, bool, const Job<double>&);
 
 const char* instruction_set() { return kIsaNames[int(isa())]; }
 

@@ -10,9 +10,10 @@ template <class A>
 using RunTile = double (*)(const Job<A>& job, const Tile& tile, int64_t pitch, A* workspace);
 
 template <class A>
-RunTile<A> select_kernel(Pass pass, bool both, int window);
+RunTile<A> select_kernel(Pass pass, bool both, const Job<A>& job);
 
 // "avx512", "avx2" or "baseline" (SSE2 on x86-64, NEON on arm64).
+// Throws std::invalid_argument if SSIMFAST_CPU_ISA asks for one that is not there.
 const char* instruction_set();
 
 }  // namespace ssimfast::cpu

@@ -15,7 +15,7 @@ namespace ssimfast::cpu {
 namespace {
 
 // Rows of this width keep a tile's rings within a level-2 cache of 512 KiB.
-constexpr int64_t kTileColumns = 512;
+constexpr int64_t kTileColumns = 640;
 // Enough tiles for the threads of a workstation, but none so low that its halo dominates.
 constexpr int64_t kWantedTiles = 48;
 constexpr int64_t kLeastTileRows = 64;
@@ -78,11 +78,12 @@ Job<Arithmetic<T>> make_job(const Tensor& x, const Tensor& y, const Settings& se
   job.width = x.size(3);
   job.window = static_cast<int>(settings.window.size());
   job.margin = settings.same ? 0 : job.window / 2;
-  for (int i = 0; i < job.window; ++i) job.taps[i + kRows - 1] = A(settings.window[i]);
+  for (int i = 0; i < job.window; ++i) job.taps[i] = A(settings.window[i]);
   job.c1 = A(settings.c1);
   job.c2 = A(settings.c2);
   job.low = A(settings.low);
   job.scale = A(settings.scale);
+  job.grad_scale = A(1);
   return job;
 }
 
@@ -149,7 +150,7 @@ A* workspace(int64_t size) {
 template <class A>
 std::vector<double> run_tiles(const Job<A>& job, const Cut& cut, Pass pass, bool both) {
   std::vector<double> sums(cut.count());
-  const RunTile<A> run = select_kernel<A>(pass, both, job.window);
+  const RunTile<A> run = select_kernel<A>(pass, both, job);
   const int64_t pitch = Workspace<A>::pitch(cut.width(), job.window);
   const int64_t size = Workspace<A>::size(cut.width(), job.window);
   torch::stable::parallel_for(0, cut.count(), 1, [&](int64_t begin, int64_t end) {
@@ -221,6 +222,7 @@ void map_gradient(const Tensor& upstream, const Tensor& x, const Tensor& y,
     using T = decltype(zero);
     Job<Arithmetic<T>> job = make_job<T>(x, y, settings);
     job.upstream = source<Arithmetic<T>>(upstream);
+    job.grad_scale = job.scale;
     job.grad_x = sink<T>(grad_x);
     if (grad_y != nullptr) job.grad_y = sink<T>(*grad_y);
     const Cut cut(x.size(0) * x.size(1), job.height, job.width, 0);
@@ -292,8 +294,8 @@ std::tuple<Tensor, Tensor, Tensor> ssim_reduced_grad_both(const Tensor& x, const
           grad_x, grad_y};
 }
 
-// grad * upstream / count, upstream one number or one an image.
-Tensor scale_grad(const Tensor& grad, const Tensor& upstream, int64_t count) {
+// grad * upstream * scale / count, upstream one number or one an image.
+Tensor scale_grad(const Tensor& grad, const Tensor& upstream, double scale, int64_t count) {
   STD_TORCH_CHECK(grad.dim() == 4, "ssimfast: the gradient must have 4 dimensions, got ",
                   grad.dim());
   STD_TORCH_CHECK(
@@ -316,7 +318,7 @@ Tensor scale_grad(const Tensor& grad, const Tensor& upstream, int64_t count) {
       A* const scratch = workspace<A>(2 * width);
       for (int64_t i = begin; i < end; ++i) {
         const int64_t r = i % height, c = i / height % channels, n = i / height / channels;
-        const A factor = factors[n * stride] / A(count);
+        const A factor = A(double(factors[n * stride]) * scale / double(count));
         const A* row = from.row(from.plane(n, c), r, 0, width, scratch);
         for (int64_t j = 0; j < width; ++j) scratch[width + j] = row[j] * factor;
         to.row(n, c, r, 0, width, scratch + width);
