@@ -345,7 +345,7 @@ def test_gradcheck(backend, reduction, padding):
     )
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit, by forward_ad itself
+@pytest.mark.filterwarnings("ignore:.torch.jit")  # deprecated, and used by forward_ad itself
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_forward_mode_is_refused(backend, reduction):
     x, y = pair(1, 1, 16, 16)
