@@ -123,17 +123,21 @@ class Statistic:
         )
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.reduced(x, y, self.reduction)
+
+    def reduced(self, x: Tensor, y: Tensor, reduction: str) -> Tensor:
         _check_images(x, y, len(self.window), self.padding)
         settings = (self.window, self.c1, self.c2, self.low, self.scale, self.padding == "same")
-        if self.reduction == "none":
+        if reduction == "none":
             return ops.ssim_map(x, y, *settings)
-        if x.numel() == 0 and self.reduction != "sum":  # nothing differs from nothing
-            dims = (1, 2, 3) if self.reduction == "batch" else (0, 1, 2, 3)
+        per_image = reduction == "batch"
+        if x.numel() == 0 and reduction != "sum":  # nothing differs from nothing
+            dims = (1, 2, 3) if per_image else (0, 1, 2, 3)
             return (x.sum(dims) + y.sum(dims)).to(torch.promote_types(x.dtype, torch.float32)) + 1
         count = 1
-        if self.reduction != "sum":
-            count = self.positions(x) // (x.shape[0] if self.reduction == "batch" else 1)
-        return ops.ssim_reduced(x, y, *settings, count, self.reduction == "batch")
+        if reduction != "sum":
+            count = self.positions(x) // (x.shape[0] if per_image else 1)
+        return ops.ssim_reduced(x, y, *settings, count, per_image)
 
     def positions(self, x: Tensor) -> int:
         """The number of values in the map of images like ``x``."""

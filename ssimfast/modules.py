@@ -1,7 +1,5 @@
 """SSIM as ``nn.Module``: arguments are checked once, when the module is made."""
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from ssimfast.functional import Statistic
@@ -49,12 +47,8 @@ class SSIMLoss(SSIM):
     With ``reduction="sum"`` it is the sum of ``1 - SSIM`` over all positions.
     """
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self.mean = Statistic.of(**{**self.arguments, "reduction": "mean"})
-
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Images (N, C, H, W) to the loss: shape (), (N,) or that of the map."""
-        if self.arguments["reduction"] == "sum":
-            return (1 - self.mean(x, y)) * self.mean.positions(x)
+        if self.statistic.reduction == "sum":
+            return (1 - self.statistic.reduced(x, y, "mean")) * self.statistic.positions(x)
         return 1 - self.statistic(x, y)
