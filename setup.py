@@ -32,7 +32,7 @@ def has_compiler() -> bool:
         return False
     if sys.platform == "win32":
         return bool(shutil.which("cl") or os.environ.get("VCINSTALLDIR"))
-    if chosen := os.environ.get("CXX"):
+    if chosen := os.environ.get("CXX", "").strip():
         if shutil.which(chosen.split()[0]) is None:
             raise SystemExit(f"ssimfast: CXX names a compiler that is not there: {chosen!r}")
         return True

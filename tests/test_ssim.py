@@ -100,7 +100,7 @@ def edges() -> dict[str, torch.Tensor]:
     return {"rows": rows, "columns": rows.t()[:28].repeat(2, 1)[:32, :28], "dots": dots}
 
 
-@pytest.mark.parametrize("window_size, sigma", [(3, 1.5), (3, 0.3), (5, 1.0), (11, 0.3), (11, 0.8)])
+@pytest.mark.parametrize("window_size, sigma", [(3, 1.5), (3, 0.3), (5, 1.0), (11, 0.3), (11, 1.0)])
 @pytest.mark.parametrize("kind", edges())
 def test_narrow_windows_on_edges(backend, kind, window_size, sigma):
     x = edges()[kind][None, None].contiguous()
@@ -199,11 +199,12 @@ def test_photographs(backend, name):
         assert_matches_oracle(x, y)
 
 
-@pytest.mark.parametrize("hot", [10.0, 1e4, 1e8])
-def test_an_outlier_spoils_no_other_window(backend, hot):
-    x, y = pair(1, 1, 41, 41)
+@pytest.mark.parametrize("outlier", [0.0, 10.0, 1e4, 1e8])
+@pytest.mark.parametrize("bias", [0, 1000])
+def test_an_outlier_spoils_no_other_window(backend, bias, outlier):
+    x, y = (image + bias for image in pair(1, 1, 41, 41))
     clean = ssimfast.ssim(x, y, reduction="none")
-    x[0, 0, 20, 20] = hot
+    x[0, 0, 20, 20] = outlier
     values = ssimfast.ssim(x, y, reduction="none")
     hit = torch.zeros_like(values, dtype=torch.bool)
     hit[..., 10:21, 10:21] = True

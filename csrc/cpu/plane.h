@@ -38,6 +38,11 @@ struct Source {
     }
     return buffer;
   }
+
+  A at(const char* plane, int64_t row_index, int64_t column) const {
+    A buffer;
+    return *row(plane, row_index, column, 1, &buffer);
+  }
 };
 
 template <class A>

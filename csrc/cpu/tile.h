@@ -13,9 +13,9 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
-#include <limits>
 #include <type_traits>
 
 #include "plane.h"
@@ -75,32 +75,27 @@ struct Workspace {
 
 // A constant subtracted from both images on the way in. Within a few ranges of `low` that is `low`
 // itself, and s keeps its relative precision down to black. Farther away (a bias, another unit)
-// a sum would round off more than either image did: there it is the value nearest to `low` among
-// some of the tile's, so that single outliers do not count.
+// a sum would round off more than either image did: there it is the median of some of the tile's
+// values, which outliers do not move.
 template <class A>
 A choose_level(const Job<A>& job, const Tile& tile, const char* x, const char* y) {
   constexpr A kFarAway = 4;
-  constexpr int kSamples = 3;  // in each direction
-  A lowest = std::numeric_limits<A>::infinity(), highest = -lowest, buffer;
-  const auto sample = [&](const Source<A>& source, const char* plane, int64_t r, int64_t c) {
-    const A value = *source.row(plane, r, c, 1, &buffer);
-    if (!std::isfinite(value)) return;
-    lowest = std::min(lowest, value);
-    highest = std::max(highest, value);
-  };
-  for (int i = 0; i < kSamples; ++i) {
-    const int64_t r =
-        tile.row_begin + (2 * i + 1) * (tile.row_end - tile.row_begin) / (2 * kSamples);
-    for (int j = 0; j < kSamples; ++j) {
-      const int64_t c =
-          tile.column_begin + (2 * j + 1) * (tile.column_end - tile.column_begin) / (2 * kSamples);
-      sample(job.x, x, r, c);
-      sample(job.y, y, r, c);
-    }
+  constexpr int kSamples = 5;  // in each direction
+  std::array<A, 2 * kSamples * kSamples> values;
+  auto end = values.begin();
+  for (int i = 0; i < kSamples * kSamples; ++i) {
+    const auto at = [](int64_t begin, int64_t end, int64_t k) {
+      return begin + (2 * k + 1) * (end - begin) / (2 * kSamples);
+    };
+    const int64_t r = at(tile.row_begin, tile.row_end, i / kSamples);
+    const int64_t c = at(tile.column_begin, tile.column_end, i % kSamples);
+    for (const A value : {job.x.at(x, r, c), job.y.at(y, r, c)})
+      if (std::isfinite(value)) *end++ = value;
   }
-  const A nearest = std::max(lowest, std::min(highest, job.low));
-  const bool far_away = std::abs(nearest - job.low) * job.scale > kFarAway;
-  return far_away && std::isfinite(nearest) ? nearest : job.low;
+  if (end == values.begin()) return job.low;
+  const auto middle = values.begin() + (end - values.begin()) / 2;
+  std::nth_element(values.begin(), middle, end);
+  return std::abs(*middle - job.low) * job.scale > kFarAway ? *middle : job.low;
 }
 
 // The taps of a window known at compile time: one half of them, ready in registers.
