@@ -58,10 +58,11 @@ def main() -> None:
                     error = (single[what].double() - value).abs().max().item()
                     if what.startswith("gradient"):
                         error /= max(value.abs().max().item(), 1e-300)
-                    key = ("black" if distortion == "black" else "others", what)
+                    key = ("against black" if distortion == "black" else "otherwise", what)
                     worst[key] = max(worst.get(key, (0.0, "")), (error, f"{name}, {distortion}"))
+    print("largest errors; of gradients, relative to the largest gradient of the image")
     for (kind, what), (error, where) in sorted(worst.items()):
-        print(f"{kind:7} {what:11} {error:.1e}  ({where})")
+        print(f"{kind:13} {what:11} {error:.1e}  ({where})")
 
 
 if __name__ == "__main__":

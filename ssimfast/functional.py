@@ -47,7 +47,8 @@ def ssim(
         y: images of the same shape, dtype and device.
         value_range: (low, high), the values that mean black and white: ``(-1, 1)`` for the
             output of tanh. The images are mapped to [0, 1] inside the kernel, which matters
-            because SSIM is not invariant under a common offset. Values outside are allowed.
+            because SSIM is not invariant under a common offset. Values outside are allowed, and
+            nothing checks that the range is the images' own.
         data_range: short for ``value_range=(0, data_range)``.
         window_size: side of the Gaussian window in pixels, odd, 1 to 33.
         sigma: standard deviation of the Gaussian in pixels, > 0.
@@ -205,7 +206,8 @@ def _check_images(x: Tensor, y: Tensor, window_size: int, padding: str) -> None:
         if not isinstance(image, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(image).__name__}")
         if image.dim() != 4:
-            raise ValueError(f"{name} must have shape (N, C, H, W), got {tuple(image.shape)}")
+            hint = f"; a single image is {name}[None]" if image.dim() == 3 else ""
+            raise ValueError(f"{name} must have shape (N, C, H, W), got {tuple(image.shape)}{hint}")
         if image.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
             raise TypeError(
                 f"{name} must be float16, bfloat16, float32 or float64, got {image.dtype}; "
@@ -216,7 +218,10 @@ def _check_images(x: Tensor, y: Tensor, window_size: int, padding: str) -> None:
             f"x and y must have the same shape, got {tuple(x.shape)} and {tuple(y.shape)}"
         )
     if x.dtype != y.dtype:
-        raise ValueError(f"x and y must have the same dtype, got {x.dtype} and {y.dtype}")
+        raise ValueError(
+            f"x and y must have the same dtype, got {x.dtype} and {y.dtype}; convert one, for "
+            "example with .float() where autocast made it half"
+        )
     if x.device != y.device:
         raise ValueError(f"x and y must be on the same device, got {x.device} and {y.device}")
     if padding == "valid" and min(x.shape[-2:]) < window_size:

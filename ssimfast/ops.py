@@ -15,7 +15,9 @@ The gradient that ``ssim_reduced_grad`` returns is that of the plain *sum* of SS
 range, so that it fits float16; ``scale_grad`` multiplies it by ``upstream * scale / count``.
 """
 
+import warnings
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from torch.autograd import forward_ad
 
 from ssimfast import reference
 
+_FOLDER = Path(__file__).parent
 _SETTINGS = "float[] window, float c1, float c2, float low, float scale, bool same"
 _REDUCTION = f"{_SETTINGS}, SymInt count, bool per_image"
 _SCHEMAS = {
@@ -45,6 +48,14 @@ for _name, _schema in _SCHEMAS.items():
 def _load_extension() -> Any:
     """Imports ``ssimfast._C``, which registers the compiled kernels; None if it was not built."""
     if find_spec("ssimfast._C") is None:
+        if (_FOLDER.parent / "setup.py").exists():
+            warnings.warn(
+                "ssimfast runs without its compiled kernels, from its sources in "
+                f"{_FOLDER.parent}; run Python elsewhere to use an installed ssimfast, or "
+                "pip install -e . there",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         return None
     try:
         from ssimfast import _C

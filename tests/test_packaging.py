@@ -56,6 +56,13 @@ def test_without_extension_the_reference_serves(copy_without_extension):
     assert done.stdout.endswith("1.0\n")
 
 
+def test_sources_without_extension_warn(copy_without_extension):
+    (copy_without_extension / "setup.py").touch()
+    done = run_python("import ssimfast", copy_without_extension)
+    assert done.returncode == 0
+    assert "RuntimeWarning: ssimfast runs without its compiled kernels" in done.stderr
+
+
 def test_report_names_the_backend_of_every_device():
     report = main.report()
     for device, backend in ssimfast.backends().items():
