@@ -19,7 +19,7 @@ demo: $(VENV)/installed
 	$(CYCLEGAN) demo-data $(DEMO)/data
 	$(CYCLEGAN) train --data $(DEMO)/data --run-dir $(DEMO)/run --cycle-loss ssim \
 	  --image-size 64 --steps 1000 --batch-size 4 --base-width 16 --blocks 4 \
-	  --discriminator-width 32 --learning-rate 1e-3 --lambda-identity 1
+	  --discriminator-width 32 --learning-rate 1e-3 --lambda-identity 1 --test-images 48
 	$(CYCLEGAN) translate --checkpoint $(DEMO)/run/checkpoint.pt $(DEMO)/data/testA $(DEMO)/translated
 
 test: $(VENV)/installed

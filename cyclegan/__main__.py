@@ -7,6 +7,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from cyclegan.demo_data import write_demo_data
+from cyclegan.errors import UserError
 from cyclegan.trainer import Settings, Trainer, find_device
 from cyclegan.translate import load_generator, translate_folder
 
@@ -17,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         args.command(args)
-    except (OSError, ValueError) as error:
+    except (OSError, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -50,7 +51,12 @@ def make_parser() -> argparse.ArgumentParser:
 
     translate = commands.add_parser("translate", help="translate a folder of images")
     translate.add_argument("source", type=Path, metavar="IN", help="folder of images")
-    translate.add_argument("target", type=Path, metavar="OUT", help="folder for the results")
+    translate.add_argument(
+        "target",
+        type=Path,
+        metavar="OUT",
+        help="folder for the results; files of the same name in it are replaced",
+    )
     translate.add_argument("--checkpoint", type=Path, required=True, help="RUN/checkpoint.pt")
     translate.add_argument("--direction", choices=("ab", "ba"), default="ab", help="default: ab")
     translate.add_argument("--device", default="auto", help="default: cuda where there is one")

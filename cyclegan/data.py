@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from cyclegan.errors import UserError
 from cyclegan.files import list_images, readable_images, to_tensor
 
 # Training images are enlarged by this factor before the random crop (Zhu et al. 2017: 286 -> 256).
@@ -31,6 +32,8 @@ class UnpairedImages(Dataset):
     def __init__(self, root: Path, image_size: int, samples: int, seed: int):
         self.paths_a = list_images(root / "trainA")
         self.paths_b = list_images(root / "trainB")
+        for paths in (self.paths_a, self.paths_b):
+            read_from(paths, 0)  # none that can be read: better an error now than in a worker
         self.image_size = image_size
         self.samples = samples
         self.seed = seed
@@ -62,7 +65,7 @@ def load_test_images(folder: Path, image_size: int, limit: int) -> Tensor:
         for _, image in islice(readable_images(list_images(folder)), limit)
     ]
     if not images:
-        raise ValueError(f"no readable image in {folder}")
+        raise UserError(f"no readable image in {folder}")
     return torch.stack(images)
 
 
@@ -70,7 +73,7 @@ def read_from(paths: list[Path], index: int) -> Image.Image:
     """The image at `index`, or the next one that can be read."""
     _, image = next(readable_images(paths[index:] + paths[:index]), (None, None))
     if image is None:
-        raise ValueError(f"no readable image in {paths[0].parent}")
+        raise UserError(f"no readable image in {paths[0].parent}")
     return image
 
 

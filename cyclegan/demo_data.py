@@ -10,6 +10,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
+from cyclegan.errors import UserError, check_seed
 from cyclegan.files import write_png
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "stereo_motorcycle")
@@ -18,13 +19,22 @@ SMALLEST_CROP = 80  # side of the smallest region that is scaled to CROP_SIZE
 COLUMNS = 4  # strips of each photograph, an even number
 TEST_PART = 1 / 3  # height of each photograph that is kept for the test folders
 BRUSH_RADIUS = 3  # pixels; Kuwahara windows are one larger
+# Lies in a folder whose images demo-data may write over, for it wrote them itself.
+MARKER = "demo-data.txt"
+MARKER_TEXT = """\
+Made by `python -m cyclegan demo-data` from photographs inside the scikit-image package.
+While this file is here, the same command may write over the images beside it.
+"""
 # The painter's palette: RGB of its darkest to its lightest tone.
 PALETTE = np.array([(24, 20, 66), (32, 84, 112), (196, 110, 48), (240, 190, 92), (255, 246, 214)])
 PALETTE_SHARE = 0.6  # how far colours are pulled towards the palette
 
 
 def write_demo_data(root: Path, train_count: int = 320, test_count: int = 48, seed: int = 0):
-    """Write root/{trainA,trainB,testA,testB}/0000.png ...; the same arguments, the same bytes."""
+    """Write root/{trainA,trainB,testA,testB}/0000.png ...; the same arguments, the same bytes.
+
+    Nothing is written where a folder holds files that no earlier call wrote.
+    """
     counts = {
         "trainA": train_count,
         "trainB": train_count,
@@ -33,19 +43,37 @@ def write_demo_data(root: Path, train_count: int = 320, test_count: int = 48, se
     }
     for name, count in counts.items():
         if count < 1:
-            raise ValueError(f"every folder needs at least one image; got {count} for {name}")
+            raise UserError(f"every folder needs at least one image; got {count} for {name}")
+    check_seed(seed)
+    paths = {
+        name: [root / name / f"{index:04d}.png" for index in range(count)]
+        for name, count in counts.items()
+    }
     photographs = load_photographs()
-    for stream, (name, count) in enumerate(counts.items()):
+    claim(root, paths)
+    for stream, name in enumerate(paths):
         rng = np.random.default_rng((seed, stream))
-        paths = [root / name / f"{index:04d}.png" for index in range(count)]
-        # Images of an earlier, larger set would silently become part of this one.
-        if others := set((root / name).glob("*")) - set(paths):
-            raise FileExistsError(f"{root / name} holds other files, such as {min(others).name}")
-        for index, path in enumerate(paths):
+        for index, path in enumerate(paths[name]):
             photograph = photographs[index % len(photographs)]
             part = region(photograph.size, name, strip=int(rng.integers(COLUMNS // 2)))
             crop = random_crop(photograph.crop(part), rng)
             write_png(paint(crop, rng) if name.endswith("B") else crop, path)
+
+
+def claim(root: Path, paths: dict[str, list[Path]]) -> None:
+    """Mark `root` as demo data, unless its folders hold other files than an earlier call's.
+
+    Images of an earlier, larger set count as others: they would silently become part of this one.
+    """
+    marker = root / MARKER
+    ours = marker.is_file()
+    for folder in (root / name for name in paths):
+        present = set(folder.iterdir()) if folder.exists() else set()
+        if others := present - set(paths[folder.name]) if ours else present:
+            raise FileExistsError(f"{folder} holds other files, such as {min(others).name}")
+    if not ours:
+        root.mkdir(parents=True, exist_ok=True)
+        marker.write_text(MARKER_TEXT)
 
 
 def load_photographs() -> list[Image.Image]:

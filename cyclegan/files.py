@@ -1,6 +1,7 @@
 """Image files: found, read as 8-bit RGB, turned into tensors and back, and written in one step."""
 
 import os
+import struct
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,9 +12,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from cyclegan.errors import UserError
+
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # What Pillow raises on files that are damaged, no images, or far too large.
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 
 
 @contextmanager
@@ -37,7 +40,7 @@ def list_images(folder: Path) -> list[Path]:
         raise FileNotFoundError(f"no such folder: {folder}")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if not paths:
-        raise ValueError(f"no images in {folder} (looked for {', '.join(SUFFIXES)})")
+        raise UserError(f"no images in {folder} (looked for {', '.join(SUFFIXES)})")
     return paths
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from cyclegan.errors import UserError
 from ssimfast import SSIMLoss
 
 CYCLE_LOSSES: dict[str, Callable[[], nn.Module]] = {
@@ -15,7 +16,7 @@ CYCLE_LOSSES: dict[str, Callable[[], nn.Module]] = {
 def make_cycle_loss(name: str) -> nn.Module:
     """The loss module(x, y) of that name: (N, 3, H, W) twice -> scalar, 0 where x equals y."""
     if name not in CYCLE_LOSSES:
-        raise ValueError(f"cycle_loss must be one of {', '.join(CYCLE_LOSSES)}; got {name!r}")
+        raise UserError(f"cycle_loss must be one of {', '.join(CYCLE_LOSSES)}; got {name!r}")
     return CYCLE_LOSSES[name]()
 
 

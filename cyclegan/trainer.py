@@ -1,5 +1,6 @@
 """Training of CycleGAN (Zhu et al. 2017, arXiv:1703.10593): settings, one step, the loop."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, asdict, dataclass, field
 from itertools import chain
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from cyclegan.data import UnpairedImages, load_test_images
+from cyclegan.errors import UserError, check_seed
 from cyclegan.files import replacing, to_image, write_png
 from cyclegan.image_pool import ImagePool
 from cyclegan.losses import lsgan_loss, make_cycle_loss
@@ -49,7 +51,9 @@ class Settings:
     beta1: float = setting("Adam's first decay rate; GANs oscillate with its usual 0.9", 0.5)
     decay_start: float = setting("part of the steps after which the rate falls to 0", 0.5)
     pool_size: int = setting("older fakes kept for each discriminator", 50)
-    test_images: int = setting("images of each test folder, by name, for SSIM and grids", 64)
+    test_images: int = setting(
+        "images of each test folder, by name; all are translated before and after training", 16
+    )
     log_every: int = setting("steps between losses on the progress bar; each waits for a GPU", 20)
     save_every: int = setting("steps between checkpoints and sample grids; the end has one", 1000)
     workers: int = setting("processes that load images; 0: the training process does", 0)
@@ -62,19 +66,22 @@ class Settings:
             *("discriminator_layers", "learning_rate", "test_images", "log_every", "save_every"),
         ):
             self._require(name, getattr(self, name) > 0, "positive")
-        for name in ("lambda_cycle", "lambda_identity", "pool_size", "workers", "seed"):
+        for name in ("lambda_cycle", "lambda_identity", "pool_size", "workers"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("learning_rate", "lambda_cycle", "lambda_identity"):
+            self._require(name, math.isfinite(getattr(self, name)), "finite")
         for name in ("beta1", "decay_start"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         # In smaller images the SSIM window or the discriminator's last two layers do not fit.
         smallest = max(16, 4 * 2**self.discriminator_layers)
         fits = self.image_size % 4 == 0 and self.image_size >= smallest
         self._require("image_size", fits, f"a multiple of 4, at least {smallest}")
+        check_seed(self.seed)
         make_cycle_loss(self.cycle_loss)  # rejects unknown names
 
     def _require(self, name: str, holds: bool, what: str) -> None:
         if not holds:
-            raise ValueError(f"{name} must be {what}; got {getattr(self, name)}")
+            raise UserError(f"{name} must be {what}; got {getattr(self, name)}")
 
 
 class Trainer:
@@ -123,6 +130,7 @@ class Trainer:
     def train(self) -> None:
         """All steps, with a progress bar on stderr; sample grids and checkpoints on the way."""
         s = self.settings
+        self.save_samples()  # what training begins from; fails now if run_dir cannot be written
         pin_memory = self.device.type == "cuda"
         loader = DataLoader(self.pairs, s.batch_size, num_workers=s.workers, pin_memory=pin_memory)
         with tqdm(loader, desc="training", unit="step") as progress:
@@ -243,7 +251,7 @@ def descend(loss: Tensor, optimizer: Optimizer) -> None:
 def linear_decay(steps: int, decay_start: float) -> Callable[[int], float]:
     """Factor of the learning rate: 1 until decay_start * steps, then down to 0 at `steps`."""
     start = decay_start * steps
-    return lambda step: min(1.0, (steps - step) / (steps - start))
+    return lambda step: max(0.0, min(1.0, (steps - step) / (steps - start)))
 
 
 def find_device(name: str) -> torch.device:
@@ -252,4 +260,4 @@ def find_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError):  # no such name; no such device in this build of torch
-        raise ValueError(f"device must be auto or one that torch has here; got {name!r}") from None
+        raise UserError(f"device must be auto or one that torch has here; got {name!r}") from None

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cyclegan.errors import UserError
 from cyclegan.files import list_images, readable_images, to_image, to_tensor, write_png
 from cyclegan.networks import ResnetGenerator
 
@@ -17,13 +18,13 @@ def load_generator(checkpoint: Path, direction: str, device: torch.device) -> nn
     if not checkpoint.is_file():
         raise FileNotFoundError(f"no such checkpoint: {checkpoint}")
     try:
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         settings, weights = state["settings"], state["networks"][f"generator_{direction}"]
+        generator = ResnetGenerator(settings["base_width"], settings["blocks"])
+        generator.load_state_dict(weights)
     except (RuntimeError, pickle.UnpicklingError, EOFError, LookupError, TypeError) as error:
-        raise ValueError(f"{checkpoint} is no checkpoint of cyclegan train") from error
-    generator = ResnetGenerator(settings["base_width"], settings["blocks"]).to(device)
-    generator.load_state_dict(weights)
-    return generator
+        raise UserError(f"{checkpoint} is no checkpoint of cyclegan train") from error
+    return generator.to(device)
 
 
 def translate_folder(generator: nn.Module, source: Path, target: Path, device: torch.device) -> int:
@@ -32,18 +33,18 @@ def translate_folder(generator: nn.Module, source: Path, target: Path, device: t
     Returns how many were written.
     """
     if source.resolve() == target.resolve():
-        raise ValueError(f"the images would overwrite themselves: IN and OUT are both {source}")
+        raise UserError(f"the images would overwrite themselves: IN and OUT are both {source}")
     paths = list_images(source)
     clashes = [stem for stem, n in Counter(path.stem for path in paths).items() if n > 1]
     if clashes:
-        raise ValueError(f"several images would be written to {target / clashes[0]}.png")
+        raise UserError(f"several images would be written to {target / clashes[0]}.png")
     count = 0
     for path, image in readable_images(paths):
         result = translate(generator, to_tensor(image).to(device))
         write_png(to_image(result), target / f"{path.stem}.png")
         count += 1
     if count == 0:
-        raise ValueError(f"no readable image in {source}")
+        raise UserError(f"no readable image in {source}")
     return count
 
 

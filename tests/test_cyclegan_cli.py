@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,24 +12,23 @@ import pytest
 import torch
 from PIL import Image
 
+from cyclegan import __main__
 from cyclegan.__main__ import main
 from cyclegan.files import list_images, readable_images, to_tensor
 from cyclegan.networks import ResnetGenerator
 from cyclegan.translate import translate
 
-ROOT = Path(__file__).resolve().parents[1]
 TRAIN = "train --steps 3 --image-size 32 --base-width 4 --blocks 1 --discriminator-width 4"
 
 
 def cyclegan(*arguments, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, "-m", "cyclegan", *map(str, arguments)],
         check=True,
         capture_output=True,
         text=True,
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        cwd=cwd or Path(__file__).parent,  # not the root, whose sources would hide the package
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 
@@ -109,11 +109,28 @@ def test_padding_does_not_move_the_image():
     assert torch.equal(translate(generator, image), image)
 
 
+def test_small_images_are_padded_with_their_edge_and_no_graph_is_kept():
+    class Recorder(ResnetGenerator):
+        def forward(self, x):
+            self.seen = x
+            return super().forward(x)
+
+    generator = Recorder(base_width=4, blocks=1)
+    image = torch.rand(3, 5, 9)
+    assert not translate(generator, image).requires_grad
+    rows, columns = torch.arange(8).clamp(max=4), torch.arange(12).clamp(max=8)
+    assert torch.equal(generator.seen[0], image[:, rows][:, :, columns])
+
+
 def test_user_errors_are_one_line_that_names_the_cause(trained, tmp_path, capsys):
     root, _ = trained
     data, checkpoint = root / "data", root / "run" / "checkpoint.pt"
     text = tmp_path / "text.pt"
     text.write_text("not a checkpoint")
+    state = torch.load(checkpoint, weights_only=True)
+    cut = {name: tmp_path / f"{name}.pt" for name in ("shapeless", "weightless")}
+    torch.save({**state, "settings": {}}, cut["shapeless"])
+    torch.save({**state, "networks": {"generator_ab": {}}}, cut["weightless"])
     twins = tmp_path / "twins"
     twins.mkdir()
     for name in ("x.png", "x.bmp"):
@@ -124,12 +141,15 @@ def test_user_errors_are_one_line_that_names_the_cause(trained, tmp_path, capsys
     cases = {
         "no such folder: nowhere/trainA": [*train, "nowhere"],
         "cycle_loss must be one of l1, ssim; got 'l3'": [*train, data, "--cycle-loss", "l3"],
+        "seed must be in [0, 2**63 - 1]; got -1": [*train, data, "--seed", -1],
         "no such folder: nowhere": [*translate, checkpoint, "nowhere", out],
         "no images in": [*translate, checkpoint, root / "run", out],
         "IN and OUT are both": [*translate, checkpoint, data / "testA", data / "testA"],
         "several images would be written to": [*translate, checkpoint, twins, out],
         "no such checkpoint: none.pt": [*translate, "none.pt", data / "testA", out],
         "text.pt is no checkpoint": [*translate, text, data / "testA", out],
+        "shapeless.pt is no checkpoint": [*translate, cut["shapeless"], data / "testA", out],
+        "weightless.pt is no checkpoint": [*translate, cut["weightless"], data / "testA", out],
     }
     for message, arguments in cases.items():
         assert main([str(argument) for argument in arguments]) == 2
@@ -138,3 +158,23 @@ def test_user_errors_are_one_line_that_names_the_cause(trained, tmp_path, capsys
         [line] = printed.err.splitlines()
         assert line.startswith("error: ") and message in line
     assert not out.exists()
+
+
+def test_an_unreadable_domain_is_one_line_with_worker_processes_too(trained, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(trained[0] / "data", data)
+    for path in (data / "trainB").iterdir():
+        path.write_text("no image")
+    options = f"--workers 2 --data {data} --run-dir {tmp_path / 'run'}"
+    with pytest.warns(UserWarning, match="skipped unreadable image"):
+        assert main([*TRAIN.split(), *options.split()]) == 2
+    assert capsys.readouterr().err == f"error: no readable image in {data / 'trainB'}\n"
+
+
+def test_bugs_keep_their_traceback(tmp_path, monkeypatch):
+    def broken(*_):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(__main__, "write_demo_data", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        main(["demo-data", str(tmp_path)])

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from torch.utils.data import DataLoader
 
 from cyclegan import demo_data
@@ -52,6 +52,29 @@ def test_a_sample_depends_on_seed_and_index_only(flat_root):
     backward = [torch.stack(second[i]) for i in reversed(range(12))]
     assert all(torch.equal(f, b) for f, b in zip(forward, reversed(backward), strict=True))
     assert not all(torch.equal(f, torch.stack(other[i])) for i, f in enumerate(forward))
+
+
+def test_order_partners_and_crops_each_follow_the_seed(flat_root, tmp_path_factory):
+    drawn = []
+    for seed in (4, 5):
+        pairs = UnpairedImages(flat_root, 16, samples=20, seed=seed)
+        drawn.append([[gray(image) for image in pairs[i]] for i in range(20)])
+    order, partners = zip(*np.moveaxis(drawn, 2, 1), strict=True)
+    assert not np.array_equal(*order)
+    assert not np.array_equal(*partners)
+
+    root = tmp_path_factory.mktemp("same")  # one image, so that only the crops can differ
+    for folder in ("trainA", "trainB"):
+        (root / folder).mkdir()
+        save_noise(root / folder / "noise.png")
+    first, second = (
+        [pairs[i] for i in range(6)]
+        for pairs in (UnpairedImages(root, 16, samples=6, seed=seed) for seed in (4, 5))
+    )
+    for domain in (0, 1):
+        one, other = (torch.stack([pair[domain] for pair in pairs]) for pairs in (first, second))
+        assert not torch.equal(one, other)
+    assert not all(torch.equal(a, b) for a, b in first)  # A and B are cropped on their own
 
 
 def test_worker_processes_do_not_change_the_samples(flat_root):
@@ -125,6 +148,19 @@ def test_every_mode_becomes_8_bit_rgb(image, expected):
     assert rgb.getpixel((0, 0)) == expected
 
 
+def test_floating_point_images_are_refused(tmp_path):
+    Image.new("F", (1, 1), 0.5).save(tmp_path / "x.tif")
+    with pytest.warns(UserWarning, match="x.tif: floating-point pixels have no defined range"):
+        assert not list(readable_images([tmp_path / "x.tif"]))
+
+
+def test_an_image_with_half_an_exif_header_is_unreadable(tmp_path):
+    """Pillow's struct.error, which is no OSError, must not end a run."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png", exif=b"MM\0*")
+    with pytest.warns(UserWarning, match="skipped unreadable image .*x.png: unpack requires"):
+        assert not list(readable_images([tmp_path / "x.png"]))
+
+
 def test_rotated_photographs_are_put_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held on its side
@@ -160,8 +196,8 @@ def test_unreadable_images_are_named_and_skipped(flat_root):
     assert names == ["2.png", "3.png", "4.png"]
     assert [f"trainA/{i}.png" in str(w.message) for i, w in enumerate(warned)] == [True, True]
 
-    pairs = UnpairedImages(flat_root, 16, samples=5, seed=0)
     with pytest.warns(UserWarning, match="skipped unreadable image .*trainA/[01].png"):
+        pairs = UnpairedImages(flat_root, 16, samples=5, seed=0)
         assert {gray(pairs[i][0]) for i in range(5)} == {20, 30, 40}
 
 
@@ -169,7 +205,7 @@ def test_a_domain_without_a_readable_image_is_named(flat_root):
     for path in (flat_root / "trainB").iterdir():
         path.write_text("")
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="no readable .*trainB"):
-        UnpairedImages(flat_root, 16, samples=5, seed=0)[0]
+        UnpairedImages(flat_root, 16, samples=5, seed=0)
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="no readable .*trainB"):
         load_test_images(flat_root / "trainB", 16, limit=3)
 
@@ -201,8 +237,10 @@ def test_demo_data_counts_sizes_and_determinism(tmp_path):
     demo_data.write_demo_data(tmp_path / "y", 6, 5)
     demo_data.write_demo_data(tmp_path / "z", 6, 5, seed=1)
     x, y, z = (contents(tmp_path / name) for name in "xyz")
-    assert sorted(x) == sorted(f"{f}/{i:04d}.png" for f, n in FOLDERS.items() for i in range(n))
     assert x == y
+    for found in (x, y, z):
+        assert b"demo-data" in found.pop(demo_data.MARKER)
+    assert sorted(x) == sorted(f"{f}/{i:04d}.png" for f, n in FOLDERS.items() for i in range(n))
     assert all(x[name] != z[name] for name in x)
     assert len(set(x.values())) == len(x)
     for name in FOLDERS:
@@ -217,6 +255,46 @@ def test_demo_data_does_not_mix_with_other_files(tmp_path):
         demo_data.write_demo_data(tmp_path, 1, 1)
     with pytest.raises(ValueError, match="got 0 for testA"):
         demo_data.write_demo_data(tmp_path, 2, 0)
+    for seed in (-1, 2**63):
+        with pytest.raises(ValueError, match=f"seed must .*got {seed}"):
+            demo_data.write_demo_data(tmp_path, 2, 1, seed=seed)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_demo_data_leaves_images_of_others_alone(tmp_path, folder):
+    save_flat(tmp_path / folder / "0000.png", 50)
+    before = contents(tmp_path)
+    with pytest.raises(FileExistsError, match=f"{folder} holds other files, such as 0000.png"):
+        demo_data.write_demo_data(tmp_path, 2, 1)
+    assert contents(tmp_path) == before
+
+
+def test_demo_images_come_from_the_regions_of_their_folder_and_b_is_painted(tmp_path, monkeypatch):
+    """Red tells the column and green the row of a pixel; paint is replaced by the negative."""
+    width, height = 480, 252
+    y, x = np.mgrid[:height, :width]
+    coded = np.stack([x // 2, y, 0 * x], axis=-1).astype(np.uint8)
+    monkeypatch.setattr(demo_data, "load_photographs", lambda: [Image.fromarray(coded)])
+    monkeypatch.setattr(demo_data, "paint", lambda image, rng: ImageChops.invert(image))
+    demo_data.write_demo_data(tmp_path, 8, 8)
+    for name in FOLDERS:
+        regions = [demo_data.region((width, height), name, strip) for strip in (0, 1)]
+        seen = set()
+        for _, image in readable_images(list_images(tmp_path / name)):
+            pixels = np.asarray(ImageChops.invert(image) if name.endswith("B") else image)
+            assert not pixels[..., 2].any()  # black stays black, and its negative was white
+            columns, rows = 2 * pixels[..., 0].astype(int), pixels[..., 1].astype(int)
+            assert min(np.ptp(columns), np.ptp(rows)) > demo_data.SMALLEST_CROP - 8
+            inside = [  # 2 pixels are for rounding
+                left - 2 <= columns.min()
+                and top - 2 <= rows.min()
+                and columns.max() <= right + 2
+                and rows.max() <= bottom + 2
+                for left, top, right, bottom in regions
+            ]
+            assert any(inside)
+            seen.add(inside.index(True))
+        assert seen == {0, 1}
 
 
 def test_the_regions_of_the_folders_tile_each_photograph():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cyclegan.networks import PatchDiscriminator, ResnetGenerator
+from cyclegan.networks import PatchDiscriminator, ResidualBlock, ResnetGenerator
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,36 @@ def test_published_sizes():
 
 def modules(network):
     return [module for module in network.modules() if not list(module.children())]
+
+
+def test_a_residual_block_adds_to_its_input():
+    block = ResidualBlock(4)
+    for parameter in block.parameters():
+        nn.init.zeros_(parameter)
+    x = torch.randn(1, 4, 8, 8)
+    assert torch.equal(block(x), x)
+
+
+def test_generator_pads_by_reflection_and_ends_in_tanh():
+    layers = modules(ResnetGenerator(4, 1))
+    assert isinstance(layers[-1], nn.Tanh)
+    padded = [
+        (before.padding, after.kernel_size)
+        for before, after in zip(layers, layers[1:], strict=False)
+        if isinstance(before, nn.ReflectionPad2d)
+    ]
+    stem_or_head, in_block = ((3,) * 4, (7, 7)), ((1,) * 4, (3, 3))
+    assert padded == [stem_or_head, in_block, in_block, stem_or_head]
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d) and layer.stride == (1, 1):
+            assert layer.padding == (0, 0)
+
+
+def test_discriminator_leaks_a_fifth_of_what_is_negative():
+    layers = modules(PatchDiscriminator(4, 3))
+    slopes = [layer.negative_slope for layer in layers if isinstance(layer, nn.LeakyReLU)]
+    assert slopes == [0.2] * 4
+    assert {type(layer) for layer in layers} == {nn.Conv2d, nn.LeakyReLU, nn.InstanceNorm2d}
 
 
 @pytest.mark.parametrize("n_layers, field", [(1, 16), (2, 34), (3, 70)])

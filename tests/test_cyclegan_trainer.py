@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 import ssimfast
+from cyclegan.data import load_test_images
 from cyclegan.networks import PatchDiscriminator, ResnetGenerator
 from cyclegan.trainer import NETWORKS, Settings, Trainer, linear_decay
 
@@ -70,12 +72,18 @@ def batch():
         ("steps", 0),
         ("learning_rate", -1e-3),
         ("learning_rate", float("nan")),
+        ("learning_rate", float("inf")),
         ("lambda_cycle", -1.0),
+        ("lambda_cycle", float("inf")),
+        ("lambda_identity", float("nan")),
+        ("lambda_identity", float("inf")),
         ("decay_start", 1.0),
         ("image_size", 66),
         ("image_size", 28),
         ("cycle_loss", "sim"),
         ("pool_size", -1),
+        ("seed", -1),
+        ("seed", 2**63),
     ],
 )
 def test_settings_name_the_argument_and_what_came(settings, name, value):
@@ -143,6 +151,22 @@ def test_a_step_has_the_losses_and_gradients_of_the_paper(
             torch.testing.assert_close(got.grad, want.grad, rtol=1e-3, atol=1e-5)
 
 
+def test_a_step_moves_every_parameter_of_every_network(settings, batch):
+    trainer = Trainer(settings)
+    before = copy.deepcopy([dict(getattr(trainer, name).named_parameters()) for name in NETWORKS])
+    trainer.train_step(*batch)
+    for name, old in zip(NETWORKS, before, strict=True):
+        for parameter, now in getattr(trainer, name).named_parameters():
+            assert not torch.equal(now, old[parameter]), f"{name}.{parameter}"
+
+
+def test_adam_gets_its_rates_from_the_settings(settings):
+    trainer = Trainer(replace(settings, beta1=0.25, learning_rate=3e-3))
+    for optimizer in trainer.optimizers:
+        [group] = optimizer.param_groups
+        assert (group["betas"], group["lr"]) == ((0.25, 0.999), 3e-3)
+
+
 def test_discriminators_get_no_gradient_from_the_generators(settings, batch):
     trainer = Trainer(settings)
     seen = []
@@ -156,14 +180,20 @@ def test_discriminators_get_no_gradient_from_the_generators(settings, batch):
 
 def test_pools_feed_older_fakes_to_the_discriminators(settings, batch, monkeypatch):
     trainer = Trainer(settings)
-    old = torch.zeros(2, 3, 32, 32)
-    monkeypatch.setattr(trainer.pool_a, "query", lambda fake: old)
-    monkeypatch.setattr(trainer.pool_b, "query", lambda fake: old)
+    real_a, real_b = batch
+    with torch.no_grad():
+        fakes = trainer.generator_ba(real_b), trainer.generator_ab(real_a)
+    olds = real_a.flip(3), real_b.flip(2)  # one of its own for each pool
+    asked = []
+    for pool, old in zip((trainer.pool_a, trainer.pool_b), olds, strict=True):
+        monkeypatch.setattr(pool, "query", lambda fake, old=old: asked.append(fake) or old)
     d_a, d_b = (copy.deepcopy(d) for d in trainer.discriminators)
     losses = trainer.train_step(*batch)
+    torch.testing.assert_close(asked, list(fakes))
+    assert not torch.allclose(*fakes)
     expected = sum(
         ((d(real) - 1) ** 2).mean() / 2 + (d(old) ** 2).mean() / 2
-        for d, real in zip((d_a, d_b), batch, strict=True)
+        for d, real, old in zip((d_a, d_b), batch, olds, strict=True)
     )
     torch.testing.assert_close(losses["discriminator"], expected.detach())
 
@@ -196,6 +226,7 @@ def test_linear_decay_reaches_0_at_the_end_from_any_start():
     assert [linear_decay(4, 0.0)(step) for step in range(5)] == [1, 0.75, 0.5, 0.25, 0]
     assert linear_decay(1, 0.9)(0) == 1
     assert linear_decay(1, 0.9)(1) == 0
+    assert linear_decay(4, 0.5)(5) == linear_decay(4, 0.5)(100) == 0  # never uphill
 
 
 def weights(trainer):
@@ -260,17 +291,39 @@ def test_a_failing_save_leaves_the_old_checkpoint(settings, monkeypatch):
     assert [path.name for path in trainer.run_dir.iterdir()] == ["checkpoint.pt"]
 
 
+def test_a_run_dir_that_cannot_be_written_fails_before_training(settings):
+    Path(settings.run_dir).write_text("a file")
+    trainer = Trainer(settings)
+    with pytest.raises(OSError):
+        trainer.train()
+    assert trainer.step == 0
+
+
 def test_a_run_is_not_overwritten(settings):
     Trainer(settings).save_checkpoint()
     with pytest.raises(FileExistsError, match="checkpoint.pt exists"):
         Trainer(settings)
 
 
+def test_each_domain_is_tested_on_its_own_test_folder(settings, data):
+    trainer = Trainer(settings)
+    images = {name: load_test_images(data / name, 32, 3) for name in FOLDERS}
+    assert len({image.sum().item() for image in images.values()}) == 4  # no two alike
+    assert torch.equal(trainer.test_a, images["testA"])
+    assert torch.equal(trainer.test_b, images["testB"])
+
+
+def test_round_trips_keep_no_graph(settings):
+    trips = list(Trainer(settings).round_trips())
+    assert len(trips) == 2
+    assert not any(images.requires_grad for trip in trips for images in trip)
+
+
 def test_sample_grid_shows_real_fake_and_reconstruction(settings):
     trainer = Trainer(replace(settings, steps=3, save_every=2))
     trainer.train()
     names = sorted(path.name for path in (trainer.run_dir / "samples").iterdir())
-    assert names == ["step_0000002.png", "step_0000003.png"]
+    assert names == [f"step_000000{step}.png" for step in (0, 2, 3)]
     assert trainer.samples_path.name == names[-1]
     with Image.open(trainer.samples_path) as image:
         pixels = np.asarray(image).astype(int)
