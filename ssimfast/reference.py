@@ -8,7 +8,6 @@ exact in the arithmetic type on every device, where a convolution may round to T
 import torch
 from torch import Tensor
 
-_SCALE = 4  # its place in the ops' settings
 _WITHOUT_FLOAT64 = {"mps", "xpu"}  # kinds of device
 
 
@@ -83,13 +82,15 @@ class _Statistics:
         # Negative only through rounding. clamp_min keeps NaN.
         return (_filter(image.square(), self.window) - mean.square()).clamp_min(0)
 
+    def _ssim(self) -> Tensor:
+        return (self.n1 * self.n2) / (self.d1 * self.d2)
+
     def map(self) -> Tensor:
-        return ((self.n1 * self.n2) / (self.d1 * self.d2)).to(self.out_dtype).contiguous()
+        return self._ssim().to(self.out_dtype).contiguous()
 
     def reduced(self, count: int, per_image: bool) -> Tensor:
         dims = (1, 2, 3) if per_image else (0, 1, 2, 3)
-        ssim_map = (self.n1 * self.n2) / (self.d1 * self.d2)
-        return (ssim_map.sum(dims) / count).to(self.out_dtype)
+        return (self._ssim().sum(dims) / count).to(self.out_dtype)
 
     def gradients(self, upstream: Tensor | float) -> tuple[Tensor, Tensor]:
         """Gradients of the sum of ``upstream * map`` by s and by d of images in unit range."""
@@ -120,12 +121,14 @@ def ssim_map(x: Tensor, y: Tensor, *settings) -> Tensor:
 
 
 def ssim_map_grad(upstream: Tensor, x: Tensor, y: Tensor, *settings) -> Tensor:
-    by_s, by_d = _Statistics(x, y, *settings).gradients(upstream * settings[_SCALE])
+    statistics = _Statistics(x, y, *settings)
+    by_s, by_d = statistics.gradients(upstream * statistics.scale)
     return _like(x, by_s + by_d)
 
 
 def ssim_map_grad_both(upstream: Tensor, x: Tensor, y: Tensor, *settings) -> tuple[Tensor, Tensor]:
-    by_s, by_d = _Statistics(x, y, *settings).gradients(upstream * settings[_SCALE])
+    statistics = _Statistics(x, y, *settings)
+    by_s, by_d = statistics.gradients(upstream * statistics.scale)
     return _like(x, by_s + by_d), _like(y, by_s - by_d)
 
 

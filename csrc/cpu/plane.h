@@ -21,7 +21,8 @@ struct Source {
   const char* data = nullptr;
   Strides strides{};
   int64_t element_size = 0;
-  ReadRow<A> read = nullptr;  // null: elements are of type A already
+  bool as_it_lies = false;  // elements are of type A already
+  ReadRow<A> read = nullptr;
 
   const char* plane(int64_t n, int64_t c) const { return data + n * strides.n + c * strides.c; }
 
@@ -29,13 +30,8 @@ struct Source {
   // else converted into `buffer`.
   const A* row(const char* plane, int64_t row, int64_t column, int64_t count, A* buffer) const {
     const char* from = plane + row * strides.h + column * strides.w;
-    if (read == nullptr && strides.w == element_size) return reinterpret_cast<const A*>(from);
-    if (read == nullptr) {
-      for (int64_t i = 0; i < count; ++i)
-        buffer[i] = *reinterpret_cast<const A*>(from + i * strides.w);
-    } else {
-      read(from, strides.w / element_size, count, buffer);
-    }
+    if (as_it_lies && strides.w == element_size) return reinterpret_cast<const A*>(from);
+    read(from, strides.w / element_size, count, buffer);
     return buffer;
   }
 

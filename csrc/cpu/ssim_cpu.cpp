@@ -49,9 +49,8 @@ Strides byte_strides(const Tensor& tensor) {
 
 template <class T>
 Source<Arithmetic<T>> source(const Tensor& tensor) {
-  constexpr bool as_it_lies = std::is_same_v<T, Arithmetic<T>>;
   return {static_cast<const char*>(tensor.const_data_ptr()), byte_strides<T>(tensor), sizeof(T),
-          as_it_lies ? nullptr : read_row<T>};
+          std::is_same_v<T, Arithmetic<T>>, read_row<T>};
 }
 
 template <class T>
@@ -188,9 +187,9 @@ Tensor new_result(const Tensor& x, bool per_image) {
 Tensor reduced(const Tensor& x, const Tensor& y, const Settings& settings, int64_t count,
                bool per_image, const Tensor* grad_x, const Tensor* grad_y) {
   check(x, y, settings);
-  const Tensor result = new_result(x, per_image);
+  Tensor result = new_result(x, per_image);
   if (x.numel() == 0) {
-    torch::stable::fill_(const_cast<Tensor&>(result), 0);
+    torch::stable::fill_(result, 0);
     return result;
   }
   dispatch_floating(x, [&](auto zero) {
