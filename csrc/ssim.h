@@ -11,8 +11,10 @@
 // Inlining is a correctness matter here, not a hint: a helper must take on the instruction set
 // of the function that calls it.
 #define SSIMFAST_INLINE inline __attribute__((always_inline))
+#define SSIMFAST_INLINE_LAMBDA __attribute__((always_inline))
 #else
 #define SSIMFAST_INLINE inline
+#define SSIMFAST_INLINE_LAMBDA
 #endif
 
 namespace ssimfast {
@@ -48,12 +50,19 @@ struct Terms {
   }
 
   SSIMFAST_INLINE V ssim() const { return (n1 * n2) / (d1 * d2); }
+  SSIMFAST_INLINE V luminance() const { return n1 / d1; }
+  SSIMFAST_INLINE V contrast_structure() const { return n2 / d2; }
 };
 
-// Derivatives of SSIM by the four filtered maps, times `upstream`: by the true means (the
-// luminance part only), and twice the ones by E[s^2] and E[d^2]. The differences 1 -+ l and
-// 1 -+ cs are replaced by the terms that they equal (1 - l = mu_d^2 / d1, and so on), so
-// nothing cancels where x is close to y.
+// Upstream gradients at one position: by SSIM, by luminance and by contrast-structure.
+template <class V>
+struct Upstream {
+  V ssim, luminance, contrast_structure;
+};
+
+// The upstream gradients times the derivatives by the four filtered maps: by the true means, and
+// twice the ones by E[s^2] and E[d^2]. The differences 1 -+ l and 1 -+ cs are replaced by the terms
+// that they equal (1 - l = mu_d^2 / d1, and so on), so nothing cancels where x is close to y.
 template <class V>
 struct Partials {
   V by_mu_s, by_mu_d, by_var_s, by_var_d;
@@ -61,12 +70,12 @@ struct Partials {
 
 template <class V, class A>
 SSIMFAST_INLINE Partials<V> partials(const Moments<V>& m, const Terms<V, A>& t, A c1, A c2,
-                                     V upstream) {
+                                     const Upstream<V>& upstream) {
   const V r = A(1) / (t.d1 * t.d2);
   const V r1 = r * t.d2;  // 1 / d1
   const V r2 = r * t.d1;  // 1 / d2
-  const V lum = upstream * t.n2 * r2 * r1 * r1;
-  const V con = upstream * t.n1 * r1 * r2 * r2;
+  const V lum = (upstream.ssim * t.n2 * r2 + upstream.luminance) * r1 * r1;
+  const V con = (upstream.ssim * t.n1 * r1 + upstream.contrast_structure) * r2 * r2;
   Partials<V> p;
   p.by_mu_s = m.mu_s * t.md * lum;
   p.by_mu_d = -m.mu_d * (t.ms + A(2) * c1) * lum;

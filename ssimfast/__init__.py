@@ -1,9 +1,10 @@
-"""Fused structural similarity (SSIM) for PyTorch: forward and backward in one pass."""
+"""Fused structural similarity (SSIM, MS-SSIM) for PyTorch: forward and backward in one pass."""
 
 from importlib.metadata import PackageNotFoundError, version
 
-from ssimfast.functional import ssim
-from ssimfast.modules import SSIM, SSIMLoss
+from ssimfast.functional import ms_ssim, similarity_loss, ssim, ssim_components
+from ssimfast.measures import SSIMComponents
+from ssimfast.modules import MSSSIM, SSIM, MixLoss, MSSSIMLoss, SimilarityLoss, SSIMLoss
 from ssimfast.ops import backends
 
 try:
@@ -11,4 +12,17 @@ try:
 except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["SSIM", "SSIMLoss", "backends", "ssim"]
+__all__ = [
+    "MSSSIM",
+    "SSIM",
+    "MSSSIMLoss",
+    "MixLoss",
+    "SSIMComponents",
+    "SSIMLoss",
+    "SimilarityLoss",
+    "backends",
+    "ms_ssim",
+    "similarity_loss",
+    "ssim",
+    "ssim_components",
+]

@@ -1,35 +1,39 @@
-"""The public functions: what they accept, the constants of the statistic, the reductions."""
+"""The public functions: their signatures and what they mean."""
 
-import math
-from dataclasses import dataclass
-from numbers import Integral, Real
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from ssimfast import ops
+from ssimfast.measures import (
+    WANG_WEIGHTS,
+    ComponentsMeasure,
+    MixtureMeasure,
+    MSSSIMMeasure,
+    SSIMComponents,
+    SSIMMeasure,
+)
+from ssimfast.presets import with_presets
 
-MAX_WINDOW_SIZE = 33
-# Of arguments that are numbers: squares and quotients of them stay within float32.
-_LARGEST = 1e15
-_PADDINGS = ("valid", "same")
-_REDUCTIONS = ("mean", "sum", "batch", "none")
 
-
+@with_presets
 def ssim(
     x: Tensor,
     y: Tensor,
     *,
     value_range: tuple[float, float] | None = None,
     data_range: float = 1.0,
+    window: str = "gaussian",
     window_size: int = 11,
     sigma: float = 1.5,
     k1: float = 0.01,
     k2: float = 0.03,
+    sample_covariance: bool = False,
     padding: str = "valid",
     reduction: str = "mean",
+    mask: Tensor | None = None,
+    preset: str | None = None,
 ) -> Tensor:
-    r"""Structural similarity of two batches of images, with a Gaussian window.
+    r"""Structural similarity of two batches of images or volumes, with a sliding window.
 
     SSIM of Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment: from error visibility
     to structural similarity", IEEE TIP 13(4), 2004, equation 13, with population variances, for
@@ -42,190 +46,283 @@ def ssim(
     where :math:`L` is the width of the value range. Values lie in [-1, 1]; 1 means equal.
     Differentiable once, by ``x`` and by ``y``.
 
+    Images without a mask are computed in one pass over them. Volumes and masks take kernels that
+    go axis by axis, which need more time and memory: about a dozen tensors of their size.
+
     Args:
-        x: images (N, C, H, W); float16, bfloat16, float32 or float64, any strides.
+        x: images (N, C, H, W) or volumes (N, C, D, H, W); float16, bfloat16, float32 or float64,
+            any strides.
         y: images of the same shape, dtype and device.
         value_range: (low, high), the values that mean black and white: ``(-1, 1)`` for the
             output of tanh. The images are mapped to [0, 1] inside the kernel, which matters
             because SSIM is not invariant under a common offset. Values outside are allowed, and
             nothing checks that the range is the images' own.
         data_range: short for ``value_range=(0, data_range)``.
-        window_size: side of the Gaussian window in pixels, odd, 1 to 33.
-        sigma: standard deviation of the Gaussian in pixels, > 0.
+        window: "gaussian" or "uniform".
+        window_size: side of the window in pixels, odd, 1 to 33.
+        sigma: standard deviation of the Gaussian in pixels, > 0; not used by "uniform".
         k1: constant of the luminance term, >= 0. With 0, black images give NaN.
         k2: constant of the contrast term, >= 0. With 0, flat images give NaN.
+        sample_covariance: multiplies variances and covariance by n / (n - 1), with n the number of
+            pixels of a window, as scikit-image does unless told otherwise.
         padding: "valid" takes only windows that lie inside the image, as Wang et al. do;
-            "same" pads with black (``low``) and gives a statistic for every pixel.
+            "same" pads with black (``low``) and gives a statistic for every pixel; "reflect" pads
+            a copy of the images by reflection and gives one for every pixel, too.
         reduction: "mean" and "sum" over everything, "batch" the mean of each image, "none" the
             map.
+        mask: weights in [0, 1] of the pixels, bool or floating point, broadcastable to the shape
+            of ``x``; not differentiated. Every mean and variance is then over what the mask lets
+            through of a window (normalised convolution), so that pixels with weight 0 have no
+            influence, not even NaN, and get no gradient. "same" pads with weight 0. Reductions
+            weight each position by the mask at its centre; where all weights are 0 the mean is 1.
+            A window that sees nothing of the mask has SSIM 1 in the map. Not with "reflect".
+        preset: the conventions of another library, for every argument that is not given:
+            "wang2004", "pytorch-msssim", "torchmetrics", "skimage", "tf", "fused-ssim" or "3dgs".
 
     Returns:
         float64 for float64 images, else float32 (half types lose nothing in the sums). Shape ()
         for "mean" and "sum", (N,) for "batch", (N, C, H', W') for "none", where H' and W' are
-        ``H - window_size + 1`` and ``W - window_size + 1`` for "valid", H and W for "same". Two
-        empty batches do not differ: their means are 1.
+        ``H - window_size + 1`` and ``W - window_size + 1`` for "valid", else H and W; volumes
+        likewise. Two empty batches do not differ: their means are 1.
 
     Raises:
         TypeError: an argument has the wrong type, or the images have an integer dtype.
         ValueError: shapes, devices or dtypes differ, or a value is not admissible.
     """
-    statistic = Statistic.of(
+    return SSIMMeasure(
         value_range=value_range,
         data_range=data_range,
+        window=window,
         window_size=window_size,
         sigma=sigma,
         k1=k1,
         k2=k2,
+        sample_covariance=sample_covariance,
         padding=padding,
         reduction=reduction,
-    )
-    return statistic(x, y)
+    )(x, y, mask)
 
 
-@dataclass(frozen=True)
-class Statistic:
-    """A validated choice of arguments of :func:`ssim`, in the terms of the ops."""
+@with_presets
+def ssim_components(
+    x: Tensor,
+    y: Tensor,
+    *,
+    value_range: tuple[float, float] | None = None,
+    data_range: float = 1.0,
+    window: str = "gaussian",
+    window_size: int = 11,
+    sigma: float = 1.5,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    sample_covariance: bool = False,
+    padding: str = "valid",
+    preset: str | None = None,
+) -> SSIMComponents:
+    """The two factors of SSIM, as maps: luminance and contrast-structure (cs).
 
-    window: list[float]
-    c1: float
-    c2: float
-    low: float
-    scale: float
-    padding: str
-    reduction: str
+    Wang et al. 2004, equations 6 and 9 to 10: the means' part and the (co)variances' part. Both are
+    differentiable once, by ``x`` and by ``y``.
 
-    @classmethod
-    def of(
-        cls,
-        *,
-        value_range: tuple[float, float] | None,
-        data_range: float,
-        window_size: int,
-        sigma: float,
-        k1: float,
-        k2: float,
-        padding: str,
-        reduction: str,
-    ) -> "Statistic":
-        low, high = _value_range(value_range, data_range)
-        window = gaussian_window(window_size, sigma)
-        c1 = _number("k1", k1, least=0.0) ** 2
-        c2 = _number("k2", k2, least=0.0) ** 2
-        _check_choice("padding", padding, _PADDINGS)
-        _check_choice("reduction", reduction, _REDUCTIONS)
-        return cls(
-            window=window,
-            c1=c1,
-            c2=c2,
-            low=low,
-            scale=1 / (high - low),
-            padding=padding,
-            reduction=reduction,
-        )
+    Args:
+        x: images (N, C, H, W); the arguments are those of :func:`ssim`.
+        y: images of the same shape, dtype and device.
 
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.reduced(x, y, self.reduction)
+    Returns:
+        (luminance, contrast_structure), each of the shape and dtype of the map of SSIM, which is
+        their product. Values lie in [-1, 1].
 
-    def reduced(self, x: Tensor, y: Tensor, reduction: str) -> Tensor:
-        _check_images(x, y, len(self.window), self.padding)
-        settings = (self.window, self.c1, self.c2, self.low, self.scale, self.padding == "same")
-        if reduction == "none":
-            return ops.ssim_map(x, y, *settings)
-        per_image = reduction == "batch"
-        if x.numel() == 0 and reduction != "sum":  # nothing differs from nothing
-            dims = (1, 2, 3) if per_image else (0, 1, 2, 3)
-            return (x.sum(dims) + y.sum(dims)).to(torch.promote_types(x.dtype, torch.float32)) + 1
-        count = 1
-        if reduction != "sum":
-            count = self.positions(x) // (x.shape[0] if per_image else 1)
-        return ops.ssim_reduced(x, y, *settings, count, per_image)
-
-    def positions(self, x: Tensor) -> int:
-        """The number of values in the map of images like ``x``."""
-        lost = len(self.window) - 1 if self.padding == "valid" else 0
-        batch, channels, height, width = x.shape
-        return batch * channels * (height - lost) * (width - lost)
+    Raises:
+        TypeError, ValueError: as :func:`ssim`.
+    """
+    return ComponentsMeasure(
+        value_range=value_range,
+        data_range=data_range,
+        window=window,
+        window_size=window_size,
+        sigma=sigma,
+        k1=k1,
+        k2=k2,
+        sample_covariance=sample_covariance,
+        padding=padding,
+    )(x, y)
 
 
-def gaussian_window(window_size: int, sigma: float) -> list[float]:
-    """The ``window_size`` taps of a Gaussian of ``sigma`` pixels, normalised to sum to 1."""
-    if isinstance(window_size, bool) or not isinstance(window_size, Integral):
-        raise TypeError(f"window_size must be an int, got {window_size!r}")
-    if not 1 <= window_size <= MAX_WINDOW_SIZE or window_size % 2 == 0:
-        raise ValueError(
-            f"window_size must be odd and between 1 and {MAX_WINDOW_SIZE}, got {window_size}"
-        )
-    sigma = _number("sigma", sigma)
-    if sigma <= 0:
-        raise ValueError(f"sigma must be greater than 0, got {sigma}")
-    halo = int(window_size) // 2
-    # The quotient first: the square of a tiny sigma would underflow.
-    taps = [math.exp(-((i / sigma) ** 2) / 2) for i in range(-halo, halo + 1)]
-    total = math.fsum(taps)
-    return [tap / total for tap in taps]
+@with_presets
+def ms_ssim(
+    x: Tensor,
+    y: Tensor,
+    *,
+    weights: Sequence[float] | str = WANG_WEIGHTS,
+    value_range: tuple[float, float] | None = None,
+    data_range: float = 1.0,
+    window: str = "gaussian",
+    window_size: int = 11,
+    sigma: float = 1.5,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    sample_covariance: bool = False,
+    padding: str = "valid",
+    odd: str = "floor",
+    negative: str = "relu",
+    channels: str = "separate",
+    reduction: str = "mean",
+    preset: str | None = None,
+) -> Tensor:
+    r"""Multi-scale structural similarity of two batches of images.
+
+    MS-SSIM of Wang, Simoncelli and Bovik, "Multi-scale structural similarity for image quality
+    assessment", Asilomar 2003, equation 7: with :math:`cs_j` the mean of contrast-structure at
+    scale j, each scale the 2 x 2 mean pooling of the one before, and :math:`S_M` the mean of SSIM
+    at the coarsest,
+
+    .. math:: S_M^{w_M} \prod_{j<M} cs_j^{w_j}
+
+    Values lie in [0, 1]; 1 means equal. Differentiable once, by ``x`` and by ``y``.
+
+    The finest scale needs ``window_size`` pixels, and each further one twice as many: with window
+    11 and the five weights of Wang et al., images of 176 x 176 pixels. Smaller images take fewer
+    weights, larger scales a smaller window.
+
+    Args:
+        x: images (N, C, H, W); float16, bfloat16, float32 or float64, any strides.
+        y: images of the same shape, dtype and device.
+        weights: the exponents, finest scale first, each >= 0; their number is that of the scales.
+            "auto" takes as many of Wang's five as fit the images, and multiplies them such that
+            their sum is that of all five.
+        value_range, data_range, window, window_size, sigma, k1, k2, sample_covariance: as in
+            :func:`ssim`; the window is the same at every scale.
+        padding: "valid" or "same" at every scale; "reflect" pads the coarsest only and takes the
+            windows inside of the others, which is what torchmetrics does.
+        odd: how an odd number of rows or columns is pooled. "floor" drops the last one, as Wang et
+            al. do; "pad" puts a black one before the first, as pytorch-msssim does; "replicate"
+            counts the last one twice, as TensorFlow does.
+        negative: what becomes of a negative mean, which has no real power. "relu" takes 0: the
+            value is then 0, and so is the gradient, so nothing is learned from an image of which
+            a scale is anticorrelated; "abs" takes its magnitude; "raise" raises a ValueError.
+        channels: "separate" has a product for each channel and averages these; "joint" averages
+            the channels at each scale first, as torchmetrics does.
+        reduction: "mean" and "sum" over images and channels, "batch" the mean of each image,
+            "none" every product.
+        preset: as in :func:`ssim`. Libraries without MS-SSIM set the window only.
+
+    Value and gradient are finite always: where a mean is below 1e-4, the slope of its power is
+    taken as if it were 1e-4 (the slope grows without bound towards 0).
+
+    Returns:
+        float64 for float64 images, else float32. Shape () for "mean" and "sum", (N,) for "batch",
+        for "none" (N, C), with joint channels (N,). The mean of an empty batch is 1.
+
+    Raises:
+        TypeError: an argument has the wrong type, or the images have an integer dtype.
+        ValueError: the images are too small for the scales, shapes, devices or dtypes differ, or a
+            value is not admissible.
+    """
+    return MSSSIMMeasure(
+        weights=weights,
+        value_range=value_range,
+        data_range=data_range,
+        window=window,
+        window_size=window_size,
+        sigma=sigma,
+        k1=k1,
+        k2=k2,
+        sample_covariance=sample_covariance,
+        padding=padding,
+        odd=odd,
+        negative=negative,
+        channels=channels,
+        reduction=reduction,
+    )(x, y)
 
 
-def _number(name: str, value: float, least: float = -_LARGEST) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not least <= value <= _LARGEST:
-        raise ValueError(f"{name} must be between {least:g} and {_LARGEST:g}, got {value}")
-    # As a key it becomes a constant for torch.compile(dynamic=True), which else traces it as a
-    # symbol and fails on the window's arithmetic.
-    (value,) = {value: None}
-    return float(value)
+@with_presets
+def similarity_loss(
+    x: Tensor,
+    y: Tensor,
+    *,
+    ssim: float = 1.0,
+    ms_ssim: float = 0.0,
+    l1: float = 0.0,
+    l2: float = 0.0,
+    gaussian_l1: float = 0.0,
+    weights: Sequence[float] | str = WANG_WEIGHTS,
+    value_range: tuple[float, float] | None = None,
+    data_range: float = 1.0,
+    window: str = "gaussian",
+    window_size: int = 11,
+    sigma: float = 1.5,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    sample_covariance: bool = False,
+    padding: str = "valid",
+    odd: str = "floor",
+    negative: str = "relu",
+    channels: str = "separate",
+    reduction: str = "mean",
+    return_terms: bool = False,
+    preset: str | None = None,
+) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+    r"""A weighted sum of similarity losses, computed in the same sweep over the images.
 
+    .. math:: w_{ssim} (1 - \mathrm{SSIM}) + w_{ms} (1 - \text{MS-SSIM}) + w_1 \overline{|x - y|}
+              + w_2 \overline{(x - y)^2} + w_g \overline{G * |x - y|}
 
-def _value_range(value_range: tuple[float, float] | None, data_range: float) -> tuple[float, float]:
-    if value_range is None:
-        high = _number("data_range", data_range)
-        if high < 1 / _LARGEST:
-            raise ValueError(f"data_range must be at least {1 / _LARGEST:g}, got {data_range}")
-        return 0.0, high
-    if data_range != 1.0:
-        raise ValueError(
-            f"give value_range or data_range, not both: got {value_range!r} and {data_range!r}"
-        )
-    if not isinstance(value_range, (tuple, list)) or len(value_range) != 2:
-        raise TypeError(f"value_range must be a pair (low, high), got {value_range!r}")
-    low, high = (_number("value_range", bound) for bound in value_range)
-    if not low < high:
-        raise ValueError(f"value_range must be (low, high) with low < high, got {value_range!r}")
-    if high - low < 1 / _LARGEST:
-        raise ValueError(f"value_range must be at least {1 / _LARGEST:g} wide, got {value_range!r}")
-    return low, high
+    All in unit range: with ``value_range=(-1, 1)``, ``l1`` is half of what ``nn.L1Loss`` gives.
+    docs/losses.md lists the weights of losses with a name. Differentiable once, by both images.
 
+    Args:
+        x: images (N, C, H, W); float16, bfloat16, float32 or float64, any strides.
+        y: images of the same shape, dtype and device.
+        ssim: factor of 1 - SSIM, >= 0.
+        ms_ssim: factor of 1 - MS-SSIM, >= 0.
+        l1: factor of the mean absolute difference, >= 0.
+        l2: factor of the mean squared difference, >= 0.
+        gaussian_l1: factor of the mean of the blurred absolute difference, >= 0 (Zhao et al.,
+            "Loss functions for image restoration with neural networks", IEEE TCI 3(1), 2017,
+            equation 14). G is the window; with MS-SSIM the window of the coarsest scale, in pixels
+            of the finest: sigma and radius times ``2 ** (len(weights) - 1)``. Outside the image
+            the difference is 0. In the mean over all pixels it is therefore an L1 that counts
+            pixels less the nearer the border they are.
+        weights, odd, negative, channels: of MS-SSIM, see :func:`ms_ssim`.
+        value_range, data_range, window, window_size, sigma, k1, k2, sample_covariance: as in
+            :func:`ssim`.
+        padding: "valid" or "same".
+        reduction: "mean", or "batch" for the loss of each image.
+        return_terms: also returns the terms, for logging.
+        preset: as in :func:`ssim`; it sets no factor.
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    Returns:
+        The loss: float64 for float64 images, else float32; shape () or (N,). With
+        ``return_terms``, (loss, terms), terms being a dict from the name of each factor that is
+        not 0 to its term without the factor, of the shape of the loss and not differentiable. For
+        "ssim" and "ms_ssim" that is the similarity, not 1 minus it. The loss of an empty batch is
+        0.
 
-
-def _check_images(x: Tensor, y: Tensor, window_size: int, padding: str) -> None:
-    for name, image in (("x", x), ("y", y)):
-        if not isinstance(image, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(image).__name__}")
-        if image.dim() != 4:
-            hint = f"; a single image is {name}[None]" if image.dim() == 3 else ""
-            raise ValueError(f"{name} must have shape (N, C, H, W), got {tuple(image.shape)}{hint}")
-        if image.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-            raise TypeError(
-                f"{name} must be float16, bfloat16, float32 or float64, got {image.dtype}; "
-                "convert it, for example with .float(), and give its range as value_range"
-            )
-    if x.shape != y.shape:
-        raise ValueError(
-            f"x and y must have the same shape, got {tuple(x.shape)} and {tuple(y.shape)}"
-        )
-    if x.dtype != y.dtype:
-        raise ValueError(
-            f"x and y must have the same dtype, got {x.dtype} and {y.dtype}; convert one, for "
-            "example with .float() where autocast made it half"
-        )
-    if x.device != y.device:
-        raise ValueError(f"x and y must be on the same device, got {x.device} and {y.device}")
-    if padding == "valid" and min(x.shape[-2:]) < window_size:
-        raise ValueError(
-            f"x is {x.shape[-2]} x {x.shape[-1]} pixels, smaller than window_size {window_size}; "
-            'use a smaller window or padding="same"'
-        )
+    Raises:
+        TypeError: an argument has the wrong type, or the images have an integer dtype.
+        ValueError: the images are too small for the window or the scales, shapes, devices or
+            dtypes differ, or a value is not admissible.
+    """
+    return MixtureMeasure(
+        ssim=ssim,
+        ms_ssim=ms_ssim,
+        l1=l1,
+        l2=l2,
+        gaussian_l1=gaussian_l1,
+        weights=weights,
+        value_range=value_range,
+        data_range=data_range,
+        window=window,
+        window_size=window_size,
+        sigma=sigma,
+        k1=k1,
+        k2=k2,
+        sample_covariance=sample_covariance,
+        padding=padding,
+        odd=odd,
+        negative=negative,
+        channels=channels,
+        reduction=reduction,
+        return_terms=return_terms,
+    )(x, y)

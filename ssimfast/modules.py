@@ -1,54 +1,122 @@
-"""SSIM as ``nn.Module``: arguments are checked once, when the module is made."""
+"""The measures as ``nn.Module``: arguments are checked once, when the module is made."""
+
+import inspect
+from dataclasses import fields
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from ssimfast.functional import Statistic
+from ssimfast.arguments import number
+from ssimfast.measures import MixtureMeasure, MSSSIMMeasure, SSIMMeasure
+from ssimfast.presets import resolve
 
 
-class SSIM(nn.Module):
-    """:func:`ssimfast.ssim` with fixed arguments; see there for their meaning."""
+class _Module(nn.Module):
+    """A measure with fixed arguments, those of the function of the same name."""
 
-    def __init__(
-        self,
-        *,
-        value_range: tuple[float, float] | None = None,
-        data_range: float = 1.0,
-        window_size: int = 11,
-        sigma: float = 1.5,
-        k1: float = 0.01,
-        k2: float = 0.03,
-        padding: str = "valid",
-        reduction: str = "mean",
-    ) -> None:
+    _measure: ClassVar[type]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "__init__" not in vars(cls):
+            cls.__signature__ = inspect.Signature(
+                [
+                    inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default)
+                    for f in fields(cls._measure)
+                ]
+                + [inspect.Parameter("preset", inspect.Parameter.KEYWORD_ONLY, default=None)]
+            )
+
+    def __init__(self, **arguments: Any) -> None:
         super().__init__()
-        self.arguments = {
-            "value_range": value_range,
-            "data_range": data_range,
-            "window_size": window_size,
-            "sigma": sigma,
-            "k1": k1,
-            "k2": k2,
-            "padding": padding,
-            "reduction": reduction,
-        }
-        self.statistic = Statistic.of(**self.arguments)
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Images (N, C, H, W) to SSIM: shape (), (N,) or that of the map, by ``reduction``."""
-        return self.statistic(x, y)
+        known = frozenset(field.name for field in fields(self._measure))
+        arguments = resolve(arguments, known)
+        for name in arguments:
+            if name not in known:
+                raise TypeError(f"{type(self).__name__} has no argument {name!r}")
+        self.measure = self._measure(**arguments)
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+        return ", ".join(
+            f"{f.name}={getattr(self.measure, f.name)!r}" for f in fields(self.measure)
+        )
+
+
+class SSIM(_Module):
+    """:func:`ssimfast.ssim` with fixed arguments; see there for their meaning."""
+
+    _measure = SSIMMeasure
+
+    def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Images to SSIM: shape (), (N,) or that of the map, by ``reduction``."""
+        return self.measure(x, y, mask)
 
 
 class SSIMLoss(SSIM):
     """``1 - SSIM``, from 0 (equal) to 2; arguments of :func:`ssimfast.ssim`.
 
-    With ``reduction="sum"`` it is the sum of ``1 - SSIM`` over all positions.
+    With ``reduction="sum"`` it is the sum of ``1 - SSIM`` over all positions, weighted by the mask
+    if there is one.
+    """
+
+    def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Images to the loss: shape (), (N,) or that of the map, by ``reduction``."""
+        if self.measure.reduction == "sum":
+            mean = self.measure.reduced(x, y, mask, "mean")
+            return (1 - mean) * self.measure.total_weight(x, mask)
+        return 1 - self.measure(x, y, mask)
+
+
+class MSSSIM(_Module):
+    """:func:`ssimfast.ms_ssim` with fixed arguments; see there for their meaning."""
+
+    _measure = MSSSIMMeasure
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Images (N, C, H, W) to MS-SSIM: shape (), (N,) or (N, C), by ``reduction``."""
+        return self.measure(x, y)
+
+
+class MSSSIMLoss(MSSSIM):
+    """``1 - MS-SSIM``, from 0 (equal) to 1; arguments of :func:`ssimfast.ms_ssim`.
+
+    With ``reduction="sum"`` it is the sum of ``1 - MS-SSIM`` over images and channels.
     """
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Images (N, C, H, W) to the loss: shape (), (N,) or that of the map."""
-        if self.statistic.reduction == "sum":
-            return (1 - self.statistic.reduced(x, y, "mean")) * self.statistic.positions(x)
-        return 1 - self.statistic(x, y)
+        """Images (N, C, H, W) to the loss: shape (), (N,) or (N, C), by ``reduction``."""
+        if self.measure.reduction == "sum":
+            whole = 1 if self.measure.channels == "joint" else 2
+            return x.shape[:whole].numel() - self.measure(x, y)
+        return 1 - self.measure(x, y)
+
+
+class SimilarityLoss(_Module):
+    """:func:`ssimfast.similarity_loss` with fixed arguments; see there for their meaning."""
+
+    _measure = MixtureMeasure
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Images (N, C, H, W) to the loss, shape () or (N,); with its terms, if asked for."""
+        return self.measure(x, y)
+
+
+class MixLoss(SimilarityLoss):
+    """``alpha (1 - MS-SSIM) + (1 - alpha) mean(G * |x - y|)``, G the coarsest scale's Gaussian.
+
+    Zhao, Gallo, Frosio and Kautz, "Loss functions for image restoration with neural networks",
+    IEEE TCI 3(1), 2017, section III.D, with the pyramid of Wang et al. 2003 in place of their five
+    Gaussians. Arguments of :func:`ssimfast.similarity_loss`, except those of the mixture.
+
+    Args:
+        alpha: from 0 to 1.
+    """
+
+    def __init__(self, *, alpha: float = 0.84, **arguments: Any) -> None:
+        alpha = number("alpha", alpha, least=0.0)
+        if alpha > 1:
+            raise ValueError(f"alpha must be between 0 and 1, got {alpha}")
+        for name in ("ssim", "ms_ssim", "l1", "l2", "gaussian_l1"):
+            if name in arguments:
+                raise TypeError(f"MixLoss has no argument {name!r}; SimilarityLoss has")
+        super().__init__(ssim=0.0, ms_ssim=alpha, gaussian_l1=1 - alpha, **arguments)

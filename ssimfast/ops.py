@@ -3,16 +3,35 @@ and the autograd Functions around them.
 
 Arguments that the ops share:
 
-- ``x``, ``y``: images (N, C, H, W) of one floating dtype. float16 and bfloat16 are computed in
-  float32, which is then the dtype of values and maps; gradients have the dtype of the images.
+- ``x``, ``y``: images (N, C, H, W) of one floating dtype; for ``ssim_nd_*`` also volumes
+  (N, C, D, H, W). float16 and bfloat16 are computed in float32, which is then the dtype of values
+  and maps; gradients have the dtype of the images.
 - ``window``: K odd taps of the separable, symmetric filter, summing to 1.
-- ``low``, ``scale``: ``(value - low) * scale`` maps the value range to [0, 1]; ``c1``, ``c2`` are
-  the constants of Wang et al. 2004 for that range.
+- ``low``, ``scale``: ``(value - low) * scale`` maps the value range to [0, 1], the unit range;
+  ``c1``, ``c2`` are the constants of Wang et al. 2004 for that range.
 - ``same``: zero padding (of the mapped images), else windows inside the image only.
-- ``count``: what a sum of SSIM is divided by; ``per_image``: one result an image, else one in all.
+- ``mask``: weights of the pixels, of the shape of ``x`` and the dtype of the map.
+- ``gradients``: how many are returned: 1 by ``x``, 2 by both. (For ``y`` alone, swap the images:
+  everything here is symmetric.)
 
-The gradient that ``ssim_reduced_grad`` returns is that of the plain *sum* of SSIM by images in unit
-range, so that it fits float16; ``scale_grad`` multiplies it by ``upstream * scale / count``.
+``similarity`` is one sweep over the images. It sums up to five terms (``reference.SSIM`` and so
+on), which are sums over positions or pixels divided by ``count``, those over pixels after they were
+brought to the number of positions: with ``count`` the positions of a group, all are means.
+
+- ``wanted``: bit t asks for term t; ``weights``: five, of the value that is their weighted sum.
+- ``kept``: how many leading dimensions the results keep: () , (N,) or (N, C).
+- the gradient is that of the weighted sum *times count*, by images in unit range, so that it fits
+  float16. ``plane_weights`` (N, C, 2) takes the place of the first two weights in it.
+- ``rows`` (H,), ``columns`` (W,): their product is what a pixel's |x - y| counts in the blurred L1.
+- ``pooling``: ``reference.POOLINGS``; unless "none", the images of the next scale are returned, in
+  unit range.
+
+It returns the value, the terms (float64 where the device has it), the gradients and the pooled
+images. ``scale_grad`` turns a gradient into that by the images: ``* upstream * scale / count``.
+``combine_scales`` makes MS-SSIM of the terms of all scales: the value ``weights`` times (SSIM,
+MS-SSIM, L1, L2, blurred L1), these five, and the slopes of the value by the sums of each scale.
+``collapse`` sums the gradients of all scales, times these slopes, and adds those of the terms over
+pixels (weights: L1, L2, blurred L1).
 """
 
 import warnings
@@ -28,15 +47,31 @@ from ssimfast import reference
 
 _FOLDER = Path(__file__).parent
 _SETTINGS = "float[] window, float c1, float c2, float low, float scale, bool same"
-_REDUCTION = f"{_SETTINGS}, SymInt count, bool per_image"
+_PAIR = f"Tensor x, Tensor y, {_SETTINGS}"
+_MASKED_PAIR = f"Tensor x, Tensor y, Tensor? mask, {_SETTINGS}"
 _SCHEMAS = {
-    "ssim_map": f"(Tensor x, Tensor y, {_SETTINGS}) -> Tensor",
-    "ssim_map_grad": f"(Tensor upstream, Tensor x, Tensor y, {_SETTINGS}) -> Tensor",
-    "ssim_map_grad_both": f"(Tensor upstream, Tensor x, Tensor y, {_SETTINGS}) -> (Tensor, Tensor)",
-    "ssim_reduced": f"(Tensor x, Tensor y, {_REDUCTION}) -> Tensor",
-    "ssim_reduced_grad": f"(Tensor x, Tensor y, {_REDUCTION}) -> (Tensor, Tensor)",
-    "ssim_reduced_grad_both": f"(Tensor x, Tensor y, {_REDUCTION}) -> (Tensor, Tensor, Tensor)",
+    "ssim_map": f"({_PAIR}) -> Tensor",
+    "ssim_map_grad": f"(Tensor upstream, {_PAIR}, int gradients) -> Tensor[]",
+    "ssim_nd_map": f"({_MASKED_PAIR}) -> Tensor",
+    "ssim_nd_map_grad": f"(Tensor upstream, {_MASKED_PAIR}, int gradients) -> Tensor[]",
+    "components_map": f"({_PAIR}) -> (Tensor, Tensor)",
+    "components_map_grad": (
+        f"(Tensor by_luminance, Tensor by_contrast_structure, {_PAIR}, int gradients) -> Tensor[]"
+    ),
+    "similarity": (
+        f"({_PAIR}, int wanted, float[] weights, Tensor? plane_weights, Tensor? rows, "
+        "Tensor? columns, SymInt count, int kept, int gradients, int pooling) "
+        "-> (Tensor, Tensor, Tensor[], Tensor[])"
+    ),
     "scale_grad": "(Tensor grad, Tensor upstream, float scale, SymInt count) -> Tensor",
+    "combine_scales": (
+        "(Tensor[] terms, float[] scale_weights, str negative, bool joint, float[] weights, "
+        "int kept, SymInt[] positions) -> (Tensor, Tensor, Tensor)"
+    ),
+    "collapse": (
+        "(Tensor[] grads, Tensor slopes, Tensor upstream, float scale, int pooling, Tensor? x, "
+        "Tensor? y, float[] pixel_weights, Tensor? rows, Tensor? columns) -> Tensor"
+    ),
 }
 
 for _name, _schema in _SCHEMAS.items():
@@ -92,32 +127,52 @@ def _check_devices(x: Tensor, y: Tensor) -> None:
     torch._check(x.device == y.device, lambda: f"x is on {x.device}, y on {y.device}")
 
 
-def _fake_map(x, y, window, c1, c2, low, scale, same):
+def _fake_map(x, y, window, *settings):
     _check_devices(x, y)
-    lost = 0 if same else len(window) - 1
-    height, width = x.shape[-2:]
-    shape = (*x.shape[:-2], height - lost, width - lost)
+    lost = 0 if settings[-1] else len(window) - 1  # the last one is `same`
+    shape = (*x.shape[:2], *(size - lost for size in x.shape[2:]))
     return x.new_empty(shape, dtype=reference.result_dtype(x.dtype))
 
 
-def _fake_reduced(x, y, window, c1, c2, low, scale, same, count, per_image):
+def _fake_grads(x, y, gradients):
+    return [torch.empty_like(image) for image in (x, y)[:gradients]]
+
+
+def _fake_similarity(x, y, *arguments):
     _check_devices(x, y)
-    shape = (x.shape[0],) if per_image else ()
-    return x.new_empty(shape, dtype=reference.result_dtype(x.dtype))
+    *_, kept, gradients, pooling = arguments
+    dtype = reference.result_dtype(x.dtype)
+    value = x.new_empty(x.shape[:kept], dtype=dtype)
+    terms = x.new_empty((*x.shape[:kept], reference.TERMS), dtype=reference.widest_dtype(x))
+    pooled = []
+    if pooling != reference.POOLINGS["none"]:
+        up = 0 if pooling == reference.POOLINGS["floor"] else 1
+        shape = (*x.shape[:2], *((size + up) // 2 for size in x.shape[2:]))
+        pooled = [x.new_empty(shape, dtype=dtype) for _ in range(2)]
+    return value, terms, _fake_grads(x, y, gradients), pooled
+
+
+def _fake_combine_scales(terms, scale_weights, negative, joint, weights, kept, positions):
+    batch, channels = terms[0].shape[:2]
+    shape = (batch, channels)[:kept]
+    return (
+        terms[0].new_empty(shape),
+        terms[0].new_empty((*shape, reference.TERMS)),
+        terms[0].new_empty((batch, channels, len(terms))),
+    )
 
 
 _FAKES = {
     "ssim_map": _fake_map,
-    "ssim_map_grad": lambda upstream, x, y, *_: torch.empty_like(x),
-    "ssim_map_grad_both": lambda upstream, x, y, *_: (torch.empty_like(x), torch.empty_like(y)),
-    "ssim_reduced": _fake_reduced,
-    "ssim_reduced_grad": lambda x, y, *a: (_fake_reduced(x, y, *a), torch.empty_like(x)),
-    "ssim_reduced_grad_both": lambda x, y, *a: (
-        _fake_reduced(x, y, *a),
-        torch.empty_like(x),
-        torch.empty_like(y),
-    ),
+    "ssim_map_grad": lambda upstream, x, y, *a: _fake_grads(x, y, a[-1]),
+    "ssim_nd_map": lambda x, y, mask, *a: _fake_map(x, y, *a),
+    "ssim_nd_map_grad": lambda upstream, x, y, *a: _fake_grads(x, y, a[-1]),
+    "components_map": lambda x, y, *a: (_fake_map(x, y, *a), _fake_map(x, y, *a)),
+    "components_map_grad": lambda by_l, by_cs, x, y, *a: _fake_grads(x, y, a[-1]),
+    "similarity": _fake_similarity,
     "scale_grad": lambda grad, upstream, scale, count: torch.empty_like(grad),
+    "combine_scales": _fake_combine_scales,
+    "collapse": lambda grads, *_: torch.empty_like(grads[0]),
 }
 
 for _name, _fake in _FAKES.items():
@@ -129,73 +184,239 @@ for _name, _fake in _FAKES.items():
 # Bound once: looking an op up by attribute costs as much as a small kernel.
 _ssim_map = torch.ops.ssimfast.ssim_map.default
 _ssim_map_grad = torch.ops.ssimfast.ssim_map_grad.default
-_ssim_map_grad_both = torch.ops.ssimfast.ssim_map_grad_both.default
-_ssim_reduced = torch.ops.ssimfast.ssim_reduced.default
-_ssim_reduced_grad = torch.ops.ssimfast.ssim_reduced_grad.default
-_ssim_reduced_grad_both = torch.ops.ssimfast.ssim_reduced_grad_both.default
+_ssim_nd_map = torch.ops.ssimfast.ssim_nd_map.default
+_ssim_nd_map_grad = torch.ops.ssimfast.ssim_nd_map_grad.default
+_components_map = torch.ops.ssimfast.components_map.default
+_components_map_grad = torch.ops.ssimfast.components_map_grad.default
+_similarity = torch.ops.ssimfast.similarity.default
 _scale_grad = torch.ops.ssimfast.scale_grad.default
+_combine_scales = torch.ops.ssimfast.combine_scales.default
+_collapse = torch.ops.ssimfast.collapse.default
 
 
 def _refuse_second_derivative() -> None:
     # Called in backward, where gradients are recorded only if a second derivative was asked for.
     if torch.is_grad_enabled():
         raise RuntimeError(
-            "ssimfast.ssim is differentiable once: call backward or torch.autograd.grad without "
+            "ssimfast is differentiable once: call backward or torch.autograd.grad without "
             "create_graph=True"
         )
+
+
+def _in_order(x: Tensor, y: Tensor, needs: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
+    """The images, such that the first one needs a gradient."""
+    return (x, y) if needs[0] else (y, x)
+
+
+def _by_need(grads: list[Tensor], needs: tuple[bool, bool]) -> list[Tensor | None]:
+    """The gradients of the images in that order, as gradients by x and y."""
+    grads = iter(grads)
+    return [next(grads) if need else None for need in needs]
 
 
 class SSIMMap(torch.autograd.Function):
     """The map of SSIM; backward computes the statistics again rather than keeping them."""
 
     @staticmethod
-    def forward(ctx, x, y, window, c1, c2, low, scale, same):
+    def forward(ctx, x, y, *settings):
         ctx.save_for_backward(x, y)
-        ctx.settings = (window, c1, c2, low, scale, same)
-        return _ssim_map(x, y, *ctx.settings)
+        ctx.settings = settings
+        return _ssim_map(x, y, *settings)
 
     @staticmethod
     def backward(ctx, upstream):
         _refuse_second_derivative()
-        x, y = ctx.saved_tensors
-        grad_x = grad_y = None
-        need_x, need_y = ctx.needs_input_grad[:2]
-        if need_x and need_y:
-            grad_x, grad_y = _ssim_map_grad_both(upstream, x, y, *ctx.settings)
-        elif need_x:
-            grad_x = _ssim_map_grad(upstream, x, y, *ctx.settings)
-        elif need_y:  # SSIM is symmetric
-            grad_y = _ssim_map_grad(upstream, y, x, *ctx.settings)
-        return grad_x, grad_y, *[None] * 6
+        needs = ctx.needs_input_grad[:2]
+        x, y = _in_order(*ctx.saved_tensors, needs)
+        grads = _ssim_map_grad(upstream, x, y, *ctx.settings, sum(needs))
+        return *_by_need(grads, needs), *[None] * len(ctx.settings)
 
 
-class SSIMReduced(torch.autograd.Function):
-    """SSIM reduced to numbers; the gradient is computed in the forward pass, on the same tiles."""
+class SSIMNdMap(torch.autograd.Function):
+    """The same for volumes and with masks."""
 
     @staticmethod
-    def forward(ctx, x, y, window, c1, c2, low, scale, same, count, per_image):
-        settings = (window, c1, c2, low, scale, same, count, per_image)
-        need_x, need_y = ctx.needs_input_grad[:2]
-        if need_x and need_y:
-            value, grad_x, grad_y = _ssim_reduced_grad_both(x, y, *settings)
-            ctx.save_for_backward(grad_x, grad_y)
-        elif need_x:
-            value, grad_x = _ssim_reduced_grad(x, y, *settings)
-            ctx.save_for_backward(grad_x, None)
-        else:  # SSIM is symmetric
-            value, grad_y = _ssim_reduced_grad(y, x, *settings)
-            ctx.save_for_backward(None, grad_y)
-        ctx.scale, ctx.count = scale, count
-        return value
+    def forward(ctx, x, y, mask, *settings):
+        ctx.save_for_backward(x, y, mask)
+        ctx.settings = settings
+        return _ssim_nd_map(x, y, mask, *settings)
 
     @staticmethod
     def backward(ctx, upstream):
         _refuse_second_derivative()
-        grads = [
-            None if grad is None else _scale_grad(grad, upstream, ctx.scale, ctx.count)
-            for grad in ctx.saved_tensors
-        ]
-        return *grads, *[None] * 8
+        needs = ctx.needs_input_grad[:2]
+        x, y, mask = ctx.saved_tensors
+        x, y = _in_order(x, y, needs)
+        grads = _ssim_nd_map_grad(upstream, x, y, mask, *ctx.settings, sum(needs))
+        return *_by_need(grads, needs), None, *[None] * len(ctx.settings)
+
+
+class ComponentsMap(torch.autograd.Function):
+    """The maps of luminance and contrast-structure; backward computes the statistics again."""
+
+    @staticmethod
+    def forward(ctx, x, y, *settings):
+        ctx.save_for_backward(x, y)
+        ctx.settings = settings
+        return _components_map(x, y, *settings)
+
+    @staticmethod
+    def backward(ctx, *upstream):
+        _refuse_second_derivative()
+        needs = ctx.needs_input_grad[:2]
+        x, y = _in_order(*ctx.saved_tensors, needs)
+        grads = _components_map_grad(*upstream, x, y, *ctx.settings, sum(needs))
+        return *_by_need(grads, needs), *[None] * len(ctx.settings)
+
+
+class Similarity(torch.autograd.Function):
+    """A weighted sum of terms; the gradient is computed in the forward pass, on the same tiles."""
+
+    @staticmethod
+    def forward(ctx, x, y, settings, weights, rows, columns, count, kept):
+        needs = ctx.needs_input_grad[:2]
+        x, y = _in_order(x, y, needs)
+        value, terms, grads, _ = _similarity(
+            *(x, y, *settings, _bits(weights), weights),
+            *(None, rows, columns, count, kept, sum(needs), 0),
+        )
+        ctx.save_for_backward(*grads)
+        ctx.scale, ctx.count = settings[4], count
+        ctx.mark_non_differentiable(terms)
+        return value, terms
+
+    @staticmethod
+    def backward(ctx, upstream, _):
+        _refuse_second_derivative()
+        grads = [_scale_grad(grad, upstream, ctx.scale, ctx.count) for grad in ctx.saved_tensors]
+        return *_by_need(grads, ctx.needs_input_grad[:2]), *[None] * 6
+
+
+class MultiScale(torch.autograd.Function):
+    """A weighted sum of MS-SSIM and the terms of the finest scale.
+
+    Each scale is one sweep, which leaves its gradient and the images of the next one; only backward
+    knows what each gradient counts, and sums the pyramid. With SSIM beside MS-SSIM, two gradients
+    of the finest scale would have to be kept apart: there, backward computes their sum instead.
+    """
+
+    @staticmethod
+    def forward(ctx, x, y, settings, scales, weights, rows, columns, kept):
+        needs = ctx.needs_input_grad[:2]
+        x, y = _in_order(x, y, needs)
+        late = weights[reference.SSIM] != 0
+        ctx.call = (settings, scales, weights, kept, late)
+        value, terms, slopes, grads, ctx.positions = _sweep_scales(
+            x, y, settings, scales, weights, rows, columns, kept, sum(needs), late
+        )
+        keeps_images = late or any(weights[reference.L1 :])
+        images = (x, y) if keeps_images else (None, None)
+        ctx.save_for_backward(slopes, *images, rows, columns, *grads)
+        ctx.mark_non_differentiable(terms)
+        return value, terms
+
+    @staticmethod
+    def backward(ctx, upstream, _):
+        _refuse_second_derivative()
+        needs = ctx.needs_input_grad[:2]
+        count = sum(needs)
+        slopes, x, y, rows, columns, *grads = ctx.saved_tensors
+        settings, (scale_weights, pooling, *_), weights, kept, late = ctx.call
+        scales = len(scale_weights)
+        # One list a scale, of one gradient an image that needs one.
+        grads = [grads[i : i + count] for i in range(0, len(grads), count)]
+        if late:
+            plane_weights, slopes = _finest_weights(
+                slopes, weights[reference.SSIM], ctx.positions, kept, x
+            )
+            finest = _similarity(
+                *(x, y, *settings, 0, [0.0] * reference.TERMS, plane_weights),
+                *(None, None, 1, 0, count, 0),
+            )[2]
+            grads = [finest, *grads]
+        pixel_weights = weights[reference.L1 :]
+        if not any(pixel_weights):
+            x = y = None
+        out = []
+        for i in range(count):  # by y, x - y has the other sign
+            signed = [weight * (1 - 2 * i) for weight in pixel_weights]
+            by_scale = [grads[j][i] for j in range(scales)]
+            out.append(
+                _collapse(
+                    *(by_scale, slopes, upstream, settings[4], pooling),
+                    *(x, y, signed, rows, columns),
+                )
+            )
+        return *_by_need(out, needs), *[None] * 6
+
+
+def _bits(weights: list[float]) -> int:
+    return sum(1 << term for term, weight in enumerate(weights) if weight != 0)
+
+
+def _finest_weights(slopes, by_ssim, positions, kept, x):
+    """The weights of SSIM and contrast-structure in the gradient of the finest scale, such that it
+    fits float16, and the slopes that go with it."""
+    group = positions  # of the finest scale, of which the value is a mean
+    for size in x.shape[kept:2]:
+        group = group * size
+    finest = slopes[..., 0] * group
+    if slopes.shape[-1] == 1:
+        plane_weights = torch.stack((finest + by_ssim, torch.zeros_like(finest)), -1)
+    else:
+        plane_weights = torch.stack((torch.full_like(finest, by_ssim), finest), -1)
+    slopes = torch.cat((torch.full_like(slopes[..., :1], 1 / group), slopes[..., 1:]), -1)
+    return plane_weights.to(reference.result_dtype(x.dtype)), slopes
+
+
+def _positions(image: Tensor, window: list[float], same: bool) -> int:
+    """The number of windows of one plane."""
+    lost = 0 if same else len(window) - 1
+    count = 1
+    for size in image.shape[2:]:
+        count = count * (size - lost)
+    return count
+
+
+def _sweep_scales(x, y, settings, scales, weights, rows, columns, kept, gradients, late):
+    scale_weights, pooling, negative, joint, reflect = scales
+    window, c1, c2, *_, same = settings
+    dtype = reference.result_dtype(x.dtype)
+    terms, grads, positions = [], [], []
+    for scale in range(len(scale_weights)):
+        finest, coarsest = scale == 0, scale == len(scale_weights) - 1
+        halo = len(window) // 2 if coarsest and reflect else 0
+        if halo:
+            size = x.shape[-2:]
+            x, y = (torch.nn.functional.pad(image, [halo] * 4, mode="reflect") for image in (x, y))
+        positions.append(_positions(x, window, same))
+        mean = reference.SSIM if coarsest else reference.CONTRAST_STRUCTURE
+        wanted = 1 << mean
+        if finest:
+            fixed = [0.0 if term == 1 else weight for term, weight in enumerate(weights)]
+            wanted = wanted | _bits(fixed)
+        _, term, grad, pooled = _similarity(
+            *(x, y, *settings, wanted, [float(t == mean) for t in range(reference.TERMS)], None),
+            *(rows if finest else None, columns if finest else None, positions[-1], 2),
+            *(0 if finest and late else gradients, 0 if coarsest else pooling),
+        )
+        if halo:
+            grad = [_unpad_reflection(g, halo, size) for g in grad]
+        terms.append(term)
+        grads += grad
+        if not coarsest:
+            x, y = pooled
+            settings = (window, c1, c2, 0.0, 1.0, same)
+    value, out, slopes = _combine_scales(
+        terms, scale_weights, negative, joint, weights, kept, positions
+    )
+    return value.to(dtype), out, slopes, grads, positions[0]
+
+
+def _unpad_reflection(grad: Tensor, halo: int, size) -> Tensor:
+    """The gradient by an image, from that by the image with a reflected border."""
+    like = grad.new_empty((*grad.shape[:2], *size))
+    return torch.ops.aten.reflection_pad2d_backward(grad.contiguous(), like, [halo] * 4)
 
 
 def _needs_autograd(x: Tensor, y: Tensor) -> bool:
@@ -208,5 +429,47 @@ def ssim_map(x: Tensor, y: Tensor, *settings: Any) -> Tensor:
     return (SSIMMap.apply if _needs_autograd(x, y) else _ssim_map)(x, y, *settings)
 
 
-def ssim_reduced(x: Tensor, y: Tensor, *settings: Any) -> Tensor:
-    return (SSIMReduced.apply if _needs_autograd(x, y) else _ssim_reduced)(x, y, *settings)
+def ssim_nd_map(x: Tensor, y: Tensor, mask: Tensor | None, *settings: Any) -> Tensor:
+    return (SSIMNdMap.apply if _needs_autograd(x, y) else _ssim_nd_map)(x, y, mask, *settings)
+
+
+def components_map(x: Tensor, y: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    return (ComponentsMap.apply if _needs_autograd(x, y) else _components_map)(x, y, *settings)
+
+
+def similarity(
+    x: Tensor,
+    y: Tensor,
+    settings: tuple,
+    weights: list[float],
+    rows: Tensor | None,
+    columns: Tensor | None,
+    count: int,
+    kept: int,
+) -> tuple[Tensor, Tensor]:
+    """The weighted sum of the terms, and the terms, which are not differentiable."""
+    if _needs_autograd(x, y):
+        return Similarity.apply(x, y, settings, weights, rows, columns, count, kept)
+    return _similarity(
+        *(x, y, *settings, _bits(weights), weights, None, rows, columns, count, kept, 0, 0)
+    )[:2]
+
+
+def multi_scale(
+    x: Tensor,
+    y: Tensor,
+    settings: tuple,
+    scales: tuple,
+    weights: list[float],
+    rows: Tensor | None,
+    columns: Tensor | None,
+    kept: int,
+) -> tuple[Tensor, Tensor]:
+    """The weighted sum of (SSIM, MS-SSIM, L1, L2, blurred L1), and these five.
+
+    ``scales``: the weights of the scales, the pooling, what to do with negative means, whether
+    channels are joined, whether the coarsest scale is padded by reflection.
+    """
+    if _needs_autograd(x, y):
+        return MultiScale.apply(x, y, settings, scales, weights, rows, columns, kept)
+    return _sweep_scales(x, y, settings, scales, weights, rows, columns, kept, 0, True)[:2]

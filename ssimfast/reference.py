@@ -1,5 +1,5 @@
-"""SSIM forward and backward in plain PyTorch: the specification of every other backend, and what
-runs on devices that have no kernel of their own.
+"""Forward and backward in plain PyTorch: the specification of every other backend, and what runs
+on devices that have no kernel of their own.
 
 Formulation: docs/mathematics.md. Filters are sums of shifted slices rather than convolutions:
 exact in the arithmetic type on every device, where a convolution may round to TF32.
@@ -7,6 +7,14 @@ exact in the arithmetic type on every device, where a convolution may round to T
 
 import torch
 from torch import Tensor
+
+# What `similarity` sums, in this order: bit t of `wanted` asks for term t.
+SSIM, CONTRAST_STRUCTURE, L1, L2, BLURRED_L1 = range(5)
+TERMS = 5
+# How scales are pooled where their size is odd: see `pool`.
+POOLINGS = {"none": 0, "floor": 1, "pad": 2, "replicate": 3}
+# The slope of a power of a mean is bounded by taking the mean for at least this.
+LEAST_MEAN = 1e-4
 
 _WITHOUT_FLOAT64 = {"mps", "xpu"}  # kinds of device
 
@@ -16,14 +24,18 @@ def result_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _working_dtype(x: Tensor) -> torch.dtype:
-    # float64 needs no care against cancellation; most time goes into memory either way.
+def widest_dtype(x: Tensor) -> torch.dtype:
+    """The widest floating dtype of the device: that of terms and slopes, a few numbers a plane."""
     return torch.float32 if x.device.type in _WITHOUT_FLOAT64 else torch.float64
 
 
+def _spatial_dims(image: Tensor) -> tuple[int, ...]:
+    return tuple(range(2 - image.dim(), 0))
+
+
 def _filter(image: Tensor, window: list[float]) -> Tensor:
-    """Correlates (..., H, W) with the separable window: (..., H - K + 1, W - K + 1)."""
-    for dim in (-2, -1):
+    """Correlates (N, C, ...) with the separable window: K - 1 fewer along each axis."""
+    for dim in _spatial_dims(image):
         size = image.shape[dim] - len(window) + 1
         out = image.narrow(dim, 0, size) * window[0]
         for offset, tap in enumerate(window[1:], start=1):
@@ -33,7 +45,7 @@ def _filter(image: Tensor, window: list[float]) -> Tensor:
 
 
 class _Statistics:
-    """Everything that SSIM and its gradient need, in the arithmetic type of the images."""
+    """Everything that SSIM and its gradient need, of images or volumes."""
 
     def __init__(
         self,
@@ -45,24 +57,23 @@ class _Statistics:
         low: float,
         scale: float,
         same: bool,
+        mask: Tensor | None = None,
     ) -> None:
         self.out_dtype = result_dtype(x.dtype)
-        dtype = _working_dtype(x)
+        # float64 needs no care against cancellation; most time goes into memory either way.
+        dtype = widest_dtype(x)
         x, y = x.to(dtype), y.to(dtype)
         self.window, self.c1, self.c2, self.scale, self.same = window, c1, c2, scale, same
-        # Data far from the range (a bias, another unit) is brought near before it is squared.
-        level = torch.maximum(x.amin((-2, -1), True), x.amax((-2, -1), True).clamp(max=low))
-        far = ((level - low).abs() * scale > 4) & level.isfinite()
-        level = torch.where(far, level, low)
+        self.mask = mask if mask is None else mask.to(dtype)
+        if mask is not None:  # what is masked may be NaN
+            x, y = x.where(mask > 0, low), y.where(mask > 0, low)
+        level = self._level(x, low)
         level_s = 2 * (level - low) * scale
         self.s = ((x - level) + (y - level)) * scale
         self.d = (x - y) * scale
-        s, d = self.s, self.d
-        if same:  # the padding is the lower end of the range
-            s, d = self._pad(s, -level_s), self._pad(d, torch.zeros_like(level_s))
-        self.mean_s, self.mean_d = _filter(s, window), _filter(d, window)
-        self.var_s = self._variance(s, self.mean_s)
-        self.var_d = self._variance(d, self.mean_d)
+        self.support = None if mask is None else self._support()
+        self.mean_s, self.var_s = self._moments(self.s, -level_s)
+        self.mean_d, self.var_d = self._moments(self.d, torch.zeros_like(level_s))
         self.mu_s, self.mu_d = self.mean_s + level_s, self.mean_d
         mu_s2, mu_d2 = self.mu_s.square(), self.mu_d.square()
         self.mu_s2, self.mu_d2 = mu_s2, mu_d2
@@ -70,45 +81,80 @@ class _Statistics:
         self.n2 = (self.var_s - self.var_d) * 0.5 + c2
         self.d2 = (self.var_s + self.var_d) * 0.5 + c2
 
+    def _level(self, x: Tensor, low: float) -> Tensor:
+        """Data far from the range (a bias, another unit) is brought near before it is squared."""
+        dims = _spatial_dims(x)
+        least = most = x
+        if self.mask is not None:
+            least, most = x.where(self.mask > 0, torch.inf), x.where(self.mask > 0, -torch.inf)
+        level = torch.maximum(least.amin(dims, True), most.amax(dims, True).clamp(max=low))
+        far = ((level - low).abs() * self.scale > 4) & level.isfinite()
+        return torch.where(far, level, low)
+
     def _pad(self, image: Tensor, value: Tensor) -> Tensor:
         halo = len(self.window) // 2
-        height, width = image.shape[-2:]
-        shape = (*image.shape[:-2], height + 2 * halo, width + 2 * halo)
-        padded = value.expand(shape).clone()
-        padded[..., halo : halo + height, halo : halo + width] = image
+        sizes = image.shape[2:]
+        padded = value.expand(*image.shape[:2], *(size + 2 * halo for size in sizes)).clone()
+        padded[(..., *(slice(halo, halo + size) for size in sizes))] = image
         return padded
 
-    def _variance(self, image: Tensor, mean: Tensor) -> Tensor:
-        # Negative only through rounding. clamp_min keeps NaN.
-        return (_filter(image.square(), self.window) - mean.square()).clamp_min(0)
+    def _support(self) -> Tensor:
+        """1 / (the part of each window that the mask lets through), 0 where it is nothing."""
+        zero = self.mask.new_zeros(()).expand(*self.mask.shape[:2], *[1] * (self.mask.dim() - 2))
+        through = _filter(self._pad(self.mask, zero) if self.same else self.mask, self.window)
+        return torch.where(through > 0, 1 / through, 0)
 
-    def _ssim(self) -> Tensor:
+    def _moments(self, image: Tensor, black: Tensor) -> tuple[Tensor, Tensor]:
+        if self.mask is None:
+            # Outside the image lies the lower end of the range.
+            image = self._pad(image, black) if self.same else image
+            mean, square = _filter(image, self.window), _filter(image.square(), self.window)
+        else:
+            parts = image * self.mask, image.square() * self.mask
+            if self.same:
+                parts = [self._pad(part, torch.zeros_like(black)) for part in parts]
+            mean, square = (_filter(part, self.window) * self.support for part in parts)
+        # Negative only through rounding. clamp_min keeps NaN.
+        return mean, (square - mean.square()).clamp_min(0)
+
+    def ssim(self) -> Tensor:
         return (self.n1 * self.n2) / (self.d1 * self.d2)
 
-    def map(self) -> Tensor:
-        return self._ssim().to(self.out_dtype).contiguous()
+    def luminance(self) -> Tensor:
+        return self.n1 / self.d1
 
-    def reduced(self, count: int, per_image: bool) -> Tensor:
-        dims = (1, 2, 3) if per_image else (0, 1, 2, 3)
-        return (self._ssim().sum(dims) / count).to(self.out_dtype)
+    def contrast_structure(self) -> Tensor:
+        return self.n2 / self.d2
 
-    def gradients(self, upstream: Tensor | float) -> tuple[Tensor, Tensor]:
-        """Gradients of the sum of ``upstream * map`` by s and by d of images in unit range."""
+    def as_map(self, values: Tensor) -> Tensor:
+        return values.to(self.out_dtype).contiguous()
+
+    def gradients(
+        self,
+        ssim: Tensor | float = 0.0,
+        luminance: Tensor | float = 0.0,
+        contrast_structure: Tensor | float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients by x and y in unit range of the sum of each map times its argument."""
         r1, r2 = 1 / self.d1, 1 / self.d2
-        luminance = upstream * (self.n2 * r2) * r1.square()
-        contrast = upstream * (self.n1 * r1) * r2.square()
-        by_var_s = contrast * self.var_d
-        by_var_d = -contrast * (self.var_s + 2 * self.c2)
-        by_mean_s = self.mu_s * self.mu_d2 * luminance - self.mean_s * by_var_s
-        by_mean_d = -self.mu_d * (self.mu_s2 + 2 * self.c1) * luminance - self.mean_d * by_var_d
+        lum = (ssim * (self.n2 * r2) + luminance) * r1.square()
+        con = (ssim * (self.n1 * r1) + contrast_structure) * r2.square()
+        by_var_s = con * self.var_d
+        by_var_d = -con * (self.var_s + 2 * self.c2)
+        by_mean_s = self.mu_s * self.mu_d2 * lum - self.mean_s * by_var_s
+        by_mean_d = -self.mu_d * (self.mu_s2 + 2 * self.c1) * lum - self.mean_d * by_var_d
         by_s = self._adjoint(by_mean_s) + self.s * self._adjoint(by_var_s)
         by_d = self._adjoint(by_mean_d) + self.d * self._adjoint(by_var_d)
-        return by_s, by_d
+        return by_s + by_d, by_s - by_d
 
-    def _adjoint(self, image: Tensor) -> Tensor:
+    def _adjoint(self, values: Tensor) -> Tensor:
+        if self.support is not None:
+            values = values * self.support
         halo = len(self.window) // 2
         margin = halo if self.same else 2 * halo
-        return _filter(torch.nn.functional.pad(image, [margin] * 4), self.window)
+        pads = [margin] * (2 * len(_spatial_dims(values)))
+        out = _filter(torch.nn.functional.pad(values, pads), self.window)
+        return out if self.mask is None else out * self.mask
 
 
 def _like(image: Tensor, grad: Tensor) -> Tensor:
@@ -116,41 +162,206 @@ def _like(image: Tensor, grad: Tensor) -> Tensor:
     return torch.empty_like(image).copy_(grad)
 
 
+def _gradients_like(images: tuple[Tensor, Tensor], grads, count: int) -> list[Tensor]:
+    return [_like(image, grad) for image, grad in zip(images, grads, strict=True)][:count]
+
+
+# ---- maps ---------------------------------------------------------------------------------------
+
+
 def ssim_map(x: Tensor, y: Tensor, *settings) -> Tensor:
-    return _Statistics(x, y, *settings).map()
+    return ssim_nd_map(x, y, None, *settings)
 
 
-def ssim_map_grad(upstream: Tensor, x: Tensor, y: Tensor, *settings) -> Tensor:
+def ssim_map_grad(upstream: Tensor, x: Tensor, y: Tensor, *settings) -> list[Tensor]:
+    return ssim_nd_map_grad(upstream, x, y, None, *settings)
+
+
+def ssim_nd_map(x: Tensor, y: Tensor, mask: Tensor | None, *settings) -> Tensor:
+    statistics = _Statistics(x, y, *settings, mask=mask)
+    return statistics.as_map(statistics.ssim())
+
+
+def ssim_nd_map_grad(
+    upstream: Tensor, x: Tensor, y: Tensor, mask: Tensor | None, *settings
+) -> list[Tensor]:
+    *settings, gradients = settings
+    statistics = _Statistics(x, y, *settings, mask=mask)
+    grads = statistics.gradients(ssim=upstream * statistics.scale)
+    return _gradients_like((x, y), grads, gradients)
+
+
+def components_map(x: Tensor, y: Tensor, *settings) -> tuple[Tensor, Tensor]:
     statistics = _Statistics(x, y, *settings)
-    by_s, by_d = statistics.gradients(upstream * statistics.scale)
-    return _like(x, by_s + by_d)
+    maps = statistics.luminance(), statistics.contrast_structure()
+    return tuple(statistics.as_map(values) for values in maps)
 
 
-def ssim_map_grad_both(upstream: Tensor, x: Tensor, y: Tensor, *settings) -> tuple[Tensor, Tensor]:
+def components_map_grad(
+    by_luminance: Tensor, by_contrast_structure: Tensor, x: Tensor, y: Tensor, *settings
+) -> list[Tensor]:
+    *settings, gradients = settings
     statistics = _Statistics(x, y, *settings)
-    by_s, by_d = statistics.gradients(upstream * statistics.scale)
-    return _like(x, by_s + by_d), _like(y, by_s - by_d)
+    scale = statistics.scale
+    grads = statistics.gradients(
+        luminance=by_luminance * scale, contrast_structure=by_contrast_structure * scale
+    )
+    return _gradients_like((x, y), grads, gradients)
 
 
-def ssim_reduced(x: Tensor, y: Tensor, *settings) -> Tensor:
-    *settings, count, per_image = settings
-    return _Statistics(x, y, *settings).reduced(count, per_image)
+# ---- losses -------------------------------------------------------------------------------------
 
 
-def ssim_reduced_grad(x: Tensor, y: Tensor, *settings) -> tuple[Tensor, Tensor]:
-    *settings, count, per_image = settings
-    statistics = _Statistics(x, y, *settings)
-    by_s, by_d = statistics.gradients(1.0)
-    return statistics.reduced(count, per_image), _like(x, by_s + by_d)
-
-
-def ssim_reduced_grad_both(x: Tensor, y: Tensor, *settings) -> tuple[Tensor, Tensor, Tensor]:
-    *settings, count, per_image = settings
-    statistics = _Statistics(x, y, *settings)
-    by_s, by_d = statistics.gradients(1.0)
-    value = statistics.reduced(count, per_image)
-    return value, _like(x, by_s + by_d), _like(y, by_s - by_d)
+def similarity(
+    x: Tensor,
+    y: Tensor,
+    window: list[float],
+    c1: float,
+    c2: float,
+    low: float,
+    scale: float,
+    same: bool,
+    wanted: int,
+    weights: list[float],
+    plane_weights: Tensor | None,
+    rows: Tensor | None,
+    columns: Tensor | None,
+    count: int,
+    kept: int,
+    gradients: int,
+    pooling: int,
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    statistics = _Statistics(x, y, window, c1, c2, low, scale, same)
+    d = statistics.d
+    positions_per_pixel = statistics.n1[0, 0].numel() / d[0, 0].numel() if d.numel() else 1.0
+    counts = 0.0 if rows is None else rows[:, None].to(d.dtype) * columns.to(d.dtype)
+    quantities = {
+        SSIM: statistics.ssim,
+        CONTRAST_STRUCTURE: statistics.contrast_structure,
+        L1: lambda: d.abs() * positions_per_pixel,
+        L2: lambda: d.square() * positions_per_pixel,
+        BLURRED_L1: lambda: d.abs() * counts * positions_per_pixel,
+    }
+    dims = tuple(range(kept, 4))
+    terms = d.new_zeros(*x.shape[:kept], TERMS)
+    value = d.new_zeros(x.shape[:kept])
+    for term, quantity in quantities.items():
+        if wanted >> term & 1:
+            terms[..., term] = quantity().sum(dims) / count
+        if weights[term] != 0:
+            value = value + weights[term] * terms[..., term]
+    grads = []
+    if gradients > 0:
+        by_ssim, by_cs = weights[:2]
+        if plane_weights is not None:
+            by_ssim, by_cs = plane_weights.to(d.dtype)[..., None, None].unbind(2)
+        by_x, by_y = statistics.gradients(ssim=by_ssim, contrast_structure=by_cs)
+        by_d = (weights[L1] + weights[BLURRED_L1] * counts) * d.sign() + 2 * weights[L2] * d
+        by_d = by_d * positions_per_pixel
+        grads = _gradients_like((x, y), (by_x + by_d, by_y - by_d), gradients)
+    pooled = []
+    if pooling != POOLINGS["none"]:
+        for image in (x, y):
+            unit = (image.to(d.dtype) - low) * scale
+            pooled.append(statistics.as_map(pool(unit, pooling)))
+    return value.to(statistics.out_dtype), terms, grads, pooled
 
 
 def scale_grad(grad: Tensor, upstream: Tensor, scale: float, count: int) -> Tensor:
-    return _like(grad, grad * (upstream.reshape(-1, 1, 1, 1) * (scale / count)))
+    return _like(grad, grad * (_by_plane(upstream) * (scale / count)))
+
+
+def _by_plane(upstream: Tensor) -> Tensor:
+    return upstream.reshape(*upstream.shape, *[1] * (4 - upstream.dim()))
+
+
+def pool(image: Tensor, pooling: int) -> Tensor:
+    """Means of 2 x 2 pixels. Of an odd number of rows or columns, "floor" drops the last, "pad"
+    puts a black one before the first, "replicate" counts the last one twice."""
+    odd_height, odd_width = (size % 2 for size in image.shape[-2:])
+    if pooling == POOLINGS["pad"]:
+        image = torch.nn.functional.pad(image, (odd_width, 0, odd_height, 0))
+    if pooling == POOLINGS["replicate"]:
+        image = torch.nn.functional.pad(image, (0, odd_width, 0, odd_height), mode="replicate")
+    return torch.nn.functional.avg_pool2d(image, 2)
+
+
+def _pool_adjoint(pooled: Tensor, height: int, width: int, pooling: int) -> Tensor:
+    """The gradient by an image of that size, of which ``pooled`` is the gradient by its pool."""
+    out = (pooled / 4).repeat_interleave(2, -2).repeat_interleave(2, -1)
+    if pooling == POOLINGS["pad"]:
+        return out[..., height % 2 :, width % 2 :]
+    if pooling == POOLINGS["replicate"]:
+        if height % 2:
+            out[..., -2, :] += out[..., -1, :]
+        if width % 2:
+            out[..., -2] += out[..., -1]
+        return out[..., :height, :width]
+    return torch.nn.functional.pad(out, (0, width - out.shape[-1], 0, height - out.shape[-2]))
+
+
+def collapse(
+    grads: list[Tensor],
+    slopes: Tensor,
+    upstream: Tensor,
+    scale: float,
+    pooling: int,
+    x: Tensor | None,
+    y: Tensor | None,
+    pixel_weights: list[float],
+    rows: Tensor | None,
+    columns: Tensor | None,
+) -> Tensor:
+    total = None
+    for grad, slope in zip(reversed(grads), reversed(slopes.unbind(-1)), strict=True):
+        here = grad.to(slopes.dtype) * slope[..., None, None]
+        if total is not None:
+            here = here + _pool_adjoint(total, *grad.shape[-2:], pooling)
+        total = here
+    if x is not None:
+        d = (x.to(total.dtype) - y.to(total.dtype)) * scale
+        counts = 0.0 if rows is None else rows[:, None].to(d.dtype) * columns.to(d.dtype)
+        l1, l2, blurred = pixel_weights
+        by_d = (l1 + blurred * counts) * d.sign() + 2 * l2 * d
+        total = total + by_d * (upstream.numel() / d.numel() if d.numel() else 1.0)
+    return _like(grads[0], total * _by_plane(upstream) * scale)
+
+
+def combine_scales(
+    terms: list[Tensor],
+    scale_weights: list[float],
+    negative: str,
+    joint: bool,
+    weights: list[float],
+    kept: int,
+    positions: list[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    means = [term[..., CONTRAST_STRUCTURE] for term in terms[:-1]] + [terms[-1][..., SSIM]]
+    means = torch.stack(means, -1)  # (N, C, scales)
+    batch, channels, scales = means.shape
+    if joint:
+        means = means.mean(1, keepdim=True)
+    if negative == "raise" and (means < 0).any():
+        raise ValueError(
+            f'negative="raise": a mean of contrast-structure is {means.min().item():.4g}; '
+            'negative="relu" or "abs" accept it'
+        )
+    size = means.abs() if negative == "abs" else means.clamp_min(0)
+    exponents = torch.tensor(scale_weights, dtype=means.dtype, device=means.device)
+    ms_ssim = (size**exponents).prod(-1)
+    slopes = exponents * ms_ssim[..., None] / size.clamp_min(LEAST_MEAN)
+    slopes = slopes * (means.sign() if negative == "abs" else (means > 0).to(means.dtype))
+    dims = tuple(range(kept, 2))
+    planes = 1  # of which the value is a mean
+    for dim in dims:
+        planes *= (batch, channels)[dim]
+    counts = torch.tensor(positions, dtype=means.dtype, device=means.device)
+    slopes = (slopes * (weights[1] / planes) / counts).expand(batch, channels, scales)
+    out = torch.stack([ms_ssim.expand(batch, channels) if t == 1 else terms[0][..., t]
+                       for t in range(TERMS)], -1)  # fmt: skip
+    out = out.mean(dims) if dims else out
+    value = out.new_zeros(out.shape[:-1])
+    for term, weight in enumerate(weights):
+        if weight != 0:
+            value = value + weight * out[..., term]
+    return value, out, slopes.contiguous()

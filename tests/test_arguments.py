@@ -48,7 +48,7 @@ MISTAKES = {
     "data_range_huge": ((X, X), {"data_range": 10**400}, ValueError, "between.*got 1000"),
     "range_tiny": ((X, X), {"value_range": (0, 1e-39)}, ValueError, "at least 1e-15 wide"),
     "k2_huge": ((X, X), {"k2": 1e200}, ValueError, "k2 must be between"),
-    "padding": ((X, X), {"padding": "reflect"}, ValueError, "valid, same, got 'reflect'"),
+    "padding": ((X, X), {"padding": "zeros"}, ValueError, "valid, same, reflect, got 'zeros'"),
     "reduction": ((X, X), {"reduction": "avg"}, ValueError, "mean, sum, batch, none, got 'avg'"),
 }
 

@@ -5,9 +5,9 @@ import torch
 
 import ssimfast
 from ssimfast import ops, reference
-from ssimfast.functional import gaussian_window
+from ssimfast.arguments import gaussian_taps
 
-SETTINGS = (gaussian_window(5, 1.5), 1e-4, 9e-4, 0.0, 1.0)
+SETTINGS = (gaussian_taps(2, 1.5), 1e-4, 9e-4, 0.0, 1.0)
 LAYOUTS = {
     "contiguous": lambda image: image,
     "channels_last": lambda image: image.contiguous(memory_format=torch.channels_last),
@@ -16,19 +16,50 @@ LAYOUTS = {
 }
 
 
-def arguments(name: str, same: bool, per_image: bool, dtype: torch.dtype, layout: str) -> tuple:
+def arguments(name: str, more: bool, dtype: torch.dtype, layout: str) -> tuple:
+    """Arguments of an op; with ``more``, everything that is optional."""
     x, y = torch.rand(2, 2, 3, 12, 13).to(dtype)
     x, y = LAYOUTS[layout](x), LAYOUTS[layout](y)
-    count = x[0].numel() if per_image else x.numel()
     out_dtype = reference.result_dtype(dtype)
+    settings = (*SETTINGS, more)
+    size = (12, 13) if more else (8, 9)
+    rows, columns = torch.rand(12, dtype=out_dtype), torch.rand(13, dtype=out_dtype)
+    upstream = torch.rand((2,) if more else (), dtype=out_dtype)
+    maps = torch.rand(2, 2, 3, *size, dtype=out_dtype)
+    mask = torch.rand(2, 3, 12, 13, dtype=out_dtype) if more else None
+    gradients = 1 + more
+    if name == "similarity":
+        weights = [0.5, 0.2, 0.3, 0.4, 0.6] if more else [1.0, 0.0, 0.0, 0.0, 0.0]
+        plane_weights = torch.rand(2, 3, 2, dtype=out_dtype) if more else None
+        optional = (plane_weights, rows, columns) if more else (None, None, None)
+        return x, y, *settings, 31 if more else 1, weights, *optional, 72, gradients, gradients, 2
     if name == "scale_grad":
-        return x, torch.rand((2,) if per_image else (), dtype=out_dtype), 0.5, count
-    if name.startswith("ssim_reduced"):
-        return x, y, *SETTINGS, same, count, per_image
-    if name == "ssim_map":
-        return x, y, *SETTINGS, same
-    size = (12, 13) if same else (8, 9)
-    return torch.rand(2, 3, *size, dtype=out_dtype), x, y, *SETTINGS, same
+        return x, upstream, 0.5, 72
+    if name == "combine_scales":
+        terms = [torch.rand(2, 3, reference.TERMS, dtype=torch.float64) for _ in range(3)]
+        return terms, [0.2, 0.3, 0.5], "relu", more, [0.1, 0.2, 0.3, 0.4, 0.5], more, [72, 20, 6]
+    if name == "collapse":
+        grads = [x, *(torch.rand(2, 3, *shape, dtype=out_dtype) for shape in ((6, 7), (3, 4)))]
+        optional = (x, y, [0.1, 0.2, 0.3], rows, columns)
+        without = (None, None, [0.0, 0.0, 0.0], None, None)
+        slopes = torch.rand(2, 3, 3, dtype=torch.float64)
+        return grads, slopes, upstream, 0.5, 2, *(optional if more else without)
+    if name == "components_map_grad":
+        return *maps, x, y, *settings, gradients
+    if name == "ssim_map_grad":
+        return maps[0], x, y, *settings, gradients
+    if name == "ssim_nd_map_grad":
+        return maps[0], x, y, mask, *settings, gradients
+    if name == "ssim_nd_map":
+        return x, y, mask, *settings
+    return x, y, *settings
+
+
+def flat(result) -> list[torch.Tensor]:
+    """All tensors in the result of an op."""
+    if isinstance(result, torch.Tensor):
+        return [result]
+    return [tensor for part in result for tensor in flat(part)]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -36,8 +67,16 @@ def arguments(name: str, same: bool, per_image: bool, dtype: torch.dtype, layout
 @pytest.mark.parametrize("name", ops._SCHEMAS)
 def test_opcheck(name, dtype, layout):
     op = getattr(torch.ops.ssimfast, name).default
-    for same, per_image in ((False, False), (True, True)):
-        torch.library.opcheck(op, arguments(name, same, per_image, dtype, layout))
+    for more in (False, True):
+        torch.library.opcheck(op, arguments(name, more, dtype, layout))
+
+
+@pytest.mark.parametrize("pooling", [0, 1, 2, 3])
+@pytest.mark.parametrize("kept", [0, 1, 2])
+@pytest.mark.parametrize("gradients", [0, 1, 2])
+def test_opcheck_of_every_request(gradients, kept, pooling):
+    args = (*arguments("similarity", True, torch.float32, "contiguous")[:-3], kept, gradients)
+    torch.library.opcheck(torch.ops.ssimfast.similarity.default, (*args, pooling))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -45,13 +84,12 @@ def test_opcheck(name, dtype, layout):
 def test_kernel_and_reference_give_the_same_tensors(name, layout):
     if ops.extension is None:
         pytest.skip("the extension was not built: no C++ compiler at install time")
-    for same in (False, True):
-        args = arguments(name, same, True, torch.float32, layout)
-        got = getattr(torch.ops.ssimfast, name)(*args)
-        want = getattr(reference, name)(*args)
-        as_tuple = lambda result: result if isinstance(result, tuple) else (result,)  # noqa: E731
-        for g, w in zip(as_tuple(got), as_tuple(want), strict=True):
-            assert g.stride() == w.stride()
+    for more in (False, True):
+        args = arguments(name, more, torch.float32, layout)
+        got = flat(getattr(torch.ops.ssimfast, name)(*args))
+        want = flat(getattr(reference, name)(*args))
+        for g, w in zip(got, want, strict=True):
+            assert g.stride() == w.stride() and g.dtype == w.dtype
             torch.testing.assert_close(g, w, rtol=1e-5, atol=1e-5)
 
 
@@ -76,7 +114,7 @@ def test_a_direct_call_is_guarded():
         with pytest.raises(RuntimeError, match="window"):
             call(x, x, window, *SETTINGS[1:], False)
     with pytest.raises(RuntimeError, match="does not fit the map"):
-        torch.ops.ssimfast.ssim_map_grad(x, x, x, *SETTINGS, False)
+        torch.ops.ssimfast.ssim_map_grad(x, x, x, *SETTINGS, False, 1)
     with pytest.raises(RuntimeError, match="does not fit the result"):
         torch.ops.ssimfast.scale_grad(x, torch.rand(3), 1.0, 1)
 

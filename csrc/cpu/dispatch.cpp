@@ -48,26 +48,26 @@ template <class A, int kBytes>
 using Vector = typename VectorOf<A, kBytes / int(sizeof(A))>::type;
 
 template <class V, class A, int kWindow, Pass kPass, bool kBoth>
-SSIMFAST_INLINE double run(const Job<A>& job, const Tile& tile, int64_t pitch, A* workspace) {
+SSIMFAST_INLINE Sums run(const Job<A>& job, const Tile& tile, int64_t pitch, A* workspace) {
   return TileKernel<V, A, kWindow, kPass, kBoth>(job, tile, pitch, workspace).run();
 }
 
 // One entry per instruction set. Everything below it is inlined, and so compiled for it.
 template <class A, int kWindow, Pass kPass, bool kBoth>
-double run_baseline(const Job<A>& job, const Tile& tile, int64_t pitch, A* workspace) {
+Sums run_baseline(const Job<A>& job, const Tile& tile, int64_t pitch, A* workspace) {
   return run<Vector<A, 16>, A, kWindow, kPass, kBoth>(job, tile, pitch, workspace);
 }
 
 #if SSIMFAST_X86
 template <class A, int kWindow, Pass kPass, bool kBoth>
-SSIMFAST_TARGET_AVX2 double run_avx2(const Job<A>& job, const Tile& tile, int64_t pitch,
-                                     A* workspace) {
+SSIMFAST_TARGET_AVX2 Sums run_avx2(const Job<A>& job, const Tile& tile, int64_t pitch,
+                                   A* workspace) {
   return run<Vector<A, 32>, A, kWindow, kPass, kBoth>(job, tile, pitch, workspace);
 }
 
 template <class A, int kWindow, Pass kPass, bool kBoth>
-SSIMFAST_TARGET_AVX512 double run_avx512(const Job<A>& job, const Tile& tile, int64_t pitch,
-                                         A* workspace) {
+SSIMFAST_TARGET_AVX512 Sums run_avx512(const Job<A>& job, const Tile& tile, int64_t pitch,
+                                       A* workspace) {
   return run<Vector<A, 64>, A, kWindow, kPass, kBoth>(job, tile, pitch, workspace);
 }
 #endif

@@ -5,9 +5,9 @@
 
 namespace ssimfast::cpu {
 
-// Sum of SSIM over the tile; `workspace` holds Workspace<A>::size numbers, aligned to 64 bytes.
+// The sums over the tile; `workspace` holds Workspace<A>::size numbers, aligned to 64 bytes.
 template <class A>
-using RunTile = double (*)(const Job<A>& job, const Tile& tile, int64_t pitch, A* workspace);
+using RunTile = Sums (*)(const Job<A>& job, const Tile& tile, int64_t pitch, A* workspace);
 
 template <class A>
 RunTile<A> select_kernel(Pass pass, bool both, const Job<A>& job);

@@ -38,4 +38,15 @@ SSIMFAST_INLINE V broadcast(A a) {
   return a - V{};
 }
 
+template <class V>
+SSIMFAST_INLINE V magnitude(V v) {
+  return v < V{} ? -v : v;
+}
+
+// -1, 0 or 1; NaN for NaN. Without branches, so that a loop of it becomes vectors.
+template <class A>
+SSIMFAST_INLINE A sign(A a) {
+  return A(a > 0) - A(a < 0) + (a - a);
+}
+
 }  // namespace ssimfast::cpu

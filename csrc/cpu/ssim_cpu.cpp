@@ -3,13 +3,13 @@
 // The cut into tiles depends on the shape alone and each tile's sum has a place of its own, so
 // the result has the same bits for every number of threads.
 #include <cstdint>
-#include <memory>
-#include <new>
+#include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
-#include "../tensor.h"
 #include "dispatch.h"
+#include "tensors.h"
 
 namespace ssimfast::cpu {
 namespace {
@@ -19,45 +19,6 @@ constexpr int64_t kTileColumns = 640;
 // Enough tiles for the threads of a workstation, but none so low that its halo dominates.
 constexpr int64_t kWantedTiles = 48;
 constexpr int64_t kLeastTileRows = 64;
-
-template <class T>
-void read_row(const void* from, int64_t stride, int64_t n, Arithmetic<T>* to) {
-  const T* source = static_cast<const T*>(from);
-  if (stride == 1) {
-    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<Arithmetic<T>>(source[i]);
-  } else {
-    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<Arithmetic<T>>(source[i * stride]);
-  }
-}
-
-template <class T>
-void write_row(const Arithmetic<T>* from, int64_t n, void* to, int64_t stride) {
-  T* target = static_cast<T*>(to);
-  if (stride == 1) {
-    for (int64_t i = 0; i < n; ++i) target[i] = static_cast<T>(from[i]);
-  } else {
-    for (int64_t i = 0; i < n; ++i) target[i * stride] = static_cast<T>(from[i]);
-  }
-}
-
-template <class T>
-Strides byte_strides(const Tensor& tensor) {
-  const int64_t size = sizeof(T);
-  return {tensor.stride(0) * size, tensor.stride(1) * size, tensor.stride(2) * size,
-          tensor.stride(3) * size};
-}
-
-template <class T>
-Source<Arithmetic<T>> source(const Tensor& tensor) {
-  return {static_cast<const char*>(tensor.const_data_ptr()), byte_strides<T>(tensor), sizeof(T),
-          std::is_same_v<T, Arithmetic<T>>, read_row<T>};
-}
-
-template <class T>
-Sink<Arithmetic<T>> sink(const Tensor& tensor) {
-  return {static_cast<char*>(tensor.mutable_data_ptr()), byte_strides<T>(tensor), sizeof(T),
-          write_row<T>};
-}
 
 // What every op is told about the statistic: see ssimfast/ops.py for the meaning of each.
 struct Settings {
@@ -123,32 +84,10 @@ struct Cut {
   }
 };
 
-// Scratch memory of one thread, kept between calls.
+// Runs every tile; their sums, tile by tile, plane by plane.
 template <class A>
-A* workspace(int64_t size) {
-  constexpr std::align_val_t alignment{64};
-  struct Buffer {
-    A* data = nullptr;
-    int64_t size = 0;
-    ~Buffer() { ::operator delete(data, alignment); }
-  };
-  thread_local Buffer buffer;
-  if (buffer.size < size) {
-    ::operator delete(buffer.data, alignment);
-    buffer.data = nullptr;
-    buffer.size = 0;
-    buffer.data = static_cast<A*>(::operator new(size * sizeof(A), alignment));
-    buffer.size = size;
-    // Vectors run past the ends of rows; what they read there must at least be numbers.
-    std::fill(buffer.data, buffer.data + size, A(0));
-  }
-  return buffer.data;
-}
-
-// Runs every tile; the sums of SSIM, tile by tile, plane by plane.
-template <class A>
-std::vector<double> run_tiles(const Job<A>& job, const Cut& cut, Pass pass, bool both) {
-  std::vector<double> sums(cut.count());
+std::vector<Sums> run_tiles(const Job<A>& job, const Cut& cut, Pass pass, bool both) {
+  std::vector<Sums> sums(cut.count());
   const RunTile<A> run = select_kernel<A>(pass, both, job);
   const int64_t pitch = Workspace<A>::pitch(cut.width(), job.window);
   const int64_t size = Workspace<A>::size(cut.width(), job.window);
@@ -160,171 +99,227 @@ std::vector<double> run_tiles(const Job<A>& job, const Cut& cut, Pass pass, bool
   return sums;
 }
 
-// Sum over everything, or over each image, divided by `count`.
-template <class A>
-void reduce(const std::vector<double>& sums, int64_t images, bool per_image, int64_t count,
-            A* out) {
-  const int64_t groups = per_image ? images : 1;
-  const int64_t each = static_cast<int64_t>(sums.size()) / groups;
-  for (int64_t g = 0; g < groups; ++g) {
-    double total = 0;
-    for (int64_t i = 0; i < each; ++i) total += sums[g * each + i];
-    out[g] = A(total / double(count));
-  }
-}
-
 void check(const Tensor& x, const Tensor& y, const Settings& settings) {
   check_pair(x, y);
   check_window(x, settings.window, settings.same, kMaxWindow);
 }
 
-Tensor new_result(const Tensor& x, bool per_image) {
-  if (per_image) return torch::stable::new_empty(x, {x.size(0)}, arithmetic_dtype(x));
-  return torch::stable::new_empty(x, {}, arithmetic_dtype(x));
+// The shape of the map of images like x.
+std::vector<int64_t> map_shape(const Tensor& x, const Settings& settings) {
+  const int64_t lost = settings.same ? 0 : static_cast<int64_t>(settings.window.size()) - 1;
+  return {x.size(0), x.size(1), x.size(2) - lost, x.size(3) - lost};
 }
 
-// The result of a reduction over x and y; with gradients where the sinks are given.
-Tensor reduced(const Tensor& x, const Tensor& y, const Settings& settings, int64_t count,
-               bool per_image, const Tensor* grad_x, const Tensor* grad_y) {
+Tensor new_tensor(const Tensor& x, const std::vector<int64_t>& shape, ScalarType dtype) {
+  return torch::stable::new_empty(x, {shape.data(), shape.size()}, dtype);
+}
+
+std::vector<Tensor> new_gradients(const Tensor& x, const Tensor& y, int64_t count) {
+  STD_TORCH_CHECK(0 <= count && count <= 2, "ssimfast: gradients must be 0, 1 or 2, got ", count);
+  std::vector<Tensor> grads;
+  if (count > 0) grads.push_back(torch::stable::empty_like(x));
+  if (count > 1) grads.push_back(torch::stable::empty_like(y));
+  return grads;
+}
+
+// Every map of the pass: one of SSIM, or two of its components.
+std::vector<Tensor> maps(const Tensor& x, const Tensor& y, const Settings& settings,
+                         bool components) {
   check(x, y, settings);
-  Tensor result = new_result(x, per_image);
+  std::vector<Tensor> out;
+  for (int i = 0; i <= int(components); ++i)
+    out.push_back(new_tensor(x, map_shape(x, settings), arithmetic_dtype(x)));
+  if (x.numel() == 0) return out;
+  dispatch_floating(x, [&](auto zero) {
+    using T = decltype(zero);
+    Job<Arithmetic<T>> job = make_job<T>(x, y, settings);
+    job.components = components;
+    for (int i = 0; i <= int(components); ++i) job.map[i] = sink<Arithmetic<T>>(out[i]);
+    const Cut cut(x.size(0) * x.size(1), job.height, job.width, job.margin);
+    run_tiles(job, cut, Pass::kMap, false);
+  });
+  return out;
+}
+
+std::vector<Tensor> map_gradients(const std::vector<Tensor>& upstream, const Tensor& x,
+                                  const Tensor& y, const Settings& settings, int64_t gradients) {
+  check(x, y, settings);
+  STD_TORCH_CHECK(gradients > 0, "ssimfast: gradients must be 1 or 2, got ", gradients);
+  const std::vector<int64_t> shape = map_shape(x, settings);
+  for (const Tensor& map : upstream) {
+    bool fits = map.dim() == 4 && map.scalar_type() == arithmetic_dtype(x);
+    for (int i = 0; fits && i < 4; ++i) fits = map.size(i) == shape[i];
+    STD_TORCH_CHECK(fits, "ssimfast: the gradient of the map does not fit the map");
+  }
+  const std::vector<Tensor> grads = new_gradients(x, y, gradients);
+  if (x.numel() == 0) return grads;
+  dispatch_floating(x, [&](auto zero) {
+    using T = decltype(zero);
+    Job<Arithmetic<T>> job = make_job<T>(x, y, settings);
+    job.components = upstream.size() > 1;
+    for (size_t i = 0; i < upstream.size(); ++i)
+      job.upstream[i] = source<Arithmetic<T>>(upstream[i]);
+    job.grad_scale = job.scale;
+    job.grad_x = sink<T>(grads[0]);
+    if (gradients > 1) job.grad_y = sink<T>(grads[1]);
+    const Cut cut(x.size(0) * x.size(1), job.height, job.width, 0);
+    run_tiles(job, cut, Pass::kMapGradient, gradients > 1);
+  });
+  return grads;
+}
+
+// What `similarity` is told beyond the statistic: see ssimfast/ops.py for the meaning of each.
+struct Request {
+  int64_t wanted;
+  std::vector<double> weights;
+  std::optional<Tensor> plane_weights, rows, columns;
+  int64_t count, kept, gradients, pooling;
+
+  bool wants(int term) const { return (wanted >> term & 1) != 0; }
+};
+
+const void* checked_data(const std::optional<Tensor>& tensor, const Tensor& x, int64_t numel,
+                         const char* name) {
+  if (!tensor) return nullptr;
+  STD_TORCH_CHECK(tensor->numel() == numel && tensor->is_contiguous() &&
+                      tensor->scalar_type() == arithmetic_dtype(x),
+                  "ssimfast: ", name, " must be ", numel,
+                  " contiguous numbers of the result's dtype");
+  return tensor->const_data_ptr();
+}
+
+void check(const Tensor& x, const Request& request) {
+  STD_TORCH_CHECK(request.weights.size() == kTerms, "ssimfast: weights must be ", int(kTerms),
+                  " numbers, got ", request.weights.size());
+  STD_TORCH_CHECK(0 <= request.kept && request.kept <= 2, "ssimfast: kept must be 0, 1 or 2, got ",
+                  request.kept);
+  STD_TORCH_CHECK(0 <= request.pooling && request.pooling <= int(Pooling::kReplicate),
+                  "ssimfast: pooling must be 0, 1, 2 or 3, got ", request.pooling);
+  STD_TORCH_CHECK(request.rows.has_value() == request.columns.has_value() &&
+                      (request.rows.has_value() ||
+                       (request.weights[kBlurredL1] == 0 && !request.wants(kBlurredL1))),
+                  "ssimfast: the blurred L1 needs both rows and columns");
+}
+
+// The terms of each group of planes, and their weighted sum. All are divided by `count`; those over
+// pixels are first brought to the number of positions, so that with count = positions all are
+// means.
+template <class A>
+void reduce(const std::vector<Sums>& sums, const Request& request, double positions_per_pixel,
+            int64_t groups, double* terms, A* values) {
+  const int64_t each = static_cast<int64_t>(sums.size()) / groups;
+  for (int64_t g = 0; g < groups; ++g) {
+    double value = 0;
+    for (int t = 0; t < kTerms; ++t) {
+      double total = 0;
+      for (int64_t i = 0; i < each; ++i) total += sums[g * each + i].term[t];
+      if (t >= kL1) total *= positions_per_pixel;
+      terms[g * kTerms + t] = total / double(request.count);
+      if (request.weights[t] != 0) value += request.weights[t] * terms[g * kTerms + t];
+    }
+    values[g] = A(value);
+  }
+}
+
+using Similarity = std::tuple<Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>>;
+
+Similarity similarity(const Tensor& x, const Tensor& y, const Settings& settings,
+                      const Request& request) {
+  check(x, y, settings);
+  check(x, request);
+  std::vector<int64_t> shape;
+  for (int64_t i = 0; i < request.kept; ++i) shape.push_back(x.size(i));
+  const Tensor value = new_tensor(x, shape, arithmetic_dtype(x));
+  shape.push_back(kTerms);
+  const Tensor terms = new_tensor(x, shape, ScalarType::Double);
+  const Pooling pooling = Pooling(request.pooling);
+  const PooledAxis pooled_rows(pooling, x.size(2)), pooled_columns(pooling, x.size(3));
+  std::vector<Tensor> pooled;
+  for (int i = 0; i < (pooling == Pooling::kNone ? 0 : 2); ++i)
+    pooled.push_back(new_tensor(x, {x.size(0), x.size(1), pooled_rows.size, pooled_columns.size},
+                                arithmetic_dtype(x)));
+  const std::vector<Tensor> grads = new_gradients(x, y, request.gradients);
   if (x.numel() == 0) {
-    torch::stable::fill_(result, 0);
-    return result;
+    Tensor zero = value, zeros = terms;
+    torch::stable::fill_(zero, 0);
+    torch::stable::fill_(zeros, 0);
+    return {value, terms, grads, pooled};
   }
   dispatch_floating(x, [&](auto zero) {
     using T = decltype(zero);
     using A = Arithmetic<T>;
     Job<A> job = make_job<T>(x, y, settings);
-    if (grad_x != nullptr) job.grad_x = sink<T>(*grad_x);
-    if (grad_y != nullptr) job.grad_y = sink<T>(*grad_y);
-    const int64_t margin = grad_x != nullptr ? 0 : job.margin;
-    const Cut cut(x.size(0) * x.size(1), job.height, job.width, margin);
+    const int64_t planes = x.size(0) * x.size(1);
+    const std::vector<int64_t> positions = map_shape(x, settings);
+    const double positions_per_pixel =
+        double(positions[2] * positions[3]) / double(x.size(2) * x.size(3));
+    job.plane_weight =
+        static_cast<const A*>(checked_data(request.plane_weights, x, 2 * planes, "plane_weights"));
+    job.rows = static_cast<const A*>(checked_data(request.rows, x, x.size(2), "rows"));
+    job.columns = static_cast<const A*>(checked_data(request.columns, x, x.size(3), "columns"));
+    for (int t = 0; t < kTerms; ++t) {
+      job.weight[t] = A(request.weights[t] * (t >= kL1 ? positions_per_pixel : 1));
+      job.wanted[t] = request.wants(t);
+    }
+    job.pooling = pooling;
+    job.pooled_rows = pooled_rows;
+    job.pooled_columns = pooled_columns;
+    if (!pooled.empty()) {
+      job.pooled_x = static_cast<A*>(pooled[0].mutable_data_ptr());
+      job.pooled_y = static_cast<A*>(pooled[1].mutable_data_ptr());
+    }
+    if (grads.size() > 0) job.grad_x = sink<T>(grads[0]);
+    if (grads.size() > 1) job.grad_y = sink<T>(grads[1]);
+    // Gradients, pixel terms and pooling concern every pixel, a value only the windows' centres.
+    const bool every_pixel = !grads.empty() || !pooled.empty() || job.wanted[kL1] ||
+                             job.wanted[kL2] || job.wanted[kBlurredL1];
+    const Cut cut(planes, job.height, job.width, every_pixel ? 0 : job.margin);
     const auto sums =
-        run_tiles(job, cut, grad_x != nullptr ? Pass::kGradient : Pass::kValue, grad_y != nullptr);
-    reduce(sums, x.size(0), per_image, count, static_cast<A*>(result.mutable_data_ptr()));
+        run_tiles(job, cut, grads.empty() ? Pass::kValue : Pass::kGradient, grads.size() > 1);
+    reduce(sums, request, positions_per_pixel, value.numel(),
+           static_cast<double*>(terms.mutable_data_ptr()),
+           static_cast<A*>(value.mutable_data_ptr()));
   });
-  return result;
-}
-
-void map_gradient(const Tensor& upstream, const Tensor& x, const Tensor& y,
-                  const Settings& settings, const Tensor& grad_x, const Tensor* grad_y) {
-  check(x, y, settings);
-  const int64_t margin = settings.same ? 0 : static_cast<int64_t>(settings.window.size()) / 2;
-  STD_TORCH_CHECK(upstream.dim() == 4 && upstream.size(0) == x.size(0) &&
-                      upstream.size(1) == x.size(1) && upstream.size(2) == x.size(2) - 2 * margin &&
-                      upstream.size(3) == x.size(3) - 2 * margin &&
-                      upstream.scalar_type() == arithmetic_dtype(x),
-                  "ssimfast: the gradient of the map does not fit the map");
-  if (x.numel() == 0) return;
-  dispatch_floating(x, [&](auto zero) {
-    using T = decltype(zero);
-    Job<Arithmetic<T>> job = make_job<T>(x, y, settings);
-    job.upstream = source<Arithmetic<T>>(upstream);
-    job.grad_scale = job.scale;
-    job.grad_x = sink<T>(grad_x);
-    if (grad_y != nullptr) job.grad_y = sink<T>(*grad_y);
-    const Cut cut(x.size(0) * x.size(1), job.height, job.width, 0);
-    run_tiles(job, cut, Pass::kMapGradient, grad_y != nullptr);
-  });
+  return {value, terms, grads, pooled};
 }
 
 // ---- ops ------------------------------------------------------------------------------------
 
 Tensor ssim_map(const Tensor& x, const Tensor& y, std::vector<double> window, double c1, double c2,
                 double low, double scale, bool same) {
-  const Settings settings{std::move(window), c1, c2, low, scale, same};
-  check(x, y, settings);
-  const int64_t lost = same ? 0 : static_cast<int64_t>(settings.window.size()) - 1;
-  const Tensor map = torch::stable::new_empty(
-      x, {x.size(0), x.size(1), x.size(2) - lost, x.size(3) - lost}, arithmetic_dtype(x));
-  if (x.numel() == 0) return map;
-  dispatch_floating(x, [&](auto zero) {
-    using T = decltype(zero);
-    Job<Arithmetic<T>> job = make_job<T>(x, y, settings);
-    job.map = sink<Arithmetic<T>>(map);
-    const Cut cut(x.size(0) * x.size(1), job.height, job.width, job.margin);
-    run_tiles(job, cut, Pass::kMap, false);
-  });
-  return map;
+  return maps(x, y, {std::move(window), c1, c2, low, scale, same}, false)[0];
 }
 
-Tensor ssim_map_grad(const Tensor& upstream, const Tensor& x, const Tensor& y,
-                     std::vector<double> window, double c1, double c2, double low, double scale,
-                     bool same) {
-  const Tensor grad_x = torch::stable::empty_like(x);
-  map_gradient(upstream, x, y, {std::move(window), c1, c2, low, scale, same}, grad_x, nullptr);
-  return grad_x;
+std::vector<Tensor> ssim_map_grad(const Tensor& upstream, const Tensor& x, const Tensor& y,
+                                  std::vector<double> window, double c1, double c2, double low,
+                                  double scale, bool same, int64_t gradients) {
+  return map_gradients({upstream}, x, y, {std::move(window), c1, c2, low, scale, same}, gradients);
 }
 
-std::tuple<Tensor, Tensor> ssim_map_grad_both(const Tensor& upstream, const Tensor& x,
-                                              const Tensor& y, std::vector<double> window,
-                                              double c1, double c2, double low, double scale,
-                                              bool same) {
-  const Tensor grad_x = torch::stable::empty_like(x), grad_y = torch::stable::empty_like(y);
-  map_gradient(upstream, x, y, {std::move(window), c1, c2, low, scale, same}, grad_x, &grad_y);
-  return {grad_x, grad_y};
+std::tuple<Tensor, Tensor> components_map(const Tensor& x, const Tensor& y,
+                                          std::vector<double> window, double c1, double c2,
+                                          double low, double scale, bool same) {
+  const auto out = maps(x, y, {std::move(window), c1, c2, low, scale, same}, true);
+  return {out[0], out[1]};
 }
 
-Tensor ssim_reduced(const Tensor& x, const Tensor& y, std::vector<double> window, double c1,
-                    double c2, double low, double scale, bool same, int64_t count, bool per_image) {
-  return reduced(x, y, {std::move(window), c1, c2, low, scale, same}, count, per_image, nullptr,
-                 nullptr);
+std::vector<Tensor> components_map_grad(const Tensor& by_luminance,
+                                        const Tensor& by_contrast_structure, const Tensor& x,
+                                        const Tensor& y, std::vector<double> window, double c1,
+                                        double c2, double low, double scale, bool same,
+                                        int64_t gradients) {
+  return map_gradients({by_luminance, by_contrast_structure}, x, y,
+                       {std::move(window), c1, c2, low, scale, same}, gradients);
 }
 
-std::tuple<Tensor, Tensor> ssim_reduced_grad(const Tensor& x, const Tensor& y,
-                                             std::vector<double> window, double c1, double c2,
-                                             double low, double scale, bool same, int64_t count,
-                                             bool per_image) {
-  const Tensor grad_x = torch::stable::empty_like(x);
-  return {reduced(x, y, {std::move(window), c1, c2, low, scale, same}, count, per_image, &grad_x,
-                  nullptr),
-          grad_x};
-}
-
-std::tuple<Tensor, Tensor, Tensor> ssim_reduced_grad_both(const Tensor& x, const Tensor& y,
-                                                          std::vector<double> window, double c1,
-                                                          double c2, double low, double scale,
-                                                          bool same, int64_t count,
-                                                          bool per_image) {
-  const Tensor grad_x = torch::stable::empty_like(x), grad_y = torch::stable::empty_like(y);
-  return {reduced(x, y, {std::move(window), c1, c2, low, scale, same}, count, per_image, &grad_x,
-                  &grad_y),
-          grad_x, grad_y};
-}
-
-// grad * upstream * scale / count, upstream one number or one an image.
-Tensor scale_grad(const Tensor& grad, const Tensor& upstream, double scale, int64_t count) {
-  STD_TORCH_CHECK(grad.dim() == 4, "ssimfast: the gradient must have 4 dimensions, got ",
-                  grad.dim());
-  STD_TORCH_CHECK(
-      upstream.scalar_type() == arithmetic_dtype(grad) &&
-          (upstream.dim() == 0 || (upstream.dim() == 1 && upstream.size(0) == grad.size(0))),
-      "ssimfast: the upstream gradient does not fit the result");
-  const Tensor out = torch::stable::empty_like(grad);
-  if (grad.numel() == 0) return out;
-  dispatch_floating(grad, [&](auto zero) {
-    using T = decltype(zero);
-    using A = Arithmetic<T>;
-    const Source<A> from = source<T>(grad);
-    const Sink<A> to = sink<T>(out);
-    const A* factors = static_cast<const A*>(upstream.const_data_ptr());
-    const int64_t stride = upstream.dim() == 0 ? 0 : upstream.stride(0);
-    const int64_t channels = grad.size(1), height = grad.size(2), width = grad.size(3);
-    const int64_t rows = grad.size(0) * channels * height;
-    const int64_t grain = std::max<int64_t>(1, 32768 / width);
-    torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
-      A* const scratch = workspace<A>(2 * width);
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t r = i % height, c = i / height % channels, n = i / height / channels;
-        const A factor = A(double(factors[n * stride]) * scale / double(count));
-        const A* row = from.row(from.plane(n, c), r, 0, width, scratch);
-        for (int64_t j = 0; j < width; ++j) scratch[width + j] = row[j] * factor;
-        to.row(n, c, r, 0, width, scratch + width);
-      }
-    });
-  });
-  return out;
+Similarity similarity_op(const Tensor& x, const Tensor& y, std::vector<double> window, double c1,
+                         double c2, double low, double scale, bool same, int64_t wanted,
+                         std::vector<double> weights, std::optional<Tensor> plane_weights,
+                         std::optional<Tensor> rows, std::optional<Tensor> columns, int64_t count,
+                         int64_t kept, int64_t gradients, int64_t pooling) {
+  return similarity(x, y, {std::move(window), c1, c2, low, scale, same},
+                    {wanted, std::move(weights), std::move(plane_weights), std::move(rows),
+                     std::move(columns), count, kept, gradients, pooling});
 }
 
 }  // namespace
@@ -334,9 +329,7 @@ STABLE_TORCH_LIBRARY_IMPL(ssimfast, CPU, m) {
   using namespace ssimfast::cpu;
   m.impl("ssim_map", TORCH_BOX(&ssim_map));
   m.impl("ssim_map_grad", TORCH_BOX(&ssim_map_grad));
-  m.impl("ssim_map_grad_both", TORCH_BOX(&ssim_map_grad_both));
-  m.impl("ssim_reduced", TORCH_BOX(&ssim_reduced));
-  m.impl("ssim_reduced_grad", TORCH_BOX(&ssim_reduced_grad));
-  m.impl("ssim_reduced_grad_both", TORCH_BOX(&ssim_reduced_grad_both));
-  m.impl("scale_grad", TORCH_BOX(&scale_grad));
+  m.impl("components_map", TORCH_BOX(&components_map));
+  m.impl("components_map_grad", TORCH_BOX(&components_map_grad));
+  m.impl("similarity", TORCH_BOX(&similarity_op));
 }

@@ -30,17 +30,53 @@ constexpr int kMaxLanes = 16;
 constexpr int kMaps = 4;
 
 enum class Pass {
-  kValue,        // sum of SSIM
-  kMap,          // SSIM at every position
-  kGradient,     // sum of SSIM and its gradient
-  kMapGradient,  // gradient of an upstream-weighted map, recomputed
+  kValue,        // sums of the terms
+  kMap,          // SSIM, or its two components, at every position
+  kGradient,     // sums of the terms and the gradient of their weighted sum
+  kMapGradient,  // gradient of upstream-weighted maps, recomputed
+};
+
+// What is summed over a tile: the first two over positions, the others over pixels of the unit
+// range. kBlurredL1 is the sum of G * |x - y| over the image, zero outside, which is a sum over
+// pixels too: of |x - y| times how much of a window around the pixel lies inside the image.
+enum Term { kSsim, kContrastStructure, kL1, kL2, kBlurredL1, kTerms };
+
+struct Sums {
+  double term[kTerms] = {};
+};
+
+// How two rows or columns of pixels become one of the next scale, where their number is odd.
+enum class Pooling {
+  kNone,
+  kFloor,      // the last one is dropped
+  kPad,        // a black one comes before the first
+  kReplicate,  // the last one counts twice
+};
+
+struct PooledAxis {
+  int64_t size = 0;   // of the next scale
+  int64_t shift = 0;  // pooled index i is made of 2 i - shift and 2 i - shift + 1
+
+  PooledAxis() = default;
+  PooledAxis(Pooling pooling, int64_t pixels)
+      : size(pooling == Pooling::kFloor ? pixels / 2 : (pixels + 1) / 2),
+        shift(pooling == Pooling::kPad ? pixels % 2 : 0) {}
 };
 
 template <class A>
 struct Job {
-  Source<A> x, y, upstream;  // upstream: kMapGradient only, one element a position
-  Sink<A> map;               // kMap only
-  Sink<A> grad_x, grad_y;    // gradients; grad_y only if kBoth
+  Source<A> x, y;
+  bool components;          // maps are of luminance and contrast-structure, else of SSIM
+  Source<A> upstream[2];    // kMapGradient only, one element a position; two for components
+  Sink<A> map[2];           // kMap only; two for components
+  Sink<A> grad_x, grad_y;   // gradients; grad_y only if kBoth
+  bool wanted[kTerms];      // by the sums
+  A weight[kTerms];         // in the gradient, of plain sums
+  const A* plane_weight;    // if given, two numbers a plane in place of the first two weights
+  const A *rows, *columns;  // kBlurredL1 only: the product of two is what a pixel counts
+  Pooling pooling;          // x and y of the next scale, in unit range, contiguous
+  PooledAxis pooled_rows, pooled_columns;
+  A *pooled_x, *pooled_y;
   int64_t channels, height, width;
   int window;
   int64_t margin;  // pixels at each edge that are no window's centre: halo for "valid", else 0
@@ -148,22 +184,24 @@ class TileKernel {
         y_buffer(x_buffer + pitch),
         out_row(y_buffer + pitch),
         out_row_y(out_row + pitch),
+        weight_ssim(plane_weight(kSsim)),
+        weight_cs(plane_weight(kContrastStructure)),
         loaded(first_center - halo) {}
 
-  // Returns the sum of SSIM over the tile's own positions (0 for kMapGradient).
-  SSIMFAST_INLINE double run() {
-    double total = 0;
+  // Returns the sums over the tile's own positions and pixels (none for maps).
+  SSIMFAST_INLINE Sums run() {
     for (int64_t g = first_center - spread; g < tile.row_end; g += kRows) {
-      total += statistics(g + spread);
+      statistics(g + spread);
       // Until the first row of the tile, the ring of partials is filling.
       if (kGrad && g >= tile.row_begin) gradient(g);
     }
-    return total;
+    return sums;
   }
 
  private:
   using Taps = std::conditional_t<(kWindow > 0), FixedTaps<V, A, kWindow>, AnyTaps<A>>;
   static constexpr bool kGrad = kPass == Pass::kGradient || kPass == Pass::kMapGradient;
+  static constexpr bool kReduces = kPass == Pass::kValue || kPass == Pass::kGradient;
   static constexpr int kLanes = sizeof(V) / sizeof(A);
   static constexpr int kBlock = kWindow > 0 ? kRows : 1;  // rows that share a centring row
   static constexpr int kSums = kBoth ? 4 : 3;             // maps of the vertical adjoint
@@ -187,7 +225,14 @@ class TileKernel {
   A* const y_buffer;
   A* const out_row;
   A* const out_row_y;
+  const A weight_ssim, weight_cs;
   int64_t loaded;  // the first pixel row that is not in the ring yet
+  Sums sums;
+
+  A plane_weight(Term term) const {
+    if (job.plane_weight == nullptr) return job.weight[term];
+    return job.plane_weight[2 * (tile.n * job.channels + tile.c) + term];
+  }
 
   SSIMFAST_INLINE A* pixel_row(int64_t r) const {
     return pixels + (r - first_center + halo) % ring * 2 * pitch;
@@ -197,8 +242,15 @@ class TileKernel {
   }
 
   // The statistics of the positions in rows center .. center + kRows - 1.
-  SSIMFAST_INLINE double statistics(int64_t center0) {
-    for (; loaded < center0 - halo + ring; ++loaded) load_row(loaded);
+  SSIMFAST_INLINE void statistics(int64_t center0) {
+    for (; loaded < center0 - halo + ring; ++loaded) {
+      load_row(loaded);
+      if constexpr (kReduces) {
+        if (loaded < tile.row_begin || loaded >= tile.row_end) continue;
+        sum_pixels(loaded);
+        if (job.pooling != Pooling::kNone) pool_up_to(loaded);
+      }
+    }
     const bool any_valid = center0 + kRows > job.margin && center0 < job.height - job.margin &&
                            valid_begin < valid_end;
     if (any_valid) {
@@ -210,7 +262,6 @@ class TileKernel {
           vertical_moments(rows + b, to + b * pitch, to + (kRows + b) * pitch);
       }
     }
-    double total = 0;
     for (int b = 0; b < kRows; ++b) {
       const int64_t center = center0 + b;
       const bool valid = any_valid && center >= job.margin && center < job.height - job.margin;
@@ -221,25 +272,31 @@ class TileKernel {
           std::fill(to, to + kPartials * pitch, A(0));
           continue;
         }
-        const A* upstream = kPass == Pass::kMapGradient ? upstream_row(center) : nullptr;
-        position_row(filtered + b * pitch, upstream, to);
+        if constexpr (kPass == Pass::kMapGradient) {
+          upstream_row(job.upstream[0], center, x_buffer);
+          if (job.components) upstream_row(job.upstream[1], center, y_buffer);
+        }
+        position_row(filtered + b * pitch, to);
         for (int i = 0; i < kPartials; ++i) {  // no window is centred there
           std::fill(to + i * pitch, to + i * pitch + valid_begin, A(0));
           std::fill(to + i * pitch + valid_end, to + i * pitch + stat_columns, A(0));
         }
       } else {
         if (!valid || !own) continue;
-        position_row(filtered + b * pitch, nullptr, nullptr);
+        position_row(filtered + b * pitch, nullptr);
       }
+      const A* const result[] = {out_row, out_row_y};
       if constexpr (kPass == Pass::kMap) {
-        job.map.row(tile.n, tile.c, center - job.margin, first_stat + valid_begin - job.margin,
-                    valid_end - valid_begin, out_row + valid_begin);
-      } else if (kPass != Pass::kMapGradient && own) {
-        total +=
-            sum_row(out_row, std::max(valid_begin, spread), std::min(valid_end, spread + columns));
+        for (int i = 0; i <= int(job.components); ++i)
+          job.map[i].row(tile.n, tile.c, center - job.margin, first_stat + valid_begin - job.margin,
+                         valid_end - valid_begin, result[i] + valid_begin);
+      } else if (kReduces && own) {
+        for (int i : {kSsim, kContrastStructure})
+          if (job.wanted[i])
+            sums.term[i] += sum_row(result[i], std::max(valid_begin, spread),
+                                    std::min(valid_end, spread + columns));
       }
     }
-    return total;
   }
 
   // Fills one ring row of s and d, in unit range and less the level, from image row r; outside the
@@ -275,16 +332,89 @@ class TileKernel {
     std::fill(d + left + count, d + width, A(0));
   }
 
+  // Adds the terms that are sums over pixels, at the tile's own pixels of row r.
+  SSIMFAST_INLINE void sum_pixels(int64_t r) {
+    if (!job.wanted[kL1] && !job.wanted[kL2] && !job.wanted[kBlurredL1]) return;
+    const A* const d = pixel_row(r) + pitch + spread + halo;
+    sums.term[kL1] += sum_of(columns, [&](auto lane, int64_t c) SSIMFAST_INLINE_LAMBDA {
+      return magnitude(load<decltype(lane)>(d + c));
+    });
+    sums.term[kL2] += sum_of(columns, [&](auto lane, int64_t c) SSIMFAST_INLINE_LAMBDA {
+      const auto v = load<decltype(lane)>(d + c);
+      return v * v;
+    });
+    if (job.wanted[kBlurredL1]) {
+      const A* const counts = job.columns + tile.column_begin;
+      sums.term[kBlurredL1] +=
+          double(job.rows[r]) * sum_of(columns, [&](auto lane, int64_t c) SSIMFAST_INLINE_LAMBDA {
+            return magnitude(load<decltype(lane)>(d + c)) * load<decltype(lane)>(counts + c);
+          });
+    }
+  }
+
+  // Writes the row of the next scale of which image row r is the last, if there is one.
+  SSIMFAST_INLINE void pool_up_to(int64_t r) const {
+    const int64_t shift = job.pooled_rows.shift;
+    const bool last_is_alone = job.pooling == Pooling::kReplicate && r == job.height - 1;
+    if ((r + shift) % 2 == 0 && !last_is_alone) return;
+    const int64_t pooled = (r + shift) / 2, top = 2 * pooled - shift;
+    if (pooled >= job.pooled_rows.size) return;
+    const int64_t offset = ((tile.n * job.channels + tile.c) * job.pooled_rows.size + pooled) *
+                           job.pooled_columns.size;
+    pool_row(job.x, x, top, r, job.pooled_x + offset);
+    pool_row(job.y, y, top, r, job.pooled_y + offset);
+  }
+
+  // Means of 2 x 2 pixels of rows `top` (-1: black) and `bottom`, of those whose last column is in
+  // the tile.
+  SSIMFAST_INLINE void pool_row(const Source<A>& image, const char* plane, int64_t top,
+                                int64_t bottom, A* to) const {
+    const PooledAxis& axis = job.pooled_columns;
+    const int64_t begin = (tile.column_begin + axis.shift) / 2;
+    const int64_t end =
+        tile.column_end == job.width ? axis.size : (tile.column_end + axis.shift) / 2;
+    if (begin >= end) return;
+    const int64_t first = std::max<int64_t>(2 * begin - axis.shift, 0);
+    const int64_t last = std::min(2 * end - axis.shift, job.width);
+    const A* const rows[] = {
+        top < 0 ? nullptr : image.row(plane, top, first, last - first, x_buffer),
+        image.row(plane, bottom, first, last - first, y_buffer)};
+    const A quarter = job.scale / 4, low = job.low;
+    const auto pixel = [&](const A* row, int64_t column) SSIMFAST_INLINE_LAMBDA {
+      if (row == nullptr || column < 0) return A(0);
+      return row[std::min(column, job.width - 1) - first] - low;
+    };
+    const auto pool_carefully = [&](int64_t c) SSIMFAST_INLINE_LAMBDA {
+      const int64_t left = 2 * c - axis.shift;
+      to[c] = ((pixel(rows[0], left) + pixel(rows[0], left + 1)) +
+               (pixel(rows[1], left) + pixel(rows[1], left + 1))) *
+              quarter;
+    };
+    int64_t c = begin;
+    if (rows[0] != nullptr) {
+      if (axis.shift != 0 && c == 0) pool_carefully(c++);
+      const int64_t inner = std::min(end, (last + axis.shift) / 2);
+      const A* upper = rows[0] + (2 * c - axis.shift - first);
+      const A* lower = rows[1] + (2 * c - axis.shift - first);
+      const int64_t start = c;
+      for (; c < inner; ++c) {
+        const int64_t i = 2 * (c - start);
+        to[c] = (((upper[i] - low) + (upper[i + 1] - low)) +
+                 ((lower[i] - low) + (lower[i + 1] - low))) *
+                quarter;
+      }
+    }
+    for (; c < end; ++c) pool_carefully(c);
+  }
+
   // The upstream gradient at the row of positions around `center`, zero where there are none.
-  SSIMFAST_INLINE const A* upstream_row(int64_t center) const {
-    const char* plane = job.upstream.plane(tile.n, tile.c);
+  SSIMFAST_INLINE void upstream_row(const Source<A>& upstream, int64_t center, A* to) const {
     const A* from =
-        job.upstream.row(plane, center - job.margin, first_stat + valid_begin - job.margin,
-                         valid_end - valid_begin, y_buffer);
-    std::copy(from, from + (valid_end - valid_begin), x_buffer + valid_begin);
-    std::fill(x_buffer, x_buffer + valid_begin, A(0));
-    std::fill(x_buffer + valid_end, x_buffer + pitch, A(0));
-    return x_buffer;
+        upstream.row(upstream.plane(tile.n, tile.c), center - job.margin,
+                     first_stat + valid_begin - job.margin, valid_end - valid_begin, out_row);
+    std::copy(from, from + (valid_end - valid_begin), to + valid_begin);
+    std::fill(to, to + valid_begin, A(0));
+    std::fill(to + valid_end, to + pitch, A(0));
   }
 
   // Vertical means and variances of kBlock output rows: row b of the results is over rows
@@ -315,11 +445,14 @@ class TileKernel {
     }
   }
 
-  // One row of positions, from its vertical moments: SSIM into out_row, partials into `to`.
-  SSIMFAST_INLINE void position_row(const A* moments, const A* upstream, A* to) const {
+  // One row of positions, from its vertical moments: results into out_row and out_row_y, partials
+  // into `to`.
+  SSIMFAST_INLINE void position_row(const A* moments, A* to) const {
     const Taps taps(job);
     const A level_s = 2 * (level - job.low) * job.scale;
     const int64_t map = kRows * pitch;
+    const bool components = job.components;
+    const bool sums_ssim = job.wanted[kSsim], sums_cs = job.wanted[kContrastStructure];
     for (int64_t c = 0; c < stat_columns; c += kLanes) {
       V mean_s, mean_d;
       Moments<V> m;
@@ -328,11 +461,26 @@ class TileKernel {
       m.mu_s = mean_s + level_s;
       m.mu_d = mean_d;
       const Terms<V, A> terms(m, job.c1, job.c2);
-      if constexpr (kPass != Pass::kMapGradient) store(out_row + c, terms.ssim());
+      if constexpr (kPass == Pass::kMap) {
+        store(out_row + c, components ? terms.luminance() : terms.ssim());
+        if (components) store(out_row_y + c, terms.contrast_structure());
+      }
+      if constexpr (kReduces) {
+        if (sums_ssim) store(out_row + c, terms.ssim());
+        if (sums_cs) store(out_row_y + c, terms.contrast_structure());
+      }
       if constexpr (kGrad) {
-        V weight = broadcast<V>(A(1));
-        if constexpr (kPass == Pass::kMapGradient) weight = load<V>(upstream + c);
-        const Partials<V> p = partials<V, A>(m, terms, job.c1, job.c2, weight);
+        Upstream<V> upstream{};
+        if constexpr (kPass == Pass::kGradient) {
+          upstream.ssim = broadcast<V>(weight_ssim);
+          upstream.contrast_structure = broadcast<V>(weight_cs);
+        } else if (components) {
+          upstream.luminance = load<V>(x_buffer + c);
+          upstream.contrast_structure = load<V>(y_buffer + c);
+        } else {
+          upstream.ssim = load<V>(x_buffer + c);
+        }
+        const Partials<V> p = partials<V, A>(m, terms, job.c1, job.c2, upstream);
         store(to + kVarS * pitch + c, p.by_var_s);
         store(to + kVarD * pitch + c, p.by_var_d);
         store(to + kMeanS * pitch + c, mean_s);
@@ -389,6 +537,7 @@ class TileKernel {
             store(out_row + c, by_s * job.grad_scale);
           }
         }
+        if constexpr (kPass == Pass::kGradient) add_pixel_gradient(g + b);
         job.grad_x.row(tile.n, tile.c, g + b, tile.column_begin, columns, out_row);
         if constexpr (kBoth)
           job.grad_y.row(tile.n, tile.c, g + b, tile.column_begin, columns, out_row_y);
@@ -464,6 +613,45 @@ class TileKernel {
     } else {
       by_s += by_d;
     }
+  }
+
+  // Adds to one row of gradients what the sums over pixels contribute.
+  SSIMFAST_INLINE void add_pixel_gradient(int64_t r) const {
+    const A l1 = job.weight[kL1], l2 = job.weight[kL2], blurred = job.weight[kBlurredL1];
+    const bool has_l1 = l1 != 0 || l2 != 0, has_blurred = blurred != 0;
+    const A* const d = pixel_row(r) + pitch + 2 * halo;
+    if (has_l1)
+      add_by_d([&](int64_t c) SSIMFAST_INLINE_LAMBDA { return l1 * sign(d[c]) + 2 * l2 * d[c]; });
+    if (has_blurred) {
+      const A factor = blurred * job.rows[r];
+      const A* const counts = job.columns + tile.column_begin;
+      add_by_d([&](int64_t c) SSIMFAST_INLINE_LAMBDA { return factor * counts[c] * sign(d[c]); });
+    }
+  }
+
+  template <class Body>
+  SSIMFAST_INLINE void add_by_d(Body&& by_d) const {
+    A *const out_x = out_row, *const out_y = out_row_y;
+    for (int64_t c = 0; c < columns; ++c) {
+      const A value = by_d(c) * job.grad_scale;
+      out_x[c] += value;
+      if constexpr (kBoth) out_y[c] -= value;
+    }
+  }
+
+  // The sum of body(lane, c) for c = 0 .. count - 1; body takes a vector of columns or one, by the
+  // type of `lane`.
+  template <class Body>
+  static SSIMFAST_INLINE double sum_of(int64_t count, Body&& body) {
+    V sum{};
+    int64_t c = 0;
+    for (; c + kLanes <= count; c += kLanes) sum += body(V{}, c);
+    double total = 0;
+    A lanes[kLanes];
+    store(lanes, sum);
+    for (int i = 0; i < kLanes; ++i) total += double(lanes[i]);
+    for (; c < count; ++c) total += double(body(A{}, c));
+    return total;
   }
 
   // Sum in double, in an order that depends on the range alone.

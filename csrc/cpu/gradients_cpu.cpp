@@ -1,0 +1,242 @@
+// The backward half of one-pass losses: gradients that the forward pass prepared, times what only
+// backward knows, summed over the scales of a pyramid.
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "simd.h"
+#include "tensors.h"
+#include "tile.h"
+
+namespace ssimfast::cpu {
+namespace {
+
+// One number of `upstream` for each group of planes: all of them, an image, or one plane.
+template <class A>
+struct Upstream {
+  const A* data;
+  int64_t by_image, by_plane;
+  int64_t groups;
+
+  explicit Upstream(const Tensor& upstream)
+      : data(static_cast<const A*>(upstream.const_data_ptr())),
+        by_image(upstream.dim() > 0 ? upstream.stride(0) : 0),
+        by_plane(upstream.dim() > 1 ? upstream.stride(1) : 0),
+        groups(upstream.numel()) {}
+
+  double at(int64_t n, int64_t c) const { return double(data[n * by_image + c * by_plane]); }
+};
+
+void check_upstream(const Tensor& grad, const Tensor& upstream) {
+  STD_TORCH_CHECK(grad.dim() == 4, "ssimfast: the gradient must have 4 dimensions, got ",
+                  grad.dim());
+  bool fits = upstream.scalar_type() == arithmetic_dtype(grad) && upstream.dim() <= 2;
+  for (int64_t i = 0; fits && i < upstream.dim(); ++i) fits = upstream.size(i) == grad.size(i);
+  STD_TORCH_CHECK(fits, "ssimfast: the upstream gradient does not fit the result");
+}
+
+// Calls body(n, c, row, begin, end) for runs of rows of all planes, on all threads.
+template <class Body>
+void for_rows(const Tensor& image, Body&& body) {
+  const int64_t channels = image.size(1), height = image.size(2), width = image.size(3);
+  const int64_t grain = std::max<int64_t>(1, 32768 / width);
+  torch::stable::parallel_for(0, image.size(0) * channels * height, grain,
+                              [&](int64_t begin, int64_t end) {
+                                while (begin < end) {
+                                  const int64_t plane = begin / height, row = begin % height;
+                                  const int64_t count = std::min(end - begin, height - row);
+                                  body(plane / channels, plane % channels, row, row + count);
+                                  begin += count;
+                                }
+                              });
+}
+
+// grad * upstream * scale / count.
+Tensor scale_grad(const Tensor& grad, const Tensor& upstream, double scale, int64_t count) {
+  check_upstream(grad, upstream);
+  const Tensor out = torch::stable::empty_like(grad);
+  if (grad.numel() == 0) return out;
+  dispatch_floating(grad, [&](auto zero) {
+    using T = decltype(zero);
+    using A = Arithmetic<T>;
+    const Source<A> from = source<T>(grad);
+    const Sink<A> to = sink<T>(out);
+    const Upstream<A> factors(upstream);
+    const int64_t width = grad.size(3);
+    for_rows(grad, [&](int64_t n, int64_t c, int64_t begin, int64_t end) {
+      A* const scratch = workspace<A>(2 * width);
+      const A factor = A(factors.at(n, c) * scale / double(count));
+      for (int64_t r = begin; r < end; ++r) {
+        const A* row = from.row(from.plane(n, c), r, 0, width, scratch);
+        for (int64_t j = 0; j < width; ++j) scratch[width + j] = row[j] * factor;
+        to.row(n, c, r, 0, width, scratch + width);
+      }
+    });
+  });
+  return out;
+}
+
+// Sums the gradients of one plane over its scales, row by row from the top. The sum of the scales
+// from j up is kept for one row of each, and computed again only when another row is asked for.
+template <class A>
+class Pyramid {
+ public:
+  struct Level {
+    Source<A> grad;
+    int64_t height, width;
+    PooledAxis pooled_rows, pooled_columns;  // to the next level
+  };
+
+  static int64_t workspace_size(const std::vector<Level>& levels) {
+    return 2 * levels.size() * levels[0].width;
+  }
+
+  // factors: one for the gradient of each level, by plane.
+  Pyramid(const std::vector<Level>& levels, Pooling pooling, int64_t n, int64_t c,
+          const double* slopes, double upstream, A* workspace)
+      : levels(levels), pooling(pooling), workspace(workspace), held(levels.size(), -1) {
+    for (size_t j = 0; j < levels.size(); ++j) {
+      planes.push_back(levels[j].grad.plane(n, c));
+      factors.push_back(A(slopes[j] * upstream));
+    }
+  }
+
+  const A* row(size_t j, int64_t r) {
+    const Level& level = levels[j];
+    A* const __restrict sum = workspace + 2 * j * levels[0].width;
+    if (held[j] == r) return sum;
+    held[j] = r;
+    const A* grad = level.grad.row(planes[j], r, 0, level.width, sum + levels[0].width);
+    const A factor = factors[j];
+    for (int64_t c = 0; c < level.width; ++c) sum[c] = factor * grad[c];
+    if (j + 1 == levels.size()) return sum;
+    const int64_t parent_row = (r + level.pooled_rows.shift) / 2;
+    if (parent_row >= level.pooled_rows.size) return sum;
+    const A* const __restrict parent = row(j + 1, parent_row);
+    const A quarter = A(0.25) * times_counted(r, level.height);
+    const int64_t shift = level.pooled_columns.shift;
+    for (int64_t c = 0; c < shift; ++c) sum[c] += quarter * parent[0];
+    const int64_t pairs = (level.width - shift) / 2;
+    for (int64_t i = 0; i < pairs; ++i) {
+      const A share = quarter * parent[i + shift];
+      sum[shift + 2 * i] += share;
+      sum[shift + 2 * i + 1] += share;
+    }
+    if (pooling == Pooling::kReplicate && level.width % 2 == 1)
+      sum[level.width - 1] += 2 * quarter * parent[pairs];
+    return sum;
+  }
+
+ private:
+  A times_counted(int64_t r, int64_t height) const {
+    return A(pooling == Pooling::kReplicate && height % 2 == 1 && r == height - 1 ? 2 : 1);
+  }
+
+  const std::vector<Level>& levels;
+  const Pooling pooling;
+  A* const workspace;
+  std::vector<int64_t> held;
+  std::vector<const char*> planes;
+  std::vector<A> factors;
+};
+
+Tensor collapse(std::vector<Tensor> grads, const Tensor& slopes, const Tensor& upstream,
+                double scale, int64_t pooling, std::optional<Tensor> x, std::optional<Tensor> y,
+                std::vector<double> pixel_weights, std::optional<Tensor> rows,
+                std::optional<Tensor> columns) {
+  STD_TORCH_CHECK(!grads.empty(), "ssimfast: a pyramid needs a gradient");
+  const Tensor& finest = grads[0];
+  check_upstream(finest, upstream);
+  STD_TORCH_CHECK(Pooling::kNone <= Pooling(pooling) && Pooling(pooling) <= Pooling::kReplicate,
+                  "ssimfast: pooling must be 0, 1, 2 or 3, got ", pooling);
+  STD_TORCH_CHECK(slopes.dim() == 3 && slopes.size(0) == finest.size(0) &&
+                      slopes.size(1) == finest.size(1) &&
+                      slopes.size(2) == static_cast<int64_t>(grads.size()) &&
+                      slopes.is_contiguous() && slopes.scalar_type() == ScalarType::Double,
+                  "ssimfast: slopes must be float64, contiguous, (N, C, scales)");
+  STD_TORCH_CHECK(pixel_weights.size() == 3, "ssimfast: pixel_weights must be 3 numbers, got ",
+                  pixel_weights.size());
+  const bool has_pixels = x.has_value();
+  STD_TORCH_CHECK(has_pixels == y.has_value() && rows.has_value() == columns.has_value(),
+                  "ssimfast: x and y, rows and columns come in pairs");
+  if (has_pixels) {
+    check_pair(*x, *y);
+    check_pair(*x, finest);
+  }
+  for (size_t j = 1; j < grads.size(); ++j) {
+    STD_TORCH_CHECK(grads[j].dim() == 4 && grads[j].size(0) == finest.size(0) &&
+                        grads[j].size(1) == finest.size(1) &&
+                        grads[j].scalar_type() == arithmetic_dtype(finest),
+                    "ssimfast: the gradients of coarser scales do not fit the finest");
+    for (int64_t i = 2; i < 4; ++i)
+      STD_TORCH_CHECK(grads[j].size(i) == PooledAxis(Pooling(pooling), grads[j - 1].size(i)).size,
+                      "ssimfast: scale ", j, " has the wrong size");
+  }
+  const Tensor out = torch::stable::empty_like(finest);
+  if (finest.numel() == 0) return out;
+  dispatch_floating(finest, [&](auto zero) {
+    using T = decltype(zero);
+    using A = Arithmetic<T>;
+    const Sink<A> to = sink<T>(out);
+    const Upstream<A> factors(upstream);
+    const int64_t channels = finest.size(1), height = finest.size(2), width = finest.size(3);
+    std::vector<typename Pyramid<A>::Level> levels;
+    for (size_t j = 0; j < grads.size(); ++j)
+      levels.push_back({j == 0 ? source<T>(finest) : source<A>(grads[j]), grads[j].size(2),
+                        grads[j].size(3), PooledAxis(Pooling(pooling), grads[j].size(2)),
+                        PooledAxis(Pooling(pooling), grads[j].size(3))});
+    const int64_t pyramid_size = Pyramid<A>::workspace_size(levels);
+    Source<A> x_source, y_source;
+    if (has_pixels) {
+      x_source = source<T>(*x);
+      y_source = source<T>(*y);
+    }
+    const auto counts = [&](const std::optional<Tensor>& tensor, int64_t size) -> const A* {
+      if (!tensor) return nullptr;
+      STD_TORCH_CHECK(tensor->numel() == size && tensor->is_contiguous() &&
+                          tensor->scalar_type() == arithmetic_dtype(finest),
+                      "ssimfast: rows or columns do not fit the images");
+      return static_cast<const A*>(tensor->const_data_ptr());
+    };
+    const A *row_counts = counts(rows, height), *column_counts = counts(columns, width);
+    const double per_pixel = double(factors.groups) / double(finest.numel());
+    const auto* all_slopes = static_cast<const double*>(slopes.const_data_ptr());
+    for_rows(finest, [&](int64_t n, int64_t c, int64_t begin, int64_t end) {
+      A* const scratch = workspace<A>(pyramid_size + 4 * width);
+      A *const x_buffer = scratch + pyramid_size, *const y_buffer = x_buffer + width;
+      A* const __restrict d = y_buffer + width, * const __restrict total = d + width;
+      const double factor = factors.at(n, c) * scale;
+      Pyramid<A> pyramid(levels, Pooling(pooling), n, c,
+                         all_slopes + (n * channels + c) * grads.size(), factor, scratch);
+      const A l1 = A(pixel_weights[0] * factor * per_pixel);
+      const A l2 = A(2 * scale * pixel_weights[1] * factor * per_pixel);
+      const A blurred = A(pixel_weights[2] * factor * per_pixel);
+      for (int64_t r = begin; r < end; ++r) {
+        const A* sum = pyramid.row(0, r);
+        if (has_pixels) {
+          const A* xr = x_source.row(x_source.plane(n, c), r, 0, width, x_buffer);
+          const A* yr = y_source.row(y_source.plane(n, c), r, 0, width, y_buffer);
+          for (int64_t j = 0; j < width; ++j) d[j] = xr[j] - yr[j];
+          for (int64_t j = 0; j < width; ++j) total[j] = sum[j] + l1 * sign(d[j]) + l2 * d[j];
+          if (row_counts != nullptr) {
+            const A factor_of_row = blurred * row_counts[r];
+            for (int64_t j = 0; j < width; ++j)
+              total[j] += factor_of_row * column_counts[j] * sign(d[j]);
+          }
+          sum = total;
+        }
+        to.row(n, c, r, 0, width, sum);
+      }
+    });
+  });
+  return out;
+}
+
+}  // namespace
+}  // namespace ssimfast::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(ssimfast, CPU, m) {
+  using namespace ssimfast::cpu;
+  m.impl("scale_grad", TORCH_BOX(&scale_grad));
+  m.impl("collapse", TORCH_BOX(&collapse));
+}

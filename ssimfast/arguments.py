@@ -1,0 +1,146 @@
+"""Checks of what callers give, with errors that name the argument and print what came."""
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+
+import torch
+from torch import Tensor
+
+MAX_WINDOW_SIZE = 33
+# Of arguments that are numbers: squares and quotients of them stay within float32.
+_LARGEST = 1e15
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def number(name: str, value: float, least: float = -_LARGEST) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not least <= value <= _LARGEST:
+        raise ValueError(f"{name} must be between {least:g} and {_LARGEST:g}, got {value}")
+    # As a key it becomes a constant for torch.compile(dynamic=True), which else traces it as a
+    # symbol and fails on the window's arithmetic.
+    (value,) = {value: None}
+    return float(value)
+
+
+def flag(name: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def choice(name: str, value: str, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    return value
+
+
+def value_range_of(
+    value_range: tuple[float, float] | None, data_range: float
+) -> tuple[float, float]:
+    if value_range is None:
+        high = number("data_range", data_range)
+        if high < 1 / _LARGEST:
+            raise ValueError(f"data_range must be at least {1 / _LARGEST:g}, got {data_range}")
+        return 0.0, high
+    if data_range != 1.0:
+        raise ValueError(
+            f"give value_range or data_range, not both: got {value_range!r} and {data_range!r}"
+        )
+    if not isinstance(value_range, (tuple, list)) or len(value_range) != 2:
+        raise TypeError(f"value_range must be a pair (low, high), got {value_range!r}")
+    low, high = (number("value_range", bound) for bound in value_range)
+    if not low < high:
+        raise ValueError(f"value_range must be (low, high) with low < high, got {value_range!r}")
+    if high - low < 1 / _LARGEST:
+        raise ValueError(f"value_range must be at least {1 / _LARGEST:g} wide, got {value_range!r}")
+    return low, high
+
+
+def taps_of(window: str, window_size: int, sigma: float) -> list[float]:
+    """The taps of the separable window."""
+    choice("window", window, ("gaussian", "uniform"))
+    if isinstance(window_size, bool) or not isinstance(window_size, Integral):
+        raise TypeError(f"window_size must be an int, got {window_size!r}")
+    if not 1 <= window_size <= MAX_WINDOW_SIZE or window_size % 2 == 0:
+        raise ValueError(
+            f"window_size must be odd and between 1 and {MAX_WINDOW_SIZE}, got {window_size}"
+        )
+    sigma = number("sigma", sigma)
+    if sigma <= 0:
+        raise ValueError(f"sigma must be greater than 0, got {sigma}")
+    radius = int(window_size) // 2
+    return gaussian_taps(radius, sigma) if window == "gaussian" else uniform_taps(radius)
+
+
+def gaussian_taps(radius: int, sigma: float) -> list[float]:
+    """A Gaussian of ``sigma`` pixels at ``-radius .. radius``, normalised to sum to 1."""
+    # The quotient first: the square of a tiny sigma would underflow.
+    taps = [math.exp(-((i / sigma) ** 2) / 2) for i in range(-radius, radius + 1)]
+    total = math.fsum(taps)
+    return [tap / total for tap in taps]
+
+
+def uniform_taps(radius: int) -> list[float]:
+    return [1 / (2 * radius + 1)] * (2 * radius + 1)
+
+
+def check_images(x: Tensor, y: Tensor, ranks: tuple[int, ...] = (4,)) -> None:
+    shapes = {4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
+    wanted = " or ".join(shapes[rank] for rank in ranks)
+    for name, image in (("x", x), ("y", y)):
+        if not isinstance(image, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(image).__name__}")
+        if image.dim() not in ranks:
+            hint = f"; a single image is {name}[None]" if image.dim() == 3 else ""
+            raise ValueError(f"{name} must have shape {wanted}, got {tuple(image.shape)}{hint}")
+        if image.dtype not in _DTYPES:
+            raise TypeError(
+                f"{name} must be float16, bfloat16, float32 or float64, got {image.dtype}; "
+                "convert it, for example with .float(), and give its range as value_range"
+            )
+    if x.shape != y.shape:
+        raise ValueError(
+            f"x and y must have the same shape, got {tuple(x.shape)} and {tuple(y.shape)}"
+        )
+    if x.dtype != y.dtype:
+        raise ValueError(
+            f"x and y must have the same dtype, got {x.dtype} and {y.dtype}; convert one, for "
+            "example with .float() where autocast made it half"
+        )
+    if x.device != y.device:
+        raise ValueError(f"x and y must be on the same device, got {x.device} and {y.device}")
+
+
+def check_size(x: Tensor, window_size: int, padding: str) -> None:
+    least = {"valid": window_size, "same": 0, "reflect": window_size // 2 + 1}[padding]
+    if min(x.shape[2:]) < least:
+        size = " x ".join(str(size) for size in x.shape[2:])
+        reason = "" if padding == "valid" else ' allows with padding="reflect"'
+        raise ValueError(
+            f"x is {size} pixels, smaller than window_size {window_size}{reason}; "
+            'use a smaller window or padding="same"'
+        )
+
+
+def mask_like(mask: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask with the shape of ``x`` and that dtype."""
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a tensor, got {type(mask).__name__}")
+    if mask.dtype != torch.bool and not mask.dtype.is_floating_point:
+        raise TypeError(f"mask must be bool or floating point, got {mask.dtype}")
+    if mask.requires_grad:
+        raise ValueError("mask is not differentiated: give mask.detach(), got requires_grad=True")
+    if mask.device != x.device:
+        raise ValueError(f"mask must be on the device of x, got {mask.device} and {x.device}")
+    fits = mask.dim() <= x.dim() and all(
+        size in (1, wanted)
+        for size, wanted in zip(reversed(mask.shape), reversed(x.shape), strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"mask must be broadcastable to the shape of x, got {tuple(mask.shape)} and "
+            f"{tuple(x.shape)}"
+        )
+    return mask.to(dtype).expand(x.shape)

@@ -1,0 +1,338 @@
+"""Validated choices of arguments, in the terms of the ops, ready to be called with images.
+
+The fields are the arguments of the public functions, where their meaning is documented.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ssimfast import ops, reference
+from ssimfast.arguments import (
+    check_images,
+    check_size,
+    choice,
+    flag,
+    gaussian_taps,
+    mask_like,
+    number,
+    taps_of,
+    uniform_taps,
+    value_range_of,
+)
+
+WANG_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+_KEPT = {"mean": 0, "batch": 1}
+
+
+class SSIMComponents(NamedTuple):
+    """Two maps (N, C, H', W'), whose product is SSIM."""
+
+    luminance: Tensor
+    contrast_structure: Tensor
+
+
+@dataclass(kw_only=True)
+class Windowed:
+    """What every measure needs: the value range, the window, the constants."""
+
+    value_range: tuple[float, float] | None = None
+    data_range: float = 1.0
+    window: str = "gaussian"
+    window_size: int = 11
+    sigma: float = 1.5
+    k1: float = 0.01
+    k2: float = 0.03
+    sample_covariance: bool = False
+    padding: str = "valid"
+
+    _PADDINGS = ("valid", "same", "reflect")
+
+    def __post_init__(self) -> None:
+        low, high = value_range_of(self.value_range, self.data_range)
+        self._low, self._scale = low, 1 / (high - low)
+        self._taps = taps_of(self.window, self.window_size, self.sigma)
+        self._c1 = number("k1", self.k1, least=0.0) ** 2
+        self._c2 = number("k2", self.k2, least=0.0) ** 2
+        flag("sample_covariance", self.sample_covariance)
+        choice("padding", self.padding, self._PADDINGS)
+
+    def settings(self, x: Tensor) -> tuple:
+        """The arguments that all ops share."""
+        c2 = self._c2
+        if self.sample_covariance:
+            # n / (n - 1) times the variances, in a quotient in which C2 is the only other summand.
+            n = len(self._taps) ** (x.dim() - 2)
+            if n < 2:
+                raise ValueError("sample_covariance needs a window_size of at least 3, got 1")
+            c2 = c2 * (n - 1) / n
+        return self._taps, self._c1, c2, self._low, self._scale, self.padding == "same"
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__dataclass_fields__)
+        return f"{type(self).__name__}({fields})"
+
+
+@dataclass(kw_only=True, repr=False)
+class SSIMMeasure(Windowed):
+    reduction: str = "mean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice("reduction", self.reduction, ("mean", "sum", "batch", "none"))
+
+    def __call__(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.reduced(x, y, mask, self.reduction)
+
+    def reduced(self, x: Tensor, y: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
+        check_images(x, y, ranks=(4, 5))
+        check_size(x, len(self._taps), self.padding)
+        settings = self.settings(x)
+        kept = _KEPT.get(reduction, 0)
+        if mask is not None:
+            mask = self._checked_mask(mask, x)
+            values = ops.ssim_nd_map(x, y, mask, *settings)
+            if reduction == "none":
+                return values
+            weights = self._at_centres(mask)
+            dims = tuple(range(kept, x.dim()))
+            total, count = (values * weights).sum(dims), weights.sum(dims)
+            if reduction == "sum":
+                return total
+            nothing = (count == 0).to(count.dtype)  # where nothing is compared, nothing differs
+            return (total + nothing) / (count + nothing)
+        if x.numel() == 0 and reduction not in ("sum", "none"):
+            return _constant(x, y, kept, 1.0)
+        if self.padding == "reflect":
+            x, y = _reflected(x, len(self._taps) // 2), _reflected(y, len(self._taps) // 2)
+        if reduction == "none" and x.dim() == 4:
+            return ops.ssim_map(x, y, *settings)
+        count = 1 if reduction == "sum" else _positions(x, settings, kept)
+        if x.dim() == 5:
+            values = ops.ssim_nd_map(x, y, None, *settings)
+            return values if reduction == "none" else values.sum(tuple(range(kept, 5))) / count
+        weights = [1.0, 0.0, 0.0, 0.0, 0.0]
+        return ops.similarity(x, y, settings, weights, None, None, count, kept)[0]
+
+    def total_weight(self, x: Tensor, mask: Tensor | None) -> int | Tensor:
+        """What the sum of SSIM is divided by to give the mean."""
+        if mask is not None:
+            return self._at_centres(self._checked_mask(mask, x)).sum()
+        lost = len(self._taps) - 1 if self.padding == "valid" else 0
+        count = x.shape[0] * x.shape[1]
+        for size in x.shape[2:]:
+            count = count * (size - lost)
+        return count
+
+    def _checked_mask(self, mask: Tensor, x: Tensor) -> Tensor:
+        if self.padding == "reflect":
+            raise ValueError('mask does not go with padding="reflect"; use "valid" or "same"')
+        return mask_like(mask, x, reference.result_dtype(x.dtype))
+
+    def _at_centres(self, mask: Tensor) -> Tensor:
+        halo = len(self._taps) // 2
+        if self.padding == "valid":
+            for dim in range(2, mask.dim()):
+                mask = mask.narrow(dim, halo, mask.shape[dim] - 2 * halo)
+        return mask
+
+
+@dataclass(kw_only=True, repr=False)
+class ComponentsMeasure(Windowed):
+    def __call__(self, x: Tensor, y: Tensor) -> SSIMComponents:
+        check_images(x, y)
+        check_size(x, len(self._taps), self.padding)
+        settings = self.settings(x)
+        if self.padding == "reflect":
+            x, y = _reflected(x, len(self._taps) // 2), _reflected(y, len(self._taps) // 2)
+        return SSIMComponents(*ops.components_map(x, y, *settings))
+
+
+@dataclass(kw_only=True, repr=False)
+class MSSSIMMeasure(Windowed):
+    weights: Sequence[float] | str = WANG_WEIGHTS
+    odd: str = "floor"
+    negative: str = "relu"
+    channels: str = "separate"
+    reduction: str = "mean"
+
+    _REDUCTIONS = ("mean", "sum", "batch", "none")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice("odd", self.odd, ("floor", "pad", "replicate"))
+        choice("negative", self.negative, ("relu", "abs", "raise"))
+        choice("channels", self.channels, ("separate", "joint"))
+        choice("reduction", self.reduction, self._REDUCTIONS)
+        if isinstance(self.weights, str):
+            if self.weights != "auto":
+                raise ValueError(f'weights must be numbers or "auto", got {self.weights!r}')
+            self._weights = None
+        else:
+            if not isinstance(self.weights, Sequence):
+                raise TypeError(f"weights must be a sequence of numbers, got {self.weights!r}")
+            if len(self.weights) == 0:
+                raise ValueError(f"weights must have at least one number, got {self.weights!r}")
+            self._weights = [number("weights", weight, least=0.0) for weight in self.weights]
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        check_images(x, y)
+        scales = self._scales(x)
+        whole = 1 if self.channels == "joint" else 2  # of an image or of a plane
+        kept = _KEPT.get(self.reduction, whole)
+        if x.numel() == 0:
+            value = _constant(x, y, kept, 1.0)
+        else:
+            weights = [0.0, 1.0, 0.0, 0.0, 0.0]
+            settings = self.settings(x)
+            value = ops.multi_scale(x, y, settings, scales, weights, None, None, kept)[0]
+        return value.sum() if self.reduction == "sum" else value
+
+    def _scales(self, x: Tensor) -> tuple:
+        """What ``ops.multi_scale`` is told about the scales of images like ``x``."""
+        side = min(x.shape[2:])
+        weights = self._weights
+        if weights is None:
+            count = self._scales_that_fit(side, len(WANG_WEIGHTS))
+            weights = _leading(WANG_WEIGHTS, max(count, 1))
+        least = self._least_side(len(weights))
+        if side < least:
+            raise ValueError(
+                f"x is {x.shape[2]} x {x.shape[3]} pixels; {len(weights)} scales of window_size "
+                f"{len(self._taps)} need at least {least} x {least}: "
+                f"{self._suggestion(weights, side)}"
+            )
+        return (
+            weights,
+            reference.POOLINGS[self.odd],
+            self.negative,
+            self.channels == "joint",
+            self.padding == "reflect",
+        )
+
+    def _least_side(self, scales: int) -> int:
+        """The smallest image side of which every scale can hold a window."""
+        size = len(self._taps)
+        each = [1 if self.padding == "same" else size] * scales
+        if self.padding == "reflect":
+            each[-1] = size // 2 + 1
+        if self.odd == "floor":
+            return max(least << scale for scale, least in enumerate(each))
+        return max(((least - 1) << scale) + 1 for scale, least in enumerate(each))
+
+    def _scales_that_fit(self, side: int, most: int) -> int:
+        return max((m for m in range(1, most + 1) if self._least_side(m) <= side), default=0)
+
+    def _suggestion(self, weights: list[float], side: int) -> str:
+        count = self._scales_that_fit(side, len(weights))
+        if count == 0:
+            return 'not even one scale fits; use a smaller window_size or padding="same"'
+        fitting = ", ".join(f"{weight:.4f}" for weight in _leading(weights, count))
+        return f'weights=({fitting},) fit, or weights="auto"'
+
+
+@dataclass(kw_only=True, repr=False)
+class MixtureMeasure(MSSSIMMeasure):
+    ssim: float = 1.0
+    ms_ssim: float = 0.0
+    l1: float = 0.0
+    l2: float = 0.0
+    gaussian_l1: float = 0.0
+    return_terms: bool = False
+
+    _REDUCTIONS = ("mean", "batch")
+    _PADDINGS = ("valid", "same")
+    _TERMS = ("ssim", "ms_ssim", "l1", "l2", "gaussian_l1")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._factors = [number(name, getattr(self, name), least=0.0) for name in self._TERMS]
+        flag("return_terms", self.return_terms)
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        check_images(x, y)
+        by_ssim, by_ms_ssim, *by_pixels = self._factors
+        kept = _KEPT[self.reduction]
+        settings, scales = self.settings(x), None
+        if by_ms_ssim > 0:
+            scales = self._scales(x)
+        elif by_ssim > 0:
+            check_size(x, len(self._taps), self.padding)
+        else:  # of no window at all, each pixel is a position
+            settings = ([1.0], *settings[1:-1], True)
+        if x.numel() == 0:
+            terms = torch.stack([_constant(x, y, kept, float(t < 2)) for t in range(5)], -1)
+            loss = terms[..., 2]
+        else:
+            weights = [-by_ssim, -by_ms_ssim, *by_pixels]
+            rows = columns = None
+            if self._factors[-1] > 0:
+                taps = self._coarsest_taps(1 if scales is None else len(scales[0]))
+                rows, columns = (_inside(size, taps, x) for size in x.shape[2:])
+            if scales is None:
+                count = _positions(x, settings, kept)
+                value, terms = ops.similarity(x, y, settings, weights, rows, columns, count, kept)
+            else:
+                value, terms = ops.multi_scale(x, y, settings, scales, weights, rows, columns, kept)
+            loss = value + (by_ssim + by_ms_ssim)
+        if not self.return_terms:
+            return loss
+        terms = terms.detach().to(loss.dtype)
+        factors = zip(self._TERMS, self._factors, strict=True)
+        return loss, {name: terms[..., t] for t, (name, factor) in enumerate(factors) if factor > 0}
+
+    def _coarsest_taps(self, scales: int) -> list[float]:
+        """The window of the coarsest scale, in pixels of the finest."""
+        radius = len(self._taps) // 2 << scales - 1
+        if self.window == "uniform":
+            return uniform_taps(radius)
+        return gaussian_taps(radius, float(self.sigma) * 2 ** (scales - 1))
+
+
+def _leading(weights: Sequence[float], count: int) -> list[float]:
+    """The first ``count`` weights, multiplied such that the sum of all is kept."""
+    if count == len(weights):
+        return list(weights)
+    part = sum(weights[:count])
+    if part == 0:
+        return list(weights[:count])
+    return [weight * (sum(weights) / part) for weight in weights[:count]]
+
+
+def _positions(x: Tensor, settings: tuple, kept: int) -> int:
+    """The number of windows in one group of planes, of which ``kept`` dimensions are kept."""
+    window, *_, same = settings
+    lost = 0 if same else len(window) - 1
+    count = 1
+    for size in x.shape[kept:2]:
+        count = count * size
+    for size in x.shape[2:]:
+        count = count * (size - lost)
+    return count
+
+
+def _inside(size: int, taps: list[float], like: Tensor) -> Tensor:
+    """How much of a window centred on each of ``size`` pixels in a row lies inside the row."""
+    radius = len(taps) // 2
+    dtype = reference.widest_dtype(like)
+    until = torch.tensor([0.0, *itertools.accumulate(taps)], dtype=dtype, device=like.device)
+    pixel = torch.arange(size, device=like.device)
+    before = pixel.clamp(max=radius)
+    after = (size - 1 - pixel).clamp(max=radius)
+    inside = until[radius + 1 + after] - until[radius - before]
+    return inside.to(reference.result_dtype(like.dtype))
+
+
+def _reflected(image: Tensor, halo: int) -> Tensor:
+    pads = [halo] * (2 * (image.dim() - 2))
+    return torch.nn.functional.pad(image, pads, mode="reflect")
+
+
+def _constant(x: Tensor, y: Tensor, kept: int, value: float) -> Tensor:
+    """A number for empty images, connected to both."""
+    zero = x.sum(tuple(range(kept, x.dim()))) + y.sum(tuple(range(kept, y.dim())))
+    return zero.to(reference.result_dtype(x.dtype)) + value
