@@ -5,11 +5,14 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from cyclegan.errors import UserError
-from ssimfast import SSIMLoss
+from ssimfast import MixLoss, MSSSIMLoss, SSIMLoss
 
 CYCLE_LOSSES: dict[str, Callable[[], nn.Module]] = {
     "l1": nn.L1Loss,
-    "ssim": lambda: SSIMLoss(value_range=(-1, 1), window_size=11),
+    "ssim": lambda: SSIMLoss(value_range=(-1, 1)),
+    # As many scales as the images have room for.
+    "ms_ssim": lambda: MSSSIMLoss(value_range=(-1, 1), weights="auto"),
+    "mix": lambda: MixLoss(value_range=(-1, 1), weights="auto"),
 }
 
 

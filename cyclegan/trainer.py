@@ -18,7 +18,7 @@ from cyclegan.data import UnpairedImages, load_test_images
 from cyclegan.errors import UserError, check_seed
 from cyclegan.files import replacing, to_image, write_png
 from cyclegan.image_pool import ImagePool
-from cyclegan.losses import lsgan_loss, make_cycle_loss
+from cyclegan.losses import CYCLE_LOSSES, lsgan_loss, make_cycle_loss
 from cyclegan.networks import PatchDiscriminator, ResnetGenerator
 from ssimfast import ssim
 
@@ -44,7 +44,9 @@ class Settings:
     blocks: int = setting("residual blocks; the paper: 9 at 256 pixels, 6 at 128", 9)
     discriminator_width: int = setting("channels of the discriminators' first layer", 64)
     discriminator_layers: int = setting("layers of stride 2; 3 judge patches of 70 pixels", 3)
-    cycle_loss: str = setting("how a reconstruction is compared with the image: l1, ssim", "ssim")
+    cycle_loss: str = setting(
+        f"how a reconstruction is compared with the image: {', '.join(CYCLE_LOSSES)}", "ssim"
+    )
     lambda_cycle: float = setting("weight of the cycle loss; the GAN loss has 1", 10.0)
     lambda_identity: float = setting("weight of the identity loss, times lambda_cycle", 0.5)
     learning_rate: float = setting("of Adam, for all four networks", 2e-4)

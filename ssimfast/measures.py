@@ -231,8 +231,8 @@ class MSSSIMMeasure(Windowed):
         count = self._scales_that_fit(side, len(weights))
         if count == 0:
             return 'not even one scale fits; use a smaller window_size or padding="same"'
-        fitting = ", ".join(f"{weight:.4f}" for weight in _leading(weights, count))
-        return f'weights=({fitting},) fit, or weights="auto"'
+        fitting = tuple(round(weight, 4) for weight in _leading(weights, count))
+        return f'weights={fitting} would fit, as would weights="auto"'
 
 
 @dataclass(kw_only=True, repr=False)
@@ -246,11 +246,11 @@ class MixtureMeasure(MSSSIMMeasure):
 
     _REDUCTIONS = ("mean", "batch")
     _PADDINGS = ("valid", "same")
-    _TERMS = ("ssim", "ms_ssim", "l1", "l2", "gaussian_l1")
+    TERMS = ("ssim", "ms_ssim", "l1", "l2", "gaussian_l1")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._factors = [number(name, getattr(self, name), least=0.0) for name in self._TERMS]
+        self._factors = [number(name, getattr(self, name), least=0.0) for name in self.TERMS]
         flag("return_terms", self.return_terms)
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
@@ -282,7 +282,7 @@ class MixtureMeasure(MSSSIMMeasure):
         if not self.return_terms:
             return loss
         terms = terms.detach().to(loss.dtype)
-        factors = zip(self._TERMS, self._factors, strict=True)
+        factors = zip(self.TERMS, self._factors, strict=True)
         return loss, {name: terms[..., t] for t, (name, factor) in enumerate(factors) if factor > 0}
 
     def _coarsest_taps(self, scales: int) -> list[float]:

@@ -11,6 +11,10 @@ from ssimfast.measures import MixtureMeasure, MSSSIMMeasure, SSIMMeasure
 from ssimfast.presets import resolve
 
 
+def _keyword(name: str, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+
+
 class _Module(nn.Module):
     """A measure with fixed arguments, those of the function of the same name."""
 
@@ -18,14 +22,9 @@ class _Module(nn.Module):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if "__init__" not in vars(cls):
-            cls.__signature__ = inspect.Signature(
-                [
-                    inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default)
-                    for f in fields(cls._measure)
-                ]
-                + [inspect.Parameter("preset", inspect.Parameter.KEYWORD_ONLY, default=None)]
-            )
+        cls.__signature__ = inspect.Signature(
+            [_keyword(f.name, f.default) for f in fields(cls._measure)] + [_keyword("preset", None)]
+        )
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__()
@@ -116,7 +115,17 @@ class MixLoss(SimilarityLoss):
         alpha = number("alpha", alpha, least=0.0)
         if alpha > 1:
             raise ValueError(f"alpha must be between 0 and 1, got {alpha}")
-        for name in ("ssim", "ms_ssim", "l1", "l2", "gaussian_l1"):
+        for name in MixtureMeasure.TERMS:
             if name in arguments:
                 raise TypeError(f"MixLoss has no argument {name!r}; SimilarityLoss has")
         super().__init__(ssim=0.0, ms_ssim=alpha, gaussian_l1=1 - alpha, **arguments)
+
+
+MixLoss.__signature__ = inspect.Signature(
+    [_keyword("alpha", 0.84)]
+    + [
+        parameter
+        for name, parameter in SimilarityLoss.__signature__.parameters.items()
+        if name not in MixtureMeasure.TERMS
+    ]
+)

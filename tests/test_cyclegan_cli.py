@@ -140,7 +140,12 @@ def test_user_errors_are_one_line_that_names_the_cause(trained, tmp_path, capsys
     translate = ["translate", "--checkpoint"]
     cases = {
         "no such folder: nowhere/trainA": [*train, "nowhere"],
-        "cycle_loss must be one of l1, ssim; got 'l3'": [*train, data, "--cycle-loss", "l3"],
+        "cycle_loss must be one of l1, ssim, ms_ssim, mix; got 'l3'": [
+            *train,
+            data,
+            "--cycle-loss",
+            "l3",
+        ],
         "seed must be in [0, 2**63 - 1]; got -1": [*train, data, "--seed", -1],
         "no such folder: nowhere": [*translate, checkpoint, "nowhere", out],
         "no images in": [*translate, checkpoint, root / "run", out],
