@@ -28,7 +28,7 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
     if not groups:
         return
     terminalreporter.section("medians; ratio = how many times longer than ssimfast")
-    row = "{:34} {:20} {:>10} {:>10} {:>8} {:>13}"
+    row = "{:48} {:24} {:>9} {:>7} {:>7} {:>13}"
     terminalreporter.write_line(
         row.format("task", "library", "ms", "Mpx/s", "ratio", "extra images")
     )

@@ -1,6 +1,6 @@
 """Peak memory of one step, measured from outside in a process of its own (Linux).
 
-``python memory.py LIBRARY N C H W`` prints how many image-sized float32 tensors a step of
+``python memory.py TASK LIBRARY N C H W`` prints how many image-sized float32 tensors a step of
 forward and backward needs beyond its two inputs; the gradient itself is one of them.
 """
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tasks import LIBRARIES, inputs, training_step
+from tasks import EVERY_TASK, inputs, training_step
 
 
 def _status(key: str) -> int:
@@ -18,23 +18,24 @@ def _status(key: str) -> int:
     raise KeyError(key)
 
 
-def extra_images(library: str, shape: tuple[int, ...]) -> float | None:
+def extra_images(task: str, library: str, shape: tuple[int, ...]) -> float | None:
     """Runs this file in a fresh process; None where the system cannot tell."""
     if not Path("/proc/self/clear_refs").exists():
         return None
-    command = [sys.executable, __file__, library, *map(str, shape)]
+    command = [sys.executable, __file__, task, library, *map(str, shape)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def main() -> None:
-    library, *shape = sys.argv[1:]
-    function = LIBRARIES[library]
-    small = inputs((1, 1, 64, 64))
-    training_step(function, *small)  # loads code and starts threads
-    x, y = inputs(tuple(map(int, shape)))
+    task, library, *sizes = sys.argv[1:]
+    shape = tuple(map(int, sizes))
+    loss = EVERY_TASK[task][library]
+    small = (1, 1, 192, 192) if len(shape) == 4 else (1, 1, 16, 16, 16)
+    training_step(loss, *inputs(small))  # loads code and starts threads
+    x, y = inputs(shape)
     Path("/proc/self/clear_refs").write_text("5")  # peak := current
     before = _status("VmRSS")
-    training_step(function, x, y)
+    training_step(loss, x, y)
     print((_status("VmHWM") - before) / (x.numel() * x.element_size()))
 
 
