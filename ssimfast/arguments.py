@@ -18,8 +18,12 @@ def number(name: str, value: float, least: float = -_LARGEST) -> float:
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not least <= value <= _LARGEST:
         raise ValueError(f"{name} must be between {least:g} and {_LARGEST:g}, got {value}")
-    # As a key it becomes a constant for torch.compile(dynamic=True), which else traces it as a
-    # symbol and fails on the window's arithmetic.
+    return constant(value)
+
+
+def constant(value: float) -> float:
+    """As a key it becomes a constant for torch.compile(dynamic=True), which else traces it as a
+    symbol and fails on the window's arithmetic."""
     (value,) = {value: None}
     return float(value)
 

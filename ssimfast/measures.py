@@ -16,6 +16,7 @@ from ssimfast.arguments import (
     check_images,
     check_size,
     choice,
+    constant,
     flag,
     gaussian_taps,
     mask_like,
@@ -290,7 +291,7 @@ class MixtureMeasure(MSSSIMMeasure):
         radius = len(self._taps) // 2 << scales - 1
         if self.window == "uniform":
             return uniform_taps(radius)
-        return gaussian_taps(radius, float(self.sigma) * 2 ** (scales - 1))
+        return gaussian_taps(radius, constant(self.sigma) * 2 ** (scales - 1))
 
 
 def _leading(weights: Sequence[float], count: int) -> list[float]:

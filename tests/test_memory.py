@@ -17,9 +17,9 @@ def status(key):
     return int(text.split(key + ":")[1].split()[0]) * 1024
 
 def step(x, y):
-    ssimfast.SSIMLoss(reduction="{reduction}")(x, y).mean().backward()
+    {loss}(x, y).mean().backward()
 
-step(torch.rand(1, 1, 64, 64).requires_grad_(), torch.rand(1, 1, 64, 64))  # starts threads
+step(torch.rand(1, 1, 176, 176).requires_grad_(), torch.rand(1, 1, 176, 176))  # starts threads
 x, y = torch.rand(1, 3, 1000, 1500).requires_grad_(), torch.rand(1, 3, 1000, 1500)
 Path("/proc/self/clear_refs").write_text("5")  # peak := current
 before = status("VmRSS")
@@ -29,14 +29,24 @@ print((status("VmHWM") - before) / (x.numel() * x.element_size()))
 
 
 # The gradient, and the one that the forward pass prepared; for maps: the map, 1 - map, the
-# gradient of the map and the gradient.
-@pytest.mark.parametrize("reduction, limit", [("mean", 2.1), ("none", 4.1)])
-def test_peak_memory(reduction, limit):
+# gradient of the map and the gradient; for a pyramid: its gradients are 4/3 images.
+@pytest.mark.parametrize(
+    "loss, limit",
+    [
+        ("ssimfast.SSIMLoss()", 2.1),
+        ('ssimfast.SSIMLoss(reduction="none")', 4.1),
+        ("ssimfast.SimilarityLoss(ssim=0.84, l1=0.1, l2=0.1, gaussian_l1=0.1)", 2.1),
+        ("ssimfast.MSSSIMLoss()", 2.5),
+        ("ssimfast.MixLoss()", 2.5),
+        ("ssimfast.SimilarityLoss(ssim=0.5, ms_ssim=0.5)", 2.5),
+    ],
+)
+def test_peak_memory(loss, limit):
     if ops.extension is None:
         pytest.skip("the extension was not built: no C++ compiler at install time")
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("only Linux tells the peak memory of a part of a process")
-    code = MEASURE.format(reduction=reduction)
+    code = MEASURE.format(loss=loss)
     # Not in the root of the repository, where Python would import the sources.
     here = Path(__file__).parent
     done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True)
