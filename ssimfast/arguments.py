@@ -18,12 +18,8 @@ def number(name: str, value: float, least: float = -_LARGEST) -> float:
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not least <= value <= _LARGEST:
         raise ValueError(f"{name} must be between {least:g} and {_LARGEST:g}, got {value}")
-    return constant(value)
-
-
-def constant(value: float) -> float:
-    """As a key it becomes a constant for torch.compile(dynamic=True), which else traces it as a
-    symbol and fails on the window's arithmetic."""
+    # As a key it becomes a constant for torch.compile(dynamic=True), which else traces it as a
+    # symbol and fails on the window's arithmetic.
     (value,) = {value: None}
     return float(value)
 
@@ -74,16 +70,19 @@ def taps_of(window: str, window_size: int, sigma: float) -> list[float]:
     sigma = number("sigma", sigma)
     if sigma <= 0:
         raise ValueError(f"sigma must be greater than 0, got {sigma}")
-    radius = int(window_size) // 2
+    return taps(window, int(window_size) // 2, sigma)
+
+
+def taps(window: str, radius: int, sigma: float) -> list[float]:
     return gaussian_taps(radius, sigma) if window == "gaussian" else uniform_taps(radius)
 
 
 def gaussian_taps(radius: int, sigma: float) -> list[float]:
     """A Gaussian of ``sigma`` pixels at ``-radius .. radius``, normalised to sum to 1."""
     # The quotient first: the square of a tiny sigma would underflow.
-    taps = [math.exp(-((i / sigma) ** 2) / 2) for i in range(-radius, radius + 1)]
-    total = math.fsum(taps)
-    return [tap / total for tap in taps]
+    values = [math.exp(-((i / sigma) ** 2) / 2) for i in range(-radius, radius + 1)]
+    total = math.fsum(values)
+    return [value / total for value in values]
 
 
 def uniform_taps(radius: int) -> list[float]:

@@ -16,18 +16,17 @@ from ssimfast.arguments import (
     check_images,
     check_size,
     choice,
-    constant,
     flag,
-    gaussian_taps,
     mask_like,
     number,
+    taps,
     taps_of,
-    uniform_taps,
     value_range_of,
 )
 
 WANG_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _KEPT = {"mean": 0, "batch": 1}
+_MOST_SCALES = 16  # of which the finest has 32768 pixels for each of the coarsest
 
 
 class SSIMComponents(NamedTuple):
@@ -176,8 +175,10 @@ class MSSSIMMeasure(Windowed):
         else:
             if not isinstance(self.weights, Sequence):
                 raise TypeError(f"weights must be a sequence of numbers, got {self.weights!r}")
-            if len(self.weights) == 0:
-                raise ValueError(f"weights must have at least one number, got {self.weights!r}")
+            if not 1 <= len(self.weights) <= _MOST_SCALES:
+                raise ValueError(
+                    f"weights must be 1 to {_MOST_SCALES} numbers, got {len(self.weights)}"
+                )
             self._weights = [number("weights", weight, least=0.0) for weight in self.weights]
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
@@ -253,6 +254,13 @@ class MixtureMeasure(MSSSIMMeasure):
         super().__post_init__()
         self._factors = [number(name, getattr(self, name), least=0.0) for name in self.TERMS]
         flag("return_terms", self.return_terms)
+        self._blurs = {}  # by the number of scales: the coarsest window, in pixels of the finest
+        if self.gaussian_l1 > 0:
+            by_weights = range(1, 6) if self._weights is None else [len(self._weights)]
+            for scales in by_weights if self.ms_ssim > 0 else [1]:
+                step = 2 ** (scales - 1)
+                radius = len(self._taps) // 2 * step
+                self._blurs[scales] = taps(self.window, radius, number("sigma", self.sigma) * step)
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         check_images(x, y)
@@ -272,8 +280,8 @@ class MixtureMeasure(MSSSIMMeasure):
             weights = [-by_ssim, -by_ms_ssim, *by_pixels]
             rows = columns = None
             if self._factors[-1] > 0:
-                taps = self._coarsest_taps(1 if scales is None else len(scales[0]))
-                rows, columns = (_inside(size, taps, x) for size in x.shape[2:])
+                blur = self._blurs[1 if scales is None else len(scales[0])]
+                rows, columns = (_inside(size, blur, x) for size in x.shape[2:])
             if scales is None:
                 count = _positions(x, settings, kept)
                 value, terms = ops.similarity(x, y, settings, weights, rows, columns, count, kept)
@@ -285,13 +293,6 @@ class MixtureMeasure(MSSSIMMeasure):
         terms = terms.detach().to(loss.dtype)
         factors = zip(self.TERMS, self._factors, strict=True)
         return loss, {name: terms[..., t] for t, (name, factor) in enumerate(factors) if factor > 0}
-
-    def _coarsest_taps(self, scales: int) -> list[float]:
-        """The window of the coarsest scale, in pixels of the finest."""
-        radius = len(self._taps) // 2 << scales - 1
-        if self.window == "uniform":
-            return uniform_taps(radius)
-        return gaussian_taps(radius, constant(self.sigma) * 2 ** (scales - 1))
 
 
 def _leading(weights: Sequence[float], count: int) -> list[float]:
@@ -316,11 +317,11 @@ def _positions(x: Tensor, settings: tuple, kept: int) -> int:
     return count
 
 
-def _inside(size: int, taps: list[float], like: Tensor) -> Tensor:
+def _inside(size: int, window: list[float], like: Tensor) -> Tensor:
     """How much of a window centred on each of ``size`` pixels in a row lies inside the row."""
-    radius = len(taps) // 2
+    radius = len(window) // 2
     dtype = reference.widest_dtype(like)
-    until = torch.tensor([0.0, *itertools.accumulate(taps)], dtype=dtype, device=like.device)
+    until = torch.tensor([0.0, *itertools.accumulate(window)], dtype=dtype, device=like.device)
     pixel = torch.arange(size, device=like.device)
     before = pixel.clamp(max=radius)
     after = (size - 1 - pixel).clamp(max=radius)
