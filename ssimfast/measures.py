@@ -99,12 +99,11 @@ class SSIMMeasure(Windowed):
             if reduction == "none":
                 return values
             weights = self._at_centres(mask)
-            dims = tuple(range(kept, x.dim()))
-            total, count = (values * weights).sum(dims), weights.sum(dims)
+            total, count = _sum(values * weights, kept), _sum(weights, kept)
             if reduction == "sum":
-                return total
+                return total.to(values.dtype)
             nothing = (count == 0).to(count.dtype)  # where nothing is compared, nothing differs
-            return (total + nothing) / (count + nothing)
+            return ((total + nothing) / (count + nothing)).to(values.dtype)
         if x.numel() == 0 and reduction not in ("sum", "none"):
             return _constant(x, y, kept, 1.0)
         if self.padding == "reflect":
@@ -114,14 +113,15 @@ class SSIMMeasure(Windowed):
         count = 1 if reduction == "sum" else _positions(x, settings, kept)
         if x.dim() == 5:
             values = ops.ssim_nd_map(x, y, None, *settings)
-            return values if reduction == "none" else values.sum(tuple(range(kept, 5))) / count
+            return values if reduction == "none" else (_sum(values, kept) / count).to(values.dtype)
         weights = [1.0, 0.0, 0.0, 0.0, 0.0]
         return ops.similarity(x, y, settings, weights, None, None, count, kept)[0]
 
     def total_weight(self, x: Tensor, mask: Tensor | None) -> int | Tensor:
         """What the sum of SSIM is divided by to give the mean."""
         if mask is not None:
-            return self._at_centres(self._checked_mask(mask, x)).sum()
+            weights = self._at_centres(self._checked_mask(mask, x))
+            return _sum(weights, 0).to(weights.dtype)
         lost = len(self._taps) - 1 if self.padding == "valid" else 0
         count = x.shape[0] * x.shape[1]
         for size in x.shape[2:]:
@@ -329,9 +329,15 @@ def _inside(size: int, window: list[float], like: Tensor) -> Tensor:
     return inside.to(reference.result_dtype(like.dtype))
 
 
+def _sum(values: Tensor, kept: int) -> Tensor:
+    """The sum over all but the first ``kept`` dimensions, in the widest dtype."""
+    return values.sum(tuple(range(kept, values.dim())), dtype=reference.widest_dtype(values))
+
+
 def _reflected(image: Tensor, halo: int) -> Tensor:
     pads = [halo] * (2 * (image.dim() - 2))
-    return torch.nn.functional.pad(image, pads, mode="reflect")
+    mode = "reflect" if image.numel() > 0 else "constant"  # reflection wants channels
+    return torch.nn.functional.pad(image, pads, mode=mode)
 
 
 def _constant(x: Tensor, y: Tensor, kept: int, value: float) -> Tensor:

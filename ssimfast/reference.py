@@ -118,7 +118,9 @@ class _Statistics:
         return mean, (square - mean.square()).clamp_min(0)
 
     def ssim(self) -> Tensor:
-        return (self.n1 * self.n2) / (self.d1 * self.d2)
+        ssim = (self.n1 * self.n2) / (self.d1 * self.d2)
+        # A window that sees nothing: 1, and not 0 / 0 if the constants are 0.
+        return ssim if self.support is None else ssim.where(self.support > 0, 1)
 
     def luminance(self) -> Tensor:
         return self.n1 / self.d1
@@ -149,7 +151,7 @@ class _Statistics:
 
     def _adjoint(self, values: Tensor) -> Tensor:
         if self.support is not None:
-            values = values * self.support
+            values = (values * self.support).where(self.support > 0, 0)
         halo = len(self.window) // 2
         margin = halo if self.same else 2 * halo
         pads = [margin] * (2 * len(_spatial_dims(values)))
