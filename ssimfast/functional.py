@@ -46,8 +46,9 @@ def ssim(
     where :math:`L` is the width of the value range. Values lie in [-1, 1]; 1 means equal.
     Differentiable once, by ``x`` and by ``y``.
 
-    Images without a mask are computed in one pass over them. Volumes and masks take kernels that
-    go axis by axis, which need more time and memory: about a dozen tensors of their size.
+    Images without a mask are computed in one pass over them. Volumes and masks go axis by axis
+    through memory, in float64, and again in backward: some five times the time, and memory for a
+    dozen tensors of the size of a plane or volume.
 
     Args:
         x: images (N, C, H, W) or volumes (N, C, D, H, W); float16, bfloat16, float32 or float64,

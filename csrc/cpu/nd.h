@@ -1,0 +1,164 @@
+// Arithmetic on rows of numbers for nd_cpu.cpp, run with the widest instruction set there is.
+//
+// A kernel is an object whose at<V>(i) does its work for the numbers at i, i + 1, ..., as many as
+// a vector V holds; sweep() calls it along a row.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "dispatch.h"
+#include "simd.h"
+
+namespace ssimfast::cpu {
+
+// What is summed over each window: a pixel's weight w (its mask) and w s, w d, w s^2, w d^2.
+enum Sum { kSumS, kSumD, kSumS2, kSumD2, kSumWeight, kSums };
+
+// What a window leaves behind for the gradient, in the place of its sums: the derivatives by the
+// two variances, and what multiplies no pixel, by s and by d (added up in kRestS where only the
+// gradient by x is wanted).
+enum Slope { kVarianceS, kVarianceD, kRestS, kRestD, kSlopes };
+
+// to[i] = sum over k of taps[k] * from[i + k * step], for a symmetric window.
+struct Correlate {
+  const double* from;
+  int64_t step;
+  const double* taps;
+  int half;
+  double* to;
+
+  template <class V>
+  SSIMFAST_INLINE void at(int64_t i) const {
+    const double* first = from + i;
+    const double* last = first + 2 * half * step;
+    V sum = taps[half] * load<V>(first + half * step);
+    for (int j = 0; j < half; ++j, first += step, last -= step)
+      sum += taps[j] * (load<V>(first) + load<V>(last));
+    store(to + i, sum);
+  }
+};
+
+// A row of windows by their sums, the maps of which lie `pitch` apart.
+struct Windows {
+  double* sums;
+  int64_t pitch;
+  bool masked;
+  double level_s;  // what was subtracted from s
+  double c1, c2;
+
+  template <class V>
+  struct Statistics {
+    V share;           // 1 / the sum of the weights; 0 where there are none
+    V mean_s, mean_d;  // of s less the level
+    Moments<V> moments;
+  };
+
+  template <class V>
+  SSIMFAST_INLINE Statistics<V> statistics(int64_t i) const {
+    // Less weight than this cannot be divided by: such a window sees nothing.
+    constexpr double kNothing = 1e-290;
+    const auto sum = [&](Sum map)
+                         SSIMFAST_INLINE_LAMBDA { return load<V>(sums + map * pitch + i); };
+    const V one = broadcast<V>(1.0);
+    const V weight = masked ? sum(kSumWeight) : one;
+    const auto nothing = weight < kNothing;
+    Statistics<V> q;
+    q.share = nothing ? V{} : 1.0 / weight;
+    q.mean_s = sum(kSumS) * q.share;
+    q.mean_d = sum(kSumD) * q.share;
+    const V square_s = sum(kSumS2) * q.share, square_d = sum(kSumD2) * q.share;
+    // Two equal images where there is nothing, and none that c1 = c2 = 0 would divide by 0.
+    q.moments.mu_s = nothing ? one : q.mean_s + level_s;
+    q.moments.mu_d = q.mean_d;
+    q.moments.var_s = nothing ? one : non_negative<V>(square_s - q.mean_s * q.mean_s);
+    q.moments.var_d = non_negative<V>(square_d - q.mean_d * q.mean_d);
+    return q;
+  }
+};
+
+struct WriteSsim {
+  Windows windows;
+  double* to;
+
+  template <class V>
+  SSIMFAST_INLINE void at(int64_t i) const {
+    const auto q = windows.statistics<V>(i);
+    const V ssim = Terms<V, double>(q.moments, windows.c1, windows.c2).ssim();
+    // Not 0 / 0, where nothing is seen and the constants are 0.
+    store(to + i, q.share == V{} ? broadcast<V>(1.0) : ssim);
+  }
+};
+
+// Puts the slopes, times `upstream`, in the place of the sums. A pixel's part in a window is
+// w / weight * [A + P * (s - mean_s)]: all of it but w and s is known here.
+struct WriteSlopes {
+  Windows windows;
+  bool both;
+  const double* upstream;
+
+  template <class V>
+  SSIMFAST_INLINE void at(int64_t i) const {
+    const auto q = windows.statistics<V>(i);
+    const Terms<V, double> terms(q.moments, windows.c1, windows.c2);
+    const Upstream<V> by{load<V>(upstream + i) * q.share, V{}, V{}};
+    const auto p = partials<V, double>(q.moments, terms, windows.c1, windows.c2, by);
+    const V rest_s = p.by_mu_s - p.by_var_s * q.mean_s;
+    const V rest_d = p.by_mu_d - p.by_var_d * q.mean_d;
+    const auto put = [&](Slope map, V slope) SSIMFAST_INLINE_LAMBDA {
+      store(windows.sums + map * windows.pitch + i, q.share == V{} ? V{} : slope);
+    };
+    put(kVarianceS, p.by_var_s);
+    put(kVarianceD, p.by_var_d);
+    put(kRestS, both ? rest_s : rest_s + rest_d);
+    if (both) put(kRestD, rest_d);
+  }
+};
+
+// ---- sweeps -------------------------------------------------------------------------------------
+
+template <int kBytes, class Kernel>
+SSIMFAST_INLINE void sweep_by(const Kernel& kernel, int64_t count) {
+  using V = typename VectorOf<double, kBytes / int(sizeof(double))>::type;
+  constexpr int kLanes = sizeof(V) / sizeof(double);
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) kernel.template at<V>(i);
+  for (; i < count; ++i) kernel.template at<double>(i);
+}
+
+// One entry per instruction set. Everything below it is inlined, and so compiled for it. The
+// kernel comes by value, so that stores cannot change it and it stays in registers.
+#if defined(__GNUC__) && defined(__x86_64__)
+template <class Kernel>
+__attribute__((target("avx2,fma"))) void sweep_avx2(Kernel kernel, int64_t count) {
+  sweep_by<32>(kernel, count);
+}
+
+template <class Kernel>
+__attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"))) void sweep_avx512(
+    Kernel kernel, int64_t count) {
+  sweep_by<64>(kernel, count);
+}
+#endif
+
+template <class Kernel>
+void sweep_baseline(Kernel kernel, int64_t count) {
+  sweep_by<16>(kernel, count);
+}
+
+template <class Kernel>
+auto select_sweep() {
+#if defined(__GNUC__) && defined(__x86_64__)
+  if (std::strcmp(instruction_set(), "avx512") == 0) return sweep_avx512<Kernel>;
+  if (std::strcmp(instruction_set(), "avx2") == 0) return sweep_avx2<Kernel>;
+#endif
+  return sweep_baseline<Kernel>;
+}
+
+template <class Kernel>
+void sweep(const Kernel& kernel, int64_t count) {
+  static const auto widest = select_sweep<Kernel>();
+  widest(kernel, count);
+}
+
+}  // namespace ssimfast::cpu
