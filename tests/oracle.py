@@ -1,69 +1,369 @@
-"""SSIM and its gradient in float64 NumPy, straight from Wang et al. 2004: nothing of the package.
+"""What ssimfast computes, in float64 NumPy from the definitions: nothing of the package.
 
-Every window is cut out and multiplied by the two-dimensional Gaussian; variances are means of
-squared deviations; the gradient is the quotient rule on the textbook formula. Slow and plain.
+Every window is cut out and multiplied by the full window of two or three dimensions; variances are
+means of squared deviations; gradients are the quotient rule on the textbook formulas of Wang et al.
+2004 and the adjoints of padding and pooling. Slow and plain. test_oracle.py checks the gradients
+by finite differences.
 """
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import reduce
+from typing import NamedTuple
 
 import numpy as np
 
+WANG = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+SLOPE_BOUND = 1e-4  # MS-SSIM is no steeper in a mean than where the mean is this large
 
-def gaussian(size: int, sigma: float) -> np.ndarray:
+Array = np.ndarray
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+def taps(kind: str, size: int, sigma: float) -> Array:
+    """One dimension of a window, with sum 1."""
     offset = np.arange(size) - (size - 1) / 2
-    taps = np.exp(-0.5 * (offset / sigma) ** 2)
-    window = np.outer(taps, taps)
-    return window / window.sum()
+    values = np.exp(-0.5 * (offset / sigma) ** 2) if kind == "gaussian" else np.ones(size)
+    return values / values.sum()
+
+
+class Slab(NamedTuple):
+    """Some rows of windows. Arrays have the axes (N, C, *positions, *window); sums over a window
+    keep its axes with size 1."""
+
+    rows: slice
+    weights: Array  # of the pixels of each window, with sum 1; all 0 where the mask is
+    mean_x: Array
+    mean_y: Array
+    dx: Array
+    dy: Array
+    luminance: Array
+    b1: Array
+    contrast: Array
+    b2: Array
+
+
+@dataclass(frozen=True)
+class Definition:
+    """The arguments of the statistic; its methods take images in unit range."""
+
+    low: float = 0.0
+    high: float = 1.0
+    window: str = "gaussian"
+    size: int = 11
+    sigma: float = 1.5
+    k1: float = 0.01
+    k2: float = 0.03
+    sample_covariance: bool = False
+    padding: str = "valid"
+
+    def unit(self, image: Array) -> Array:
+        return (np.asarray(image, np.float64) - self.low) / (self.high - self.low)
+
+    def components(self, x: Array, y: Array, mask: Array | None = None) -> Pair:
+        """The maps of luminance and of contrast and structure."""
+        window_axes = tuple(range(-(x.ndim - 2), 0))
+        maps = [(slab.luminance, slab.contrast) for slab in self._slabs(x, y, mask)]
+        luminance, contrast = (np.concatenate(parts, 2) for parts in zip(*maps, strict=True))
+        return luminance.squeeze(window_axes), contrast.squeeze(window_axes)
+
+    def gradients(
+        self, x: Array, y: Array, by_luminance: Array, by_contrast: Array, mask: Array | None = None
+    ) -> Pair:
+        """By x and y, of ``sum(by_luminance * luminance + by_contrast * contrast)``."""
+        dims = x.ndim - 2
+        factor = 2 * self._bias(dims)
+        padded_shape = self._pad(x).shape
+        grad_x, grad_y = np.zeros(padded_shape), np.zeros(padded_shape)
+        for slab in self._slabs(x, y, mask):
+            here = (slice(None), slice(None), slab.rows)
+            up_l = np.expand_dims(by_luminance[here], tuple(range(-dims, 0)))
+            up_c = np.expand_dims(by_contrast[here], tuple(range(-dims, 0)))
+            to_mean_x = up_l * 2 * (slab.mean_y - slab.luminance * slab.mean_x) / slab.b1
+            to_mean_y = up_l * 2 * (slab.mean_x - slab.luminance * slab.mean_y) / slab.b1
+            to_cov = up_c * factor / slab.b2
+            of_x = slab.weights * (to_mean_x + to_cov * (slab.dy - slab.contrast * slab.dx))
+            of_y = slab.weights * (to_mean_y + to_cov * (slab.dx - slab.contrast * slab.dy))
+            positions = (up_l.shape[2], *by_luminance.shape[3:])
+            for offset in np.ndindex((self.size,) * dims):
+                start = (slab.rows.start + offset[0], *offset[1:])
+                at = tuple(slice(s, s + n) for s, n in zip(start, positions, strict=True))
+                grad_x[(..., *at)] += of_x[(..., *offset)]
+                grad_y[(..., *at)] += of_y[(..., *offset)]
+        return self._unpad(grad_x, x.shape), self._unpad(grad_y, x.shape)
+
+    def _bias(self, dims: int) -> float:
+        count = self.size**dims
+        return count / (count - 1) if self.sample_covariance else 1.0
+
+    def _slabs(self, x: Array, y: Array, mask: Array | None) -> Iterator[Slab]:
+        dims = x.ndim - 2
+        axes = tuple(range(-dims, 0))
+        line = taps(self.window, self.size, self.sigma)
+        window = reduce(np.multiply.outer, [line] * dims)
+        c1, c2, bias = self.k1**2, self.k2**2, self._bias(dims)
+        if mask is not None:  # what is not seen may be anything
+            x, y = np.where(mask > 0, x, 0.0), np.where(mask > 0, y, 0.0)
+        cut = lambda image: np.lib.stride_tricks.sliding_window_view(  # noqa: E731
+            self._pad(image), window.shape, axes
+        )
+        all_x, all_y = cut(x), cut(y)
+        all_seen = None if mask is None else cut(mask)
+        rows = all_x.shape[2]
+        step = max(1, rows * 2**18 // all_x.size)  # slabs that fit a cache
+        for start in range(0, rows, step):
+            here = slice(start, min(start + step, rows))
+            px, py = all_x[:, :, here], all_y[:, :, here]
+            weights = window if all_seen is None else window * all_seen[:, :, here]
+            total = weights.sum(axes, keepdims=True)
+            blind = total == 0
+            weights = weights / np.where(blind, 1, total)
+            mean_x = (weights * px).sum(axes, keepdims=True)
+            mean_y = (weights * py).sum(axes, keepdims=True)
+            dx, dy = px - mean_x, py - mean_y
+            var_x = bias * (weights * dx * dx).sum(axes, keepdims=True)
+            var_y = bias * (weights * dy * dy).sum(axes, keepdims=True)
+            cov = bias * (weights * dx * dy).sum(axes, keepdims=True)
+            b1 = np.where(blind, 1, mean_x**2 + mean_y**2 + c1)
+            b2 = np.where(blind, 1, var_x + var_y + c2)
+            luminance = np.where(blind, 1, (2 * mean_x * mean_y + c1) / b1)
+            contrast = np.where(blind, 1, (2 * cov + c2) / b2)
+            yield Slab(here, weights, mean_x, mean_y, dx, dy, luminance, b1, contrast, b2)
+
+    def _reflected(self, length: int) -> Array:
+        """For each position of a reflected axis, the pixel that it shows."""
+        return np.pad(np.arange(length), self.size // 2, mode="reflect")
+
+    def _pad(self, image: Array) -> Array:
+        if self.padding == "reflect":
+            for axis in range(2, image.ndim):
+                image = image.take(self._reflected(image.shape[axis]), axis)
+        if self.padding == "same":
+            halo = self.size // 2
+            image = np.pad(image, [(0, 0)] * 2 + [(halo, halo)] * (image.ndim - 2))
+        return image
+
+    def _unpad(self, grad: Array, shape: tuple[int, ...]) -> Array:
+        """The adjoint of _pad."""
+        if self.padding == "reflect":
+            for axis in range(2, grad.ndim):
+                folded = np.zeros((*grad.shape[:axis], shape[axis], *grad.shape[axis + 1 :]))
+                np.add.at(folded, (*[slice(None)] * axis, self._reflected(shape[axis])), grad)
+                grad = folded
+        if self.padding == "same":
+            halo = self.size // 2
+            grad = grad[(..., *[slice(halo, halo + length) for length in shape[2:]])]
+        return grad
 
 
 def ssim(
-    x: np.ndarray,
-    y: np.ndarray,
+    x: Array,
+    y: Array,
     *,
-    low: float = 0.0,
-    high: float = 1.0,
-    size: int = 11,
-    sigma: float = 1.5,
-    k1: float = 0.01,
-    k2: float = 0.03,
-    padding: str = "valid",
-    upstream: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    mask: Array | None = None,
+    upstream: Array | None = None,
+    **definition,
+) -> tuple[Array, Array, Array]:
     """The map of SSIM, and the gradients by x and y of ``sum(upstream * map)`` (default: ones)."""
-    length = high - low
-    x = (np.asarray(x, np.float64) - low) / length
-    y = (np.asarray(y, np.float64) - low) / length
-    halo = size // 2 if padding == "same" else 0
-    width = [(0, 0), (0, 0), (halo, halo), (halo, halo)]
-    x, y = np.pad(x, width), np.pad(y, width)
-    window = gaussian(size, sigma)
-    c1, c2 = k1**2, k2**2
-
-    patches_x = np.lib.stride_tricks.sliding_window_view(x, (size, size), (2, 3))
-    patches_y = np.lib.stride_tricks.sliding_window_view(y, (size, size), (2, 3))
-    ssim_map = np.empty(patches_x.shape[:4])
-    grad_x, grad_y = np.zeros_like(x), np.zeros_like(y)
+    by = Definition(**definition)
+    if mask is not None:
+        mask = np.broadcast_to(np.asarray(mask, np.float64), x.shape)
+    x, y = by.unit(x), by.unit(y)
+    luminance, contrast = by.components(x, y, mask)
     if upstream is None:
-        upstream = np.ones_like(ssim_map)
-    for row in range(ssim_map.shape[2]):
-        px, py = patches_x[:, :, row], patches_y[:, :, row]  # (N, C, W', size, size)
-        mean_x = np.einsum("ncwij,ij->ncw", px, window)[..., None, None]
-        mean_y = np.einsum("ncwij,ij->ncw", py, window)[..., None, None]
-        dx, dy = px - mean_x, py - mean_y
-        var_x = np.einsum("ncwij,ij->ncw", dx * dx, window)[..., None, None]
-        var_y = np.einsum("ncwij,ij->ncw", dy * dy, window)[..., None, None]
-        cov = np.einsum("ncwij,ij->ncw", dx * dy, window)[..., None, None]
-        a1, a2 = 2 * mean_x * mean_y + c1, 2 * cov + c2
-        b1, b2 = mean_x**2 + mean_y**2 + c1, var_x + var_y + c2
-        value = a1 * a2 / (b1 * b2)
-        ssim_map[:, :, row] = value[..., 0, 0]
-        weight = upstream[:, :, row][..., None, None] * window
-        luminance, contrast = a1 / b1, a2 / b2
-        by_x = contrast * 2 * (mean_y - luminance * mean_x) / b1
-        by_x = by_x + luminance * 2 * (dy - contrast * dx) / b2
-        by_y = contrast * 2 * (mean_x - luminance * mean_y) / b1
-        by_y = by_y + luminance * 2 * (dx - contrast * dy) / b2
-        for column in range(ssim_map.shape[3]):
-            at = (..., slice(row, row + size), slice(column, column + size))
-            grad_x[at] += (weight * by_x)[:, :, column]
-            grad_y[at] += (weight * by_y)[:, :, column]
-    inside = (..., slice(halo, x.shape[2] - halo), slice(halo, x.shape[3] - halo))
-    return ssim_map, grad_x[inside] / length, grad_y[inside] / length
+        upstream = np.ones_like(luminance)
+    grad_x, grad_y = by.gradients(x, y, upstream * contrast, upstream * luminance, mask)
+    length = by.high - by.low
+    return luminance * contrast, grad_x / length, grad_y / length
+
+
+def centres(mask: Array, shape: tuple[int, ...], **definition) -> Array:
+    """For each position of the map of images of ``shape``, the mask at the window's centre."""
+    by = Definition(**definition)
+    mask = np.broadcast_to(np.asarray(mask, np.float64), shape)
+    if by.padding != "valid":
+        return mask
+    halo = by.size // 2
+    return mask[(..., *[slice(halo, length - halo) for length in shape[2:]])]
+
+
+def components(
+    x: Array, y: Array, *, upstream: tuple[Array | float, Array | float] = (1.0, 1.0), **definition
+) -> tuple[Array, Array, Array, Array]:
+    """The maps of luminance and of contrast and structure; the gradients by x and y of the sum of
+    both, each times its upstream gradient."""
+    by = Definition(**definition)
+    x, y = by.unit(x), by.unit(y)
+    maps = by.components(x, y)
+    by_maps = (np.broadcast_to(up, maps[0].shape) for up in upstream)
+    grad_x, grad_y = by.gradients(x, y, *by_maps)
+    length = by.high - by.low
+    return *maps, grad_x / length, grad_y / length
+
+
+# ---- MS-SSIM ------------------------------------------------------------------------------------
+
+
+def halve(image: Array, odd: str) -> Array:
+    """Means of 2 x 2 pixels."""
+    for axis in (2, 3):
+        if image.shape[axis] % 2:
+            edge = [(0, 0)] * 4
+            if odd == "floor":
+                image = image.take(range(image.shape[axis] - 1), axis)
+            elif odd == "pad":
+                edge[axis] = (1, 0)
+                image = np.pad(image, edge)
+            else:
+                edge[axis] = (0, 1)
+                image = np.pad(image, edge, mode="edge")
+        pairs = image.reshape(*image.shape[:axis], -1, 2, *image.shape[axis + 1 :])
+        image = pairs.mean(axis + 1)
+    return image
+
+
+def halve_adjoint(grad: Array, odd: str, shape: tuple[int, ...]) -> Array:
+    for axis in (3, 2):
+        grad = np.repeat(grad, 2, axis) / 2
+        if shape[axis] % 2:
+            lines = np.moveaxis(grad, axis, 0)
+            if odd == "floor":
+                lines = np.concatenate([lines, np.zeros_like(lines[:1])])
+            elif odd == "pad":
+                lines = lines[1:]
+            else:
+                lines = np.concatenate([lines[:-2], lines[-2:].sum(0, keepdims=True)])
+            grad = np.moveaxis(lines, 0, axis)
+    return grad
+
+
+class MultiScale(NamedTuple):
+    value: Array  # (N, C), or (N,) for channels="joint"
+    grad_x: Array
+    grad_y: Array
+    means: Array  # of each scale, before what is done to negative ones: (M, *value.shape)
+    counts: tuple[int, ...]  # of windows in one mean of each scale
+
+
+def ms_ssim(
+    x: Array,
+    y: Array,
+    *,
+    weights: tuple[float, ...] = WANG,
+    odd: str = "floor",
+    negative: str = "relu",
+    channels: str = "separate",
+    upstream: Array | None = None,
+    **definition,
+) -> MultiScale:
+    """MS-SSIM of each plane or image, the gradients of ``sum(upstream * value)`` (default: ones),
+    the means over each scale."""
+    coarsest = Definition(**definition)
+    finer = coarsest
+    if coarsest.padding == "reflect":
+        finer = Definition(**{**definition, "padding": "valid"})
+    scales = [(coarsest.unit(x), coarsest.unit(y))]
+    for _ in weights[1:]:
+        scales.append((halve(scales[-1][0], odd), halve(scales[-1][1], odd)))
+    axes = (2, 3) if channels == "separate" else (1, 2, 3)
+    maps = [finer.components(*images) for images in scales[:-1]]
+    maps.append(coarsest.components(*scales[-1]))
+    averaged = [contrast for _, contrast in maps[:-1]] + [maps[-1][0] * maps[-1][1]]
+    means = np.stack([one.mean(axes) for one in averaged])
+    if negative == "raise" and (means < 0).any():
+        raise ValueError("negative mean")
+    sizes = np.abs(means) if negative == "abs" else np.maximum(means, 0)
+    exponents = np.asarray(weights, np.float64).reshape(-1, *[1] * (means.ndim - 1))
+    value = (sizes**exponents).prod(0)
+    if upstream is None:
+        upstream = np.ones_like(value)
+
+    slopes = exponents * value / np.maximum(sizes, SLOPE_BOUND)
+    slopes = slopes * (np.sign(means) if negative == "abs" else means > 0)
+    counts = tuple(one.size // value.size for one in averaged)
+    grad_x = grad_y = None
+    for scale in reversed(range(len(weights))):
+        shape = averaged[scale].shape
+        by_map = np.expand_dims(upstream * slopes[scale] / counts[scale], axes)
+        by_map = np.broadcast_to(by_map, shape)
+        if scale == len(weights) - 1:
+            luminance, contrast = maps[scale]
+            grads = coarsest.gradients(*scales[scale], by_map * contrast, by_map * luminance)
+            grad_x, grad_y = grads
+        else:
+            grads = finer.gradients(*scales[scale], np.zeros(shape), by_map)
+            image_shape = scales[scale][0].shape
+            grad_x = halve_adjoint(grad_x, odd, image_shape) + grads[0]
+            grad_y = halve_adjoint(grad_y, odd, image_shape) + grads[1]
+    length = coarsest.high - coarsest.low
+    return MultiScale(value, grad_x / length, grad_y / length, means, counts)
+
+
+# ---- similarity_loss ----------------------------------------------------------------------------
+
+
+class Loss(NamedTuple):
+    value: Array  # (N,)
+    grad_x: Array  # of the sum of the values
+    grad_y: Array
+    terms: dict[str, Array]  # those with a factor above 0, (N,) each
+
+
+def similarity_loss(
+    x: Array,
+    y: Array,
+    *,
+    factors: dict[str, float],
+    weights: tuple[float, ...] = WANG,
+    odd: str = "floor",
+    negative: str = "relu",
+    channels: str = "separate",
+    **definition,
+) -> Loss:
+    """The loss of each image. ``factors`` may leave out the terms whose factor is 0."""
+    by = Definition(**definition)
+    images, planes = x.shape[:2]
+    length = by.high - by.low
+    d = by.unit(x) - by.unit(y)
+    pixels = d[0].size
+    terms: dict[str, Array] = {}
+    value, grad_x, grad_y = np.zeros(images), np.zeros(x.shape), np.zeros(x.shape)
+    for name, factor in factors.items():
+        if factor == 0:
+            continue
+        if name == "ssim":
+            ssim_map, by_x, by_y = ssim(x, y, **definition)
+            positions = ssim_map[0].size
+            terms[name] = ssim_map.mean((1, 2, 3))
+            by_x, by_y = -by_x / positions, -by_y / positions
+        elif name == "ms_ssim":
+            scales = dict(weights=weights, odd=odd, negative=negative, channels=channels)
+            result = ms_ssim(x, y, **scales, **definition)
+            share = planes if channels == "separate" else 1
+            terms[name] = result.value.reshape(images, -1).mean(1)
+            by_x, by_y = -result.grad_x / share, -result.grad_y / share
+        else:
+            if name == "l1":
+                term, by_d = np.abs(d), np.sign(d)
+            elif name == "l2":
+                term, by_d = d**2, 2 * d
+            else:
+                scale = 2 ** (len(weights) - 1) if factors.get("ms_ssim", 0) > 0 else 1
+                radius = by.size // 2 * scale
+                line = taps(by.window, 2 * radius + 1, by.sigma * scale)
+                rows, columns = (_blur_matrix(line, side) for side in d.shape[2:])
+                term = rows @ np.abs(d) @ columns.T
+                by_d = np.sign(d) * np.outer(rows.sum(0), columns.sum(0))
+            terms[name] = term.mean((1, 2, 3))
+            by_x, by_y = by_d / pixels / length, -by_d / pixels / length
+        value += factor * (1 - terms[name] if name in ("ssim", "ms_ssim") else terms[name])
+        grad_x += factor * by_x
+        grad_y += factor * by_y
+    return Loss(value, grad_x, grad_y, terms)
+
+
+def _blur_matrix(line: Array, length: int) -> Array:
+    """(length, length): row q holds what each pixel adds to the window around q."""
+    radius = len(line) // 2
+    distance = np.abs(np.subtract.outer(np.arange(length), np.arange(length)))
+    return np.where(distance <= radius, line[np.minimum(radius + distance, 2 * radius)], 0.0)

@@ -8,15 +8,9 @@
 namespace ssimfast::cpu {
 namespace {
 
-enum class Isa { kBaseline, kAvx2, kAvx512 };
 const char* const kIsaNames[] = {"baseline", "avx2", "avx512"};
 
-#if defined(__GNUC__) && defined(__x86_64__)
-#define SSIMFAST_X86 1
-#define SSIMFAST_TARGET_AVX2 __attribute__((target("avx2,fma")))
-#define SSIMFAST_TARGET_AVX512 \
-  __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")))
-
+#if SSIMFAST_X86
 Isa widest() {
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -37,11 +31,6 @@ Isa detect() {
   throw std::invalid_argument(std::string("SSIMFAST_CPU_ISA must be one of baseline, avx2, avx512 "
                                           "that this processor has, got ") +
                               wanted);
-}
-
-Isa isa() {
-  static const Isa detected = detect();
-  return detected;
 }
 
 template <class A, int kBytes>
@@ -115,6 +104,11 @@ RunTile<A> select_kernel(Pass pass, bool both, const Job<A>& job) {
 
 template RunTile<float> select_kernel<float>(Pass, bool, const Job<float>&);
 template RunTile<double> select_kernel<double>(Pass, bool, const Job<double>&);
+
+Isa isa() {
+  static const Isa detected = detect();
+  return detected;
+}
 
 const char* instruction_set() { return kIsaNames[int(isa())]; }
 

@@ -5,7 +5,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
 #include "dispatch.h"
 #include "simd.h"
@@ -84,9 +83,7 @@ struct WriteSsim {
   template <class V>
   SSIMFAST_INLINE void at(int64_t i) const {
     const auto q = windows.statistics<V>(i);
-    const V ssim = Terms<V, double>(q.moments, windows.c1, windows.c2).ssim();
-    // Not 0 / 0, where nothing is seen and the constants are 0.
-    store(to + i, q.share == V{} ? broadcast<V>(1.0) : ssim);
+    store(to + i, Terms<V, double>(q.moments, windows.c1, windows.c2).ssim());
   }
 };
 
@@ -105,13 +102,11 @@ struct WriteSlopes {
     const auto p = partials<V, double>(q.moments, terms, windows.c1, windows.c2, by);
     const V rest_s = p.by_mu_s - p.by_var_s * q.mean_s;
     const V rest_d = p.by_mu_d - p.by_var_d * q.mean_d;
-    const auto put = [&](Slope map, V slope) SSIMFAST_INLINE_LAMBDA {
-      store(windows.sums + map * windows.pitch + i, q.share == V{} ? V{} : slope);
-    };
-    put(kVarianceS, p.by_var_s);
-    put(kVarianceD, p.by_var_d);
-    put(kRestS, both ? rest_s : rest_s + rest_d);
-    if (both) put(kRestD, rest_d);
+    double* const to = windows.sums + i;
+    store(to + kVarianceS * windows.pitch, p.by_var_s);
+    store(to + kVarianceD * windows.pitch, p.by_var_d);
+    store(to + kRestS * windows.pitch, both ? rest_s : rest_s + rest_d);
+    if (both) store(to + kRestD * windows.pitch, rest_d);
   }
 };
 
@@ -128,15 +123,14 @@ SSIMFAST_INLINE void sweep_by(const Kernel& kernel, int64_t count) {
 
 // One entry per instruction set. Everything below it is inlined, and so compiled for it. The
 // kernel comes by value, so that stores cannot change it and it stays in registers.
-#if defined(__GNUC__) && defined(__x86_64__)
+#if SSIMFAST_X86
 template <class Kernel>
-__attribute__((target("avx2,fma"))) void sweep_avx2(Kernel kernel, int64_t count) {
+SSIMFAST_TARGET_AVX2 void sweep_avx2(Kernel kernel, int64_t count) {
   sweep_by<32>(kernel, count);
 }
 
 template <class Kernel>
-__attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"))) void sweep_avx512(
-    Kernel kernel, int64_t count) {
+SSIMFAST_TARGET_AVX512 void sweep_avx512(Kernel kernel, int64_t count) {
   sweep_by<64>(kernel, count);
 }
 #endif
@@ -148,9 +142,9 @@ void sweep_baseline(Kernel kernel, int64_t count) {
 
 template <class Kernel>
 auto select_sweep() {
-#if defined(__GNUC__) && defined(__x86_64__)
-  if (std::strcmp(instruction_set(), "avx512") == 0) return sweep_avx512<Kernel>;
-  if (std::strcmp(instruction_set(), "avx2") == 0) return sweep_avx2<Kernel>;
+#if SSIMFAST_X86
+  if (isa() == Isa::kAvx512) return sweep_avx512<Kernel>;
+  if (isa() == Isa::kAvx2) return sweep_avx2<Kernel>;
 #endif
   return sweep_baseline<Kernel>;
 }

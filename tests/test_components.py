@@ -1,0 +1,456 @@
+"""Luminance and contrast-structure against an independent float64 oracle, and what the window
+arguments of all functions do to SSIM: uniform windows, sample covariance, reflection."""
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from comparison import (
+    TOLERANCES,
+    as_float64,
+    assert_components_match_oracle,
+    assert_matches_oracle,
+    assert_near,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_ssim import layouts, pair
+from torch.autograd import forward_ad
+
+import ssimfast
+from ssimfast import ops
+
+SIZES = {
+    "one_window": (1, 1, 11, 11),
+    "primes": (2, 3, 29, 31),
+    "many_planes": (10, 3, 11, 12),
+    # Planes are cut at multiples of 64 rows and 640 columns.
+    "rows_of_two_tiles": (1, 1, 129, 20),
+    "rows_of_two_tiles_of_windows": (1, 1, 139, 20),
+    "columns_of_two_tiles": (1, 1, 14, 641),
+    "columns_of_two_tiles_of_windows": (1, 1, 14, 651),
+}
+PADDINGS = ("valid", "same", "reflect")
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_every_shape(backend, padding, size):
+    assert_components_match_oracle(*pair(*SIZES[size]), padding=padding)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("window", ["gaussian", "uniform"])
+@pytest.mark.parametrize("window_size", [1, 3, 7, 11, 13, 21])
+def test_every_window(backend, window_size, window, padding):
+    x, y = pair(1, 1, window_size + 4, window_size + 7)
+    arguments = {"window": window, "window_size": window_size, "padding": padding}
+    assert_components_match_oracle(x, y, sigma=window_size / 6, **arguments)
+    assert_matches_oracle(x, y, sigma=window_size / 6, **arguments)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("window", ["gaussian", "uniform"])
+@pytest.mark.parametrize("window_size", [3, 7])
+def test_sample_covariance(backend, window_size, window, padding):
+    x, y = pair(1, 2, 22, 25)
+    arguments = {"window": window, "window_size": window_size, "padding": padding}
+    assert_components_match_oracle(x, y, sample_covariance=True, **arguments)
+    assert_matches_oracle(x, y, sample_covariance=True, **arguments)
+
+
+def test_sigma_means_nothing_to_a_uniform_window(backend):
+    x, y = pair(1, 1, 20, 20)
+    uniform = ssimfast.ssim(x, y, window="uniform", sigma=0.1)
+    assert torch.equal(uniform, ssimfast.ssim(x, y, window="uniform", sigma=8.0))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_every_dtype(backend, dtype):
+    x, y = pair(2, 3, 25, 28, dtype=dtype)
+    assert_components_match_oracle(x, y)
+    assert_components_match_oracle(x, y, window="uniform", window_size=7, padding="reflect")
+    assert_matches_oracle(x, y, window="uniform", window_size=7, padding="reflect")
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("value_range", [(-1.0, 1.0), (0.0, 255.0), (-1000.0, 3000.0)])
+def test_every_value_range(backend, value_range, padding):
+    low, high = value_range
+    x, y = ((high - low) * image + low for image in pair(1, 2, 24, 25))
+    assert_components_match_oracle(x, y, value_range=value_range, padding=padding, k1=0.05, k2=0.2)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 1, 3, 8), (2, 1, 10, 10)], ids=str)
+def test_smaller_than_the_window(backend, shape):
+    assert_components_match_oracle(*pair(*shape), padding="same")
+
+
+def test_smallest_image_that_can_be_reflected(backend):
+    assert_components_match_oracle(*pair(1, 2, 6, 7), padding="reflect")
+    assert_matches_oracle(*pair(1, 2, 6, 7), padding="reflect")
+
+
+def test_their_product_is_ssim(backend):
+    x, y = pair(2, 3, 24, 27)
+    for padding in PADDINGS:
+        luminance, contrast_structure = ssimfast.ssim_components(x, y, padding=padding)
+        want = ssimfast.ssim(x, y, reduction="none", padding=padding)
+        torch.testing.assert_close(luminance * contrast_structure, want, rtol=0, atol=1e-6)
+
+
+# ---- data on which SSIM libraries fail ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_equal_images_give_exactly_one_and_no_gradient(backend, padding, dtype):
+    flat = torch.full((1, 1, 24, 24), 0.3)
+    for image in (torch.rand(2, 3, 24, 24), flat, flat * 0, flat + 1000):
+        x, y = (image.to(dtype).clone().requires_grad_() for _ in range(2))
+        maps = ssimfast.ssim_components(x, y, padding=padding, window="uniform")
+        assert all((one == 1).all() for one in maps)
+        torch.autograd.backward(maps, [torch.rand_like(one) for one in maps])
+        assert not x.grad.any() and not y.grad.any()
+
+
+def test_never_outside_of_minus_one_to_one(backend):
+    flat = torch.full((1, 1, 32, 32), 0.6)
+    noise = torch.rand(1, 1, 32, 32) * 1e3
+    pairs = [(flat, flat + step) for step in (1e-7, 1e-6, 1e-5, 1e-3)]
+    pairs += [(noise, y) for y in (noise + 1e-4, -noise, noise * (1 + 1e-6))]
+    for x, y in pairs:
+        for one in ssimfast.ssim_components(x, y):
+            assert one.max() <= 1 and one.min() >= -1
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_far_from_the_range(backend, padding):
+    x, y = 1000 + torch.rand(1, 1, 24, 24), 1000 + torch.rand(1, 1, 24, 24)
+    # Both are white: luminance has next to no gradient there but the black border's.
+    tolerances = {"mean": 2e-7, "map": 1e-6, "grad": 1e-5}
+    assert_matches_oracle(x, y, tolerances, padding=padding)
+    luminance, contrast, *_ = oracle.components(as_float64(x), as_float64(y), padding=padding)
+    got = ssimfast.ssim_components(x, y, padding=padding)
+    assert_near(got.luminance, luminance, 1e-6, "luminance")
+    assert_near(got.contrast_structure, contrast, 1e-6, "contrast_structure")
+
+
+def test_flat_bright_beside_flat_dark(backend):
+    checks = ((torch.arange(60)[:, None] // 15 + torch.arange(70) // 15) % 2).float()[None, None]
+    faint = 0.01 * torch.randn(checks.shape)
+    # Without luminance as a factor, black regions count as much as bright ones.
+    tolerances = {**TOLERANCES[checks.dtype], "grad": 4e-6}
+    for y in ((checks + faint).clamp(0, 1), 1 - checks + faint, checks * 0.3 + 0.5 * (faint > 0)):
+        assert_components_match_oracle(checks, y, tolerances)
+        assert_matches_oracle(checks, y, window="uniform", window_size=7, sample_covariance=True)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_and_infinity_reach_their_windows_and_no_other(backend, bad):
+    x, y = pair(1, 1, 30, 30)
+    x[0, 0, 12, 14] = bad
+    x.requires_grad_()
+    maps = ssimfast.ssim_components(x, y, window_size=5, padding="same")
+    hit = torch.zeros(1, 1, 30, 30, dtype=torch.bool)
+    hit[..., 10:15, 12:17] = True
+    for one in maps:
+        assert torch.equal(one.isnan(), hit)
+    (maps.luminance + maps.contrast_structure).sum().backward()
+    reach = torch.zeros(30, 30, dtype=torch.bool)
+    reach[8:17, 10:19] = True
+    assert x.grad[0, 0, 12, 14].isnan() and not x.grad[0, 0][~reach].isnan().any()
+
+
+# ---- layouts ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", layouts(torch.rand(1, 1, 2, 2)))
+@pytest.mark.parametrize("padding", ["valid", "reflect"])
+def test_strides(backend, padding, layout, dtype):
+    x, y = pair(2, 3, 20, 23, dtype=dtype)
+    want_x, want_y = x.clone().requires_grad_(), y.clone().requires_grad_()
+    want = ssimfast.ssim_components(want_x, want_y, padding=padding)
+    upstream = [torch.rand_like(one) for one in want]
+    torch.autograd.backward(want, upstream)
+    got_x, got_y = layouts(x)[layout].requires_grad_(), y.clone().requires_grad_()
+    got = ssimfast.ssim_components(got_x, got_y, padding=padding)
+    # The upstream gradients are laid out in other ways, too.
+    torch.autograd.backward(got, [layouts(one)[layout] for one in upstream])
+    assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
+    assert torch.equal(got_x.grad, want_x.grad) and torch.equal(got_y.grad, want_y.grad)
+
+
+def test_expanded_images_and_gradients(backend):
+    x = torch.rand(1, 1, 16, 16).requires_grad_()
+    y = torch.rand(2, 3, 16, 16)
+    maps = ssimfast.ssim_components(x.expand(2, 3, 16, 16), y)
+    (maps.luminance.mean() + maps.contrast_structure.sum()).backward()  # upstream is expanded
+    copied = x.detach().clone().requires_grad_()
+    maps = ssimfast.ssim_components(copied.repeat(2, 3, 1, 1), y)
+    (maps.luminance.mean() + maps.contrast_structure.sum()).backward()
+    torch.testing.assert_close(x.grad, copied.grad)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("shape", [(0, 3, 16, 16), (2, 0, 16, 16)], ids=str)
+def test_empty_batch(backend, shape, padding):
+    x, y = torch.rand(shape).requires_grad_(), torch.rand(shape).requires_grad_()
+    maps = ssimfast.ssim_components(x, y, padding=padding)
+    side = 6 if padding == "valid" else 16
+    assert all(one.shape == (*shape[:2], side, side) for one in maps)
+    sum(one.sum() for one in maps).backward()
+    assert x.grad.shape == y.grad.shape == shape
+    assert ssimfast.ssim(x, y, padding=padding) == 1
+
+
+# ---- which gradients, how often -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("used", ["luminance", "contrast_structure"])
+def test_only_what_is_asked_for(backend, used):
+    x, y = pair(1, 2, 20, 20)
+    upstream = (1.0, 0.0) if used == "luminance" else (0.0, 1.0)
+    *_, want_x, want_y = oracle.components(as_float64(x), as_float64(y), upstream=upstream)
+    for ask_x, ask_y in ((True, False), (False, True), (True, True)):
+        a, b = x.clone().requires_grad_(ask_x), y.clone().requires_grad_(ask_y)
+        getattr(ssimfast.ssim_components(a, b), used).sum().backward()
+        for image, want in ((a, want_x), (b, want_y)):
+            if image.requires_grad:
+                assert_near(image.grad, want, 2e-6 * np.abs(want).max(), used)
+            else:
+                assert image.grad is None
+
+
+def test_no_graph_without_need(backend):
+    x, y = pair(1, 1, 16, 16)
+    with torch.no_grad():
+        maps = ssimfast.ssim_components(x.requires_grad_(), y)
+    assert not any(one.requires_grad for one in maps)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("window", ["gaussian", "uniform"])
+def test_gradcheck(backend, window, padding):
+    x, y = pair(1, 1, 6, 7, dtype=torch.float64)
+    arguments = {"window": window, "window_size": 5, "padding": padding, "sample_covariance": True}
+    images = (x.requires_grad_(), y.requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda a, b: tuple(ssimfast.ssim_components(a, b, **arguments)), images
+    )
+    assert torch.autograd.gradcheck(
+        lambda a, b: ssimfast.ssim(a, b, reduction="batch", **arguments), images
+    )
+
+
+@pytest.mark.parametrize("used", ["luminance", "contrast_structure"])
+def test_second_derivative_is_refused(backend, used):
+    x, y = pair(1, 1, 16, 16)
+    value = getattr(ssimfast.ssim_components(x.requires_grad_(), y), used).sum()
+    with pytest.raises(RuntimeError, match="differentiable once.*create_graph"):
+        torch.autograd.grad(value, x, create_graph=True)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_second_derivative_is_refused_with_reflection(backend, reduction):
+    x, y = pair(1, 1, 16, 16)
+    value = ssimfast.ssim(x.requires_grad_(), y, padding="reflect", reduction=reduction).sum()
+    with pytest.raises(RuntimeError, match="differentiable once.*create_graph"):
+        torch.autograd.grad(value, x, create_graph=True)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")  # deprecated, and used by forward_ad itself
+def test_forward_mode_is_refused(backend):
+    x, y = pair(1, 1, 16, 16)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(NotImplementedError, match="forward mode AD|jvp"):
+            ssimfast.ssim_components(dual, y)
+
+
+# ---- determinism, compilation -------------------------------------------------------------------
+
+
+def test_same_bits_for_every_number_of_threads():
+    if ops.extension is None:
+        pytest.skip("the extension was not built: no C++ compiler at install time")
+    x, y = pair(2, 3, 150, 130)
+    upstream = torch.rand(2, 2, 3, 150, 130).unbind()
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3, 2):
+            torch.set_num_threads(count)
+            a, b = x.clone().requires_grad_(), y.clone().requires_grad_()
+            maps = ssimfast.ssim_components(a, b, padding="reflect")
+            torch.autograd.backward(maps, upstream)
+            results.append((*(one.detach() for one in maps), a.grad, b.grad))
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert all(torch.equal(got, want) for got, want in zip(result, results[0], strict=True))
+
+
+# Dynamo calls deprecated parts of torch itself.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("padding", ["valid", "reflect"])
+def test_compile_of_a_training_step(padding, dynamic):
+    torch._dynamo.reset()
+    net = torch.nn.Conv2d(3, 3, 3, padding=1)
+
+    def loss_of(x, y):
+        maps = ssimfast.ssim_components(torch.sigmoid(net(x)), y, window_size=5, padding=padding)
+        return 2 - maps.luminance.mean() - maps.contrast_structure.mean()
+
+    compiled = torch.compile(loss_of, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for size in (20, 23):
+        x, y = torch.rand(2, 1, 3, size, size + 1)
+        results = []
+        for step in (loss_of, compiled):
+            net.zero_grad()
+            loss = step(x, y)
+            loss.backward()
+            results.append((loss.detach(), net.weight.grad.clone()))
+        torch.testing.assert_close(*results)
+
+
+def test_meta_tensors():
+    x = torch.rand(2, 3, 20, 20, device="meta")
+    assert all(one.shape == (2, 3, 10, 10) for one in ssimfast.ssim_components(x, x))
+    assert ssimfast.ssim(x, x, reduction="none", padding="reflect").shape == (2, 3, 20, 20)
+
+
+# ---- properties ---------------------------------------------------------------------------------
+
+few = settings(
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # the seed of every test
+)
+window_arguments = st.fixed_dictionaries(
+    {
+        "window": st.sampled_from(["gaussian", "uniform"]),
+        "window_size": st.sampled_from([3, 5, 11]),
+        "sigma": st.floats(0.3, 5),
+        "sample_covariance": st.booleans(),
+        "padding": st.sampled_from(PADDINGS),
+        "k1": st.floats(0.001, 0.1),
+        "k2": st.floats(0.001, 0.1),
+    }
+)
+sides = st.integers(11, 30)
+seeds = st.integers(0, 10**6)
+
+
+def drawn(seed: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x, noise = torch.rand(2, 1, 2, height, width, dtype=torch.float64, generator=generator)
+    return x, (1 - seed % 4 / 2) * x + seed % 7 / 10 * noise  # alike, unrelated, negative
+
+
+@few
+@given(seeds, sides, sides, window_arguments)
+def test_symmetric_within_bounds_and_a_product(seed, height, width, arguments):
+    x, y = drawn(seed, height, width)
+    maps, swapped = (ssimfast.ssim_components(*pair, **arguments) for pair in ((x, y), (y, x)))
+    near = {"rtol": 1e-12, "atol": 1e-12}
+    for one, other in zip(maps, swapped, strict=True):
+        torch.testing.assert_close(one, other, **near)
+        assert one.abs().max() <= 1
+    product = maps.luminance * maps.contrast_structure
+    want = ssimfast.ssim(x, y, reduction="none", **arguments)
+    torch.testing.assert_close(product, want, **near)
+
+
+@few
+@given(seeds, sides, sides, window_arguments, st.floats(-100, 100), st.floats(0.1, 300))
+def test_images_and_range_may_be_mapped_together(seed, height, width, arguments, low, length):
+    x, y = drawn(seed, height, width)
+    mapped = ssimfast.ssim_components(
+        low + length * x, low + length * y, value_range=(low, low + length), **arguments
+    )
+    for one, other in zip(mapped, ssimfast.ssim_components(x, y, **arguments), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-7)
+
+
+@few
+@given(seeds, sides, sides, window_arguments)
+def test_mirrored_images_have_mirrored_maps(seed, height, width, arguments):
+    x, y = drawn(seed, height, width)
+    maps = ssimfast.ssim_components(x, y, **arguments)
+    for mirrored in (lambda image: image.flip(-1), lambda image: image.mT):
+        others = ssimfast.ssim_components(mirrored(x), mirrored(y), **arguments)
+        for one, other in zip(maps, others, strict=True):
+            torch.testing.assert_close(mirrored(one), other, rtol=1e-9, atol=1e-9)
+
+
+# ---- mistakes -----------------------------------------------------------------------------------
+
+X = torch.rand(2, 3, 16, 18)
+
+MISTAKES = {
+    "shape": ((X, X[..., :-1]), {}, ValueError, r"\(2, 3, 16, 18\) and \(2, 3, 16, 17\)"),
+    "dtype": ((X, X.double()), {}, ValueError, "dtype, got torch.float32 and torch.float64"),
+    "device": ((X, X.to("meta")), {}, ValueError, "device, got cpu and meta"),
+    "integer": ((X.byte(), X.byte()), {}, TypeError, "x must be float16.*got torch.uint8"),
+    "rank": ((X[0], X[0]), {}, ValueError, r"x must have shape \(N, C, H, W\).*\(3, 16, 18\)"),
+    "volumes": ((X[None], X[None]), {}, ValueError, r"x must have shape \(N, C, H, W\).*16, 18\)"),
+    "no_tensor": ((X, X.numpy()), {}, TypeError, "y must be a tensor, got ndarray"),
+    "small_image": ((X, X), {"window_size": 17}, ValueError, "16 x 18 pixels.*window_size 17"),
+    "small_for_reflection": (
+        (X, X),
+        {"window_size": 33, "padding": "reflect"},
+        ValueError,
+        "16 x 18 pixels.*window_size 33.*reflect",
+    ),
+    "even_window": ((X, X), {"window_size": 8}, ValueError, "window_size must be odd.*got 8"),
+    "window": ((X, X), {"window": "box"}, ValueError, "window.*gaussian, uniform, got 'box'"),
+    "window_type": ((X, X), {"window": 11}, (TypeError, ValueError), "window.*got 11"),
+    "sigma_of_a_uniform_window": (
+        (X, X),
+        {"window": "uniform", "sigma": -1},
+        ValueError,
+        "sigma must be greater than 0, got -1",
+    ),
+    "padding": ((X, X), {"padding": "zeros"}, ValueError, "valid, same, reflect, got 'zeros'"),
+    "sample_covariance": (
+        (X, X),
+        {"sample_covariance": 1},
+        TypeError,
+        "sample_covariance must be.*got 1",
+    ),
+    "sample_covariance_of_one_pixel": (
+        (X, X),
+        {"sample_covariance": True, "window_size": 1},
+        ValueError,
+        "sample_covariance.*window_size.*got 1",
+    ),
+    "k2": ((X, X), {"k2": 1e200}, ValueError, "k2 must be between"),
+    "range": ((X, X), {"value_range": (1, 0)}, ValueError, r"low < high, got \(1, 0\)"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(mistake):
+    images, arguments, error, message = MISTAKES[mistake]
+    with pytest.raises(error, match=message):
+        ssimfast.ssim_components(*images, **arguments)
+    if arguments:
+        with pytest.raises(error, match=message):
+            ssimfast.ssim(*images, **arguments)
+
+
+def test_arguments_are_keyword_only():
+    with pytest.raises(TypeError, match="positional"):
+        ssimfast.ssim_components(X, X, (0, 1))
+    with pytest.raises(TypeError, match="reduction"):
+        ssimfast.ssim_components(X, X, reduction="mean")
+
+
+def test_the_result_has_names():
+    result = ssimfast.ssim_components(X, X.flip(-1))
+    assert isinstance(result, ssimfast.SSIMComponents)
+    assert result._fields == ("luminance", "contrast_structure")

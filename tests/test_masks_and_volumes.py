@@ -1,0 +1,748 @@
+"""ssimfast.ssim of masked images and of volumes against an independent float64 oracle."""
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from comparison import TOLERANCES, as_float64, assert_matches_oracle, assert_near
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_ssim import layouts, pair
+from torch.autograd import forward_ad
+
+import ssimfast
+from ssimfast import ops
+
+
+def disk(height: int, width: int) -> torch.Tensor:
+    """1 inside of a circle, 0 outside."""
+    rows, columns = torch.arange(height)[:, None], torch.arange(width)
+    distance = (rows - height / 2) ** 2 + (columns - width / 2) ** 2
+    return (distance < (min(height, width) / 3) ** 2).float()
+
+
+def masks(batch: int, channels: int, height: int, width: int) -> dict[str, torch.Tensor]:
+    """Masks of every kind for images of that shape."""
+    inside = disk(height, width)
+    weights = torch.rand(height, width)
+    return {
+        "weights": weights,
+        "weights_and_holes": weights * inside,
+        "disk": inside,
+        "bool": inside.bool(),
+        "all": torch.ones(height, width, dtype=torch.bool),
+        "number": torch.tensor(0.3),
+        "image": torch.rand(batch, 1, height, width),
+        "channel": torch.rand(1, channels, height, width),
+        "every_pixel": torch.rand(batch, channels, height, width),
+        "rows": (torch.arange(height) % 3 > 0).float()[:, None],
+        "columns": torch.rand(width),
+        "one_image_is_not_seen": torch.stack([inside, *[inside * 0] * (batch - 1)])[:, None],
+        "one_channel_is_not_seen": torch.stack([inside * 0, *[inside] * (channels - 1)]),
+        "single_pixels": (torch.rand(height, width) < 0.02).float(),
+        "faint": 1e-6 * weights,
+        "double": weights.double(),
+        "half": weights.half(),
+    }
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("kind", masks(2, 3, 4, 4))
+def test_every_mask(backend, kind, padding):
+    x, y = pair(2, 3, 17, 20)
+    mask = masks(2, 3, 17, 20)[kind]
+    assert_matches_oracle(x, y, mask=mask, padding=padding)
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("window", ["gaussian", "uniform"])
+@pytest.mark.parametrize("window_size", [1, 3, 7, 13, 33])
+def test_every_window(backend, window_size, window, padding):
+    size = (window_size + 4, window_size + 7)
+    mask = masks(1, 1, *size)["weights_and_holes"]
+    arguments = {"window": window, "window_size": window_size, "sigma": window_size / 6}
+    assert_matches_oracle(*pair(1, 1, *size), mask=mask, padding=padding, **arguments)
+
+
+ARGUMENTS = {
+    "sample_covariance": {"sample_covariance": True, "window_size": 7},
+    "constants": {"k1": 0.05, "k2": 0.2},
+    "tanh": {"value_range": (-1, 1)},
+    "8_bit": {"data_range": 255},
+    "narrow_window": {"sigma": 0.8},
+}
+
+
+@pytest.mark.parametrize("case", ARGUMENTS)
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_every_argument(backend, padding, case):
+    arguments = ARGUMENTS[case]
+    low, high = arguments.get("value_range", (0, arguments.get("data_range", 1)))
+    x, y = (low + (high - low) * image for image in pair(2, 1, 23, 26))
+    mask = masks(2, 1, 23, 26)["weights_and_holes"]
+    assert_matches_oracle(x, y, mask=mask, padding=padding, **arguments)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("kind", ["disk", "weights", "bool"])
+def test_every_dtype(backend, kind, dtype):
+    x, y = pair(2, 3, 22, 25, dtype=dtype)
+    assert_matches_oracle(x, y, mask=masks(2, 3, 22, 25)[kind])
+
+
+SIZES = {
+    "one_window": (1, 1, 11, 11),
+    "primes": (2, 3, 29, 31),
+    "many_planes": (10, 3, 11, 12),
+    "many_rows": (1, 1, 139, 20),
+    "many_columns": (1, 1, 14, 651),
+}
+
+
+@pytest.mark.parametrize("shape", SIZES.values(), ids=SIZES)
+def test_every_shape(backend, shape):
+    x, y = pair(*shape)
+    assert_matches_oracle(x, y, mask=torch.rand(shape[2:]), padding="valid")
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 1, 3, 8), (2, 1, 10, 10)], ids=str)
+def test_smaller_than_the_window(backend, shape):
+    assert_matches_oracle(*pair(*shape), mask=torch.rand(shape[2:]), padding="same")
+
+
+# ---- what a mask means --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_a_mask_of_ones_is_no_mask(backend, dtype):
+    x, y = pair(2, 3, 22, 25, dtype=dtype)
+    ones = torch.ones(22, 25, dtype=torch.bool)
+    for reduction in ("mean", "sum", "batch", "none"):
+        results = []
+        for mask in (None, ones):
+            a, b = x.clone().requires_grad_(), y.clone().requires_grad_()
+            value = ssimfast.ssim(a, b, mask=mask, reduction=reduction)
+            value.sum().backward()
+            results.append((value.detach(), a.grad, b.grad))
+        for name, one, other in zip(("value", "x", "y"), *results, strict=True):
+            limit = TOLERANCES[dtype]["map" if name == "value" else "grad"] * one.abs().max().item()
+            assert_near(other, as_float64(one), 2 * limit, f"{reduction}: {name}")
+
+
+def test_a_mask_of_ones_normalises_the_border(backend):
+    """Without a mask, "same" compares with black outside; a mask says that nothing is there."""
+    x, y = torch.full((1, 1, 20, 20), 0.2), torch.full((1, 1, 20, 20), 0.8)
+    values = ssimfast.ssim(x, y, mask=torch.ones(20, 20), padding="same", reduction="none")
+    want = (2 * 0.2 * 0.8 + 1e-4) / (0.2**2 + 0.8**2 + 1e-4)
+    torch.testing.assert_close(values, torch.full_like(values, want))
+
+
+def test_a_mask_has_no_scale(backend):
+    x, y = pair(1, 1, 20, 22)
+    mask = torch.rand(20, 22) * disk(20, 22)
+    for reduction in ("mean", "batch", "none"):
+        want = ssimfast.ssim(x, y, mask=mask, reduction=reduction)
+        got = ssimfast.ssim(x, y, mask=mask / 8, reduction=reduction)
+        torch.testing.assert_close(got, want)
+    # But a sum has.
+    got = ssimfast.ssim(x, y, mask=mask / 8, reduction="sum")
+    torch.testing.assert_close(got, ssimfast.ssim(x, y, mask=mask, reduction="sum") / 8)
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("hidden", [float("nan"), float("inf"), -float("inf"), 1e30, -1e9])
+def test_what_is_not_seen_has_no_influence(backend, hidden, padding):
+    x, y = pair(2, 2, 24, 26)
+    mask = disk(24, 26)
+    for reduction in ("mean", "sum", "batch", "none"):
+        results = []
+        for fill_x, fill_y in ((0.5, 0.5), (hidden, 0.5), (0.5, hidden), (hidden, hidden)):
+            a = x.where(mask > 0, fill_x).requires_grad_()
+            b = y.where(mask > 0, fill_y).requires_grad_()
+            value = ssimfast.ssim(a, b, mask=mask, padding=padding, reduction=reduction)
+            value.sum().backward()
+            assert not a.grad[..., mask == 0].any() and not b.grad[..., mask == 0].any()
+            results.append((value.detach(), a.grad, b.grad))
+        for result in results[1:]:
+            assert all(
+                torch.equal(one, other) for one, other in zip(result, results[0], strict=True)
+            )
+
+
+def test_what_is_seen_has_influence(backend):
+    x, y = pair(1, 1, 24, 26)
+    mask = disk(24, 26)
+    x[0, 0, 12, 13] = float("nan")
+    assert ssimfast.ssim(x, y, mask=mask).isnan()
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("shape", [(2, 2, 16, 17), (1, 2, 9, 8, 7)], ids=["images", "volumes"])
+def test_a_mask_of_nothing(backend, shape, padding):
+    x, y = (image.requires_grad_() for image in pair(*shape))
+    arguments = {"mask": torch.zeros(shape[2:]), "padding": padding, "window_size": 5}
+    for reduction, want in (("mean", 1), ("sum", 0), ("batch", 1), ("none", 1)):
+        value = ssimfast.ssim(x, y, reduction=reduction, **arguments)
+        assert (value == want).all()
+        grads = torch.autograd.grad(value.sum(), (x, y))
+        assert not grads[0].any() and not grads[1].any()
+
+
+def test_a_mask_of_nothing_without_constants(backend):
+    """k1 = k2 = 0 is where a window of nothing would be 0 / 0."""
+    x, y = (image.requires_grad_() for image in pair(1, 1, 16, 17))
+    mask = torch.zeros(16, 17)
+    mask[:, 12:] = 1
+    value = ssimfast.ssim(x, y, mask=mask, k1=0, k2=0, window_size=5, reduction="none")
+    assert (value[..., :8] == 1).all() and value.isfinite().all()
+    value.sum().backward()
+    assert x.grad.isfinite().all() and not x.grad[..., :12].any()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_equal_images_give_exactly_one_and_no_gradient(backend, dtype):
+    for image in (torch.rand(2, 3, 24, 27), torch.zeros(1, 1, 24, 27), torch.rand(1, 1, 9, 8, 7)):
+        for mask in (torch.rand(image.shape), torch.rand(image.shape) < 0.3):
+            for reduction in ("mean", "batch", "none"):
+                x, y = (image.to(dtype).clone().requires_grad_() for _ in range(2))
+                value = ssimfast.ssim(x, y, mask=mask, window_size=7, reduction=reduction)
+                assert (value == 1).all()
+                value.sum().backward()
+                assert not x.grad.any() and not y.grad.any()
+
+
+def test_where_images_are_equal_under_the_mask(backend):
+    x, y = pair(1, 2, 24, 26)
+    mask = disk(24, 26)
+    y = torch.where(mask > 0, x, y)
+    assert ssimfast.ssim(x, y, mask=mask) == 1
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_far_from_the_range(backend, padding):
+    x, y = 1000 + torch.rand(1, 1, 24, 26), 1000 + torch.rand(1, 1, 24, 26)
+    mask = disk(24, 26)
+    x, y = x.where(mask > 0, 0.0), y.where(mask > 0, 0.0)
+    tolerances = {"mean": 2e-7, "map": 1e-6, "grad": 1e-5}
+    assert_matches_oracle(x, y, tolerances, mask=mask, padding=padding)
+
+
+def test_a_mask_is_a_crop(backend):
+    """Windows that see the whole of a crop do not see that there is more."""
+    x, y = pair(1, 2, 24, 26)
+    mask = torch.zeros(24, 26)
+    mask[6:20, 5:22] = 1
+    crop = (..., slice(6, 20), slice(5, 22))
+    want = ssimfast.ssim(x[crop], y[crop], reduction="none", window_size=5)
+    got = ssimfast.ssim(x, y, mask=mask, reduction="none", window_size=5)
+    torch.testing.assert_close(got[..., 6:16, 5:18], want, rtol=0, atol=2e-6)
+
+
+def test_modules_take_a_mask(backend):
+    x, y = pair(2, 3, 22, 25)
+    mask = torch.rand(22, 25) * disk(22, 25)
+    for reduction in ("mean", "batch", "none"):
+        want = ssimfast.ssim(x, y, mask=mask, reduction=reduction)
+        torch.testing.assert_close(ssimfast.SSIM(reduction=reduction)(x, y, mask), want)
+        torch.testing.assert_close(ssimfast.SSIMLoss(reduction=reduction)(x, y, mask), 1 - want)
+    weights = mask[5:-5, 5:-5].expand(2, 3, 12, 15)
+    want = (weights * (1 - ssimfast.ssim(x, y, mask=mask, reduction="none"))).sum()
+    torch.testing.assert_close(ssimfast.SSIMLoss(reduction="sum")(x, y, mask), want)
+    assert ssimfast.SSIMLoss(reduction="sum")(x, y, torch.zeros(22, 25)) == 0
+
+
+# ---- volumes ------------------------------------------------------------------------------------
+
+VOLUMES = {
+    "one_window": (1, 1, 5, 5, 5),
+    "one_slice_of_windows": (1, 2, 5, 9, 12),
+    "primes": (2, 2, 7, 11, 13),
+    "deep": (1, 1, 40, 6, 5),
+    "long": (1, 1, 6, 5, 200),
+    "many": (8, 3, 5, 6, 5),
+    # Planes of images are cut at multiples of 64 rows.
+    "many_rows": (1, 1, 6, 131, 7),
+}
+
+
+@pytest.mark.parametrize("padding", ["valid", "same", "reflect"])
+@pytest.mark.parametrize("shape", VOLUMES.values(), ids=VOLUMES)
+def test_volumes(backend, shape, padding):
+    assert_matches_oracle(*pair(*shape), window_size=5, padding=padding)
+
+
+@pytest.mark.parametrize("padding", ["valid", "same", "reflect"])
+@pytest.mark.parametrize("window", ["gaussian", "uniform"])
+@pytest.mark.parametrize("window_size", [1, 3, 7])
+def test_every_window_of_volumes(backend, window_size, window, padding):
+    arguments = {"window": window, "window_size": window_size, "padding": padding}
+    arguments["sample_covariance"] = window_size > 1
+    assert_matches_oracle(*pair(1, 2, 7, 8, 9), sigma=window_size / 6 + 0.2, **arguments)
+
+
+def test_default_window_of_volumes(backend):
+    assert_matches_oracle(*pair(1, 1, 12, 13, 11))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_every_dtype_of_volumes(backend, dtype):
+    x, y = pair(2, 2, 9, 8, 10, dtype=dtype)
+    assert_matches_oracle(x, y, window_size=5)
+    assert_matches_oracle(x, y, window_size=5, mask=torch.rand(8, 10))
+
+
+@pytest.mark.parametrize("value_range", [(-1.0, 1.0), (-1000.0, 3000.0)])
+def test_every_value_range_of_volumes(backend, value_range):
+    """Hounsfield units, for one."""
+    low, high = value_range
+    x, y = ((high - low) * image + low for image in pair(1, 2, 8, 9, 10))
+    assert_matches_oracle(x, y, value_range=value_range, window_size=7, padding="same")
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("window", ["gaussian", "uniform"])
+def test_masked_volumes(backend, window, padding):
+    x, y = pair(2, 2, 7, 6, 9)
+    for mask in (
+        torch.rand(7, 6, 9),
+        torch.rand(2, 1, 7, 6, 9) < 0.5,
+        torch.rand(7, 1, 1),
+        torch.rand(7, 6, 9) * (torch.arange(9) > 5),
+    ):
+        assert_matches_oracle(x, y, mask=mask, window=window, window_size=5, padding=padding)
+
+
+def test_smaller_than_the_window_in_three_dimensions(backend):
+    assert_matches_oracle(*pair(1, 1, 3, 1, 4), padding="same", window_size=7)
+
+
+def test_a_volume_of_one_slice_is_no_image(backend):
+    """Black slices lie around it with "same"; with a window of one pixel there is no difference."""
+    x, y = pair(1, 1, 12, 13)
+    arguments = {"padding": "same", "reduction": "none"}
+    flat = ssimfast.ssim(x, y, window_size=1, **arguments)
+    deep = ssimfast.ssim(x[:, :, None], y[:, :, None], window_size=1, **arguments)
+    torch.testing.assert_close(deep[:, :, 0], flat)
+    flat = ssimfast.ssim(x, y, window_size=3, **arguments)
+    deep = ssimfast.ssim(x[:, :, None], y[:, :, None], window_size=3, **arguments)
+    assert (deep[:, :, 0] - flat).abs().max() > 1e-3
+
+
+def test_far_from_the_range_in_three_dimensions(backend):
+    x, y = 1000 + torch.rand(1, 1, 9, 9, 9), 1000 + torch.rand(1, 1, 9, 9, 9)
+    tolerances = {"mean": 2e-7, "map": 1e-6, "grad": 1e-5}
+    for padding in ("valid", "same"):
+        assert_matches_oracle(x, y, tolerances, window_size=5, padding=padding)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("padding", ["valid", "same", "reflect"])
+def test_equal_volumes_give_exactly_one_and_no_gradient(backend, padding, dtype):
+    flat = torch.full((1, 1, 8, 9, 8), 0.3)
+    for volume in (torch.rand(2, 1, 8, 9, 8), flat, flat * 0, flat + 1000):
+        x, y = (volume.to(dtype).clone().requires_grad_() for _ in range(2))
+        value = ssimfast.ssim(x, y, padding=padding, window_size=5, reduction="none")
+        assert (value == 1).all()
+        value.sum().backward()
+        assert not x.grad.any() and not y.grad.any()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_and_infinity_reach_their_windows_and_no_other(backend, bad):
+    x, y = pair(1, 1, 12, 13, 14)
+    x[0, 0, 6, 6, 7] = bad
+    x.requires_grad_()
+    values = ssimfast.ssim(x, y, reduction="none", window_size=3, padding="same")
+    hit = torch.zeros(1, 1, 12, 13, 14, dtype=torch.bool)
+    hit[..., 5:8, 5:8, 6:9] = True
+    assert torch.equal(values.isnan(), hit)
+    values.sum().backward()
+    reach = torch.zeros(12, 13, 14, dtype=torch.bool)
+    reach[4:9, 4:9, 5:10] = True
+    assert x.grad[0, 0, 6, 6, 7].isnan() and not x.grad[0, 0][~reach].isnan().any()
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 9, 9, 9), (2, 0, 9, 9, 9)], ids=str)
+@pytest.mark.parametrize("padding", ["valid", "same", "reflect"])
+def test_empty_batch_of_volumes(backend, padding, shape):
+    x, y = torch.rand(shape).requires_grad_(), torch.rand(shape).requires_grad_()
+    arguments = {"padding": padding, "window_size": 5}
+    assert ssimfast.ssim(x, y, **arguments) == 1
+    assert ssimfast.ssim(x, y, reduction="sum", **arguments) == 0
+    side = 5 if padding == "valid" else 9
+    values = ssimfast.ssim(x, y, reduction="none", **arguments)
+    assert values.shape == (*shape[:2], side, side, side)
+    ssimfast.ssim(x, y, **arguments).backward()
+    assert x.grad.shape == y.grad.shape == shape
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 16, 16), (2, 0, 16, 16)], ids=str)
+def test_empty_batch_with_a_mask(backend, shape):
+    x, y = torch.rand(shape).requires_grad_(), torch.rand(shape).requires_grad_()
+    mask = torch.rand(16, 16)
+    assert ssimfast.ssim(x, y, mask=mask) == 1
+    assert ssimfast.ssim(x, y, mask=mask, reduction="sum") == 0
+    batch = ssimfast.ssim(x, y, mask=mask, reduction="batch")
+    assert batch.shape == shape[:1] and (batch == 1).all()
+    ssimfast.ssim(x, y, mask=mask).backward()
+    assert x.grad.shape == y.grad.shape == shape
+
+
+# ---- layouts ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", layouts(torch.rand(1, 1, 2, 2)))
+def test_strides_of_masked_images(backend, layout, dtype):
+    x, y = pair(2, 3, 20, 23, dtype=dtype)
+    mask = torch.rand(2, 3, 20, 23)
+    for reduction in ("mean", "none"):
+        want_x, want_y = x.clone().requires_grad_(), y.clone().requires_grad_()
+        want = ssimfast.ssim(want_x, want_y, mask=mask, reduction=reduction)
+        want.backward(torch.ones_like(want))
+        got_x, got_y = layouts(x)[layout].requires_grad_(), y.clone().requires_grad_()
+        got = ssimfast.ssim(got_x, got_y, mask=layouts(mask)[layout], reduction=reduction)
+        got.backward(torch.ones_like(got))
+        assert torch.equal(got, want)
+        assert torch.equal(got_x.grad, want_x.grad) and torch.equal(got_y.grad, want_y.grad)
+
+
+def layouts_of_volumes(volume: torch.Tensor) -> dict[str, torch.Tensor]:
+    wide = torch.zeros(*volume.shape[:-1], volume.shape[-1] * 2, dtype=volume.dtype)
+    wide[..., ::2] = volume
+    return {
+        "channels_last": volume.contiguous(memory_format=torch.channels_last_3d),
+        "sliced": torch.nn.functional.pad(volume, (3, 5, 2, 1, 1, 2))[..., 1:-2, 2:-1, 3:-5],
+        "every_second_column": wide[..., ::2],
+        "depth_innermost": volume.movedim(2, -1).contiguous().movedim(-1, 2),
+    }
+
+
+@pytest.mark.parametrize("layout", layouts_of_volumes(torch.rand(1, 1, 2, 2, 2)))
+def test_strides_of_volumes(backend, layout):
+    x, y = pair(2, 2, 8, 9, 10)
+    for padding in ("valid", "reflect"):
+        want_x, want_y = x.clone().requires_grad_(), y.clone().requires_grad_()
+        want = ssimfast.ssim(want_x, want_y, window_size=5, padding=padding)
+        want.backward()
+        got_x, got_y = layouts_of_volumes(x)[layout].requires_grad_(), y.clone().requires_grad_()
+        got = ssimfast.ssim(got_x, got_y, window_size=5, padding=padding)
+        got.backward()
+        assert torch.equal(got, want)
+        assert torch.equal(got_x.grad, want_x.grad) and torch.equal(got_y.grad, want_y.grad)
+
+
+def test_expanded_volumes_and_gradients(backend):
+    x = torch.rand(1, 1, 8, 9, 10).requires_grad_()
+    y = torch.rand(2, 3, 8, 9, 10)
+    ssimfast.ssim(x.expand(y.shape), y, window_size=5, reduction="none").mean().backward()
+    copied = x.detach().clone().requires_grad_()
+    ssimfast.ssim(copied.repeat(2, 3, 1, 1, 1), y, window_size=5).backward()
+    torch.testing.assert_close(x.grad, copied.grad)
+
+
+# ---- which gradients, how often -----------------------------------------------------------------
+
+CASES = {
+    "mask": ((1, 2, 9, 10), {"mask": torch.rand(9, 10) * disk(9, 10)}),
+    "volume": ((1, 2, 6, 7, 8), {}),
+    "masked_volume": ((1, 2, 6, 7, 8), {"mask": torch.rand(6, 7, 8)}),
+    "reflected_volume": ((1, 2, 6, 7, 8), {"padding": "reflect"}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_only_what_is_asked_for(backend, reduction, case):
+    shape, arguments = CASES[case]
+    x, y = pair(*shape)
+    of_oracle = {name: value for name, value in arguments.items() if name != "mask"}
+    weight = None
+    if "mask" in arguments:
+        of_oracle["mask"] = as_float64(arguments["mask"])
+        if reduction == "mean":
+            weight = oracle.centres(of_oracle["mask"], x.shape, size=5)
+            weight = weight / weight.sum()
+    elif reduction == "mean":
+        values, *_ = oracle.ssim(as_float64(x), as_float64(y), size=5, **of_oracle)
+        weight = np.full(values.shape, 1 / values.size)
+    _, *wants = oracle.ssim(as_float64(x), as_float64(y), size=5, upstream=weight, **of_oracle)
+    for ask_x, ask_y in ((True, False), (False, True), (True, True)):
+        a, b = x.clone().requires_grad_(ask_x), y.clone().requires_grad_(ask_y)
+        ssimfast.ssim(a, b, window_size=5, reduction=reduction, **arguments).sum().backward()
+        for image, want in ((a, wants[0]), (b, wants[1])):
+            if image.requires_grad:
+                assert_near(image.grad, want, 2e-6 * np.abs(want).max(), case)
+            else:
+                assert image.grad is None
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_second_derivative_is_refused(backend, reduction, case):
+    shape, arguments = CASES[case]
+    x, y = pair(*shape)
+    x.requires_grad_()
+    value = ssimfast.ssim(x, y, window_size=5, reduction=reduction, **arguments).sum()
+    with pytest.raises(RuntimeError, match="differentiable once.*create_graph"):
+        torch.autograd.grad(value, x, create_graph=True)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")  # deprecated, and used by forward_ad itself
+@pytest.mark.parametrize("case", CASES)
+def test_forward_mode_is_refused(backend, case):
+    shape, arguments = CASES[case]
+    x, y = pair(*shape)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(NotImplementedError, match="forward mode AD|jvp"):
+            ssimfast.ssim(dual, y, window_size=5, **arguments)
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "batch", "none"])
+def test_gradcheck_of_masks(backend, reduction, padding):
+    x, y = pair(2, 1, 6, 7, dtype=torch.float64)
+    mask = torch.rand(2, 1, 6, 7, dtype=torch.float64) * disk(6, 7)
+    assert torch.autograd.gradcheck(
+        lambda a, b: ssimfast.ssim(
+            a, b, mask=mask, window_size=3, padding=padding, reduction=reduction
+        ),
+        (x.requires_grad_(), y.requires_grad_()),
+    )
+
+
+@pytest.mark.parametrize("padding", ["valid", "same", "reflect"])
+@pytest.mark.parametrize("reduction", ["mean", "batch", "none"])
+def test_gradcheck_of_volumes(backend, reduction, padding):
+    x, y = pair(1, 1, 4, 5, 6, dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda a, b: ssimfast.ssim(
+            a, b, window_size=3, padding=padding, reduction=reduction, sample_covariance=True
+        ),
+        (x.requires_grad_(), y.requires_grad_()),
+    )
+
+
+def test_gradcheck_of_masked_volumes(backend):
+    x, y = pair(1, 1, 4, 5, 6, dtype=torch.float64)
+    mask = torch.rand(4, 5, 6) * (torch.rand(4, 5, 6) < 0.7)
+    assert torch.autograd.gradcheck(
+        lambda a, b: ssimfast.ssim(a, b, mask=mask, window_size=3, padding="same"),
+        (x.requires_grad_(), y.requires_grad_()),
+    )
+
+
+# ---- determinism, compilation -------------------------------------------------------------------
+
+
+# More than 32768 values, of which PyTorch's own sums are cut into parts.
+@pytest.mark.parametrize(
+    "shape, masked", [((1, 1, 190, 200), True), ((1, 1, 20, 40, 60), False)], ids=["mask", "volume"]
+)
+def test_same_bits_for_every_number_of_threads(shape, masked):
+    if ops.extension is None:
+        pytest.skip("the extension was not built: no C++ compiler at install time")
+    x, y = pair(*shape)
+    mask = torch.rand(shape[2:]) if masked else None
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            a, b = x.clone().requires_grad_(), y.clone().requires_grad_()
+            value = ssimfast.ssim(a, b, mask=mask, window_size=3)
+            value.backward()
+            results.append((value.detach(), a.grad, b.grad))
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert all(torch.equal(got, want) for got, want in zip(result, results[0], strict=True))
+
+
+# Dynamo calls deprecated parts of torch itself.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("reduction, padding", [("batch", "same")])
+def test_compile_of_a_masked_training_step(reduction, padding, dynamic):
+    torch._dynamo.reset()
+    net = torch.nn.Conv2d(3, 3, 3, padding=1)
+
+    def loss_of(x, y, mask):
+        out = torch.sigmoid(net(x))
+        values = ssimfast.ssim(
+            out, y, mask=mask, reduction=reduction, padding=padding, window_size=5
+        )
+        return (1 - values).mean()
+
+    compiled = torch.compile(loss_of, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for size in (16, 19):
+        x, y = torch.rand(2, 2, 3, size, size + 1)
+        mask = torch.rand(2, 1, size, size + 1) > 0.5
+        results = []
+        for step in (loss_of, compiled):
+            net.zero_grad()
+            loss = step(x, y, mask)
+            loss.backward()
+            results.append((loss.detach(), net.weight.grad.clone()))
+        torch.testing.assert_close(*results)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("reduction, padding", [("mean", "valid"), ("none", "reflect")])
+def test_compile_of_a_training_step_on_volumes(reduction, padding, dynamic):
+    torch._dynamo.reset()
+    net = torch.nn.Conv3d(1, 1, 3, padding=1)
+
+    def loss_of(x, y):
+        out = torch.sigmoid(net(x))
+        values = ssimfast.ssim(out, y, reduction=reduction, padding=padding, window_size=5)
+        return (1 - values).mean()
+
+    compiled = torch.compile(loss_of, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for size in (8, 11):
+        x, y = torch.rand(2, 2, 1, size, size + 1, size + 2)
+        results = []
+        for step in (loss_of, compiled):
+            net.zero_grad()
+            loss = step(x, y)
+            loss.backward()
+            results.append((loss.detach(), net.weight.grad.clone()))
+        torch.testing.assert_close(*results)
+
+
+def test_meta_tensors():
+    x, mask = torch.rand(2, 3, 16, 16, device="meta"), torch.rand(16, 16, device="meta")
+    assert ssimfast.ssim(x, x, mask=mask, reduction="none").shape == (2, 3, 6, 6)
+    assert ssimfast.ssim(x, x, mask=mask).shape == ()
+    x = torch.rand(2, 3, 12, 13, 14, device="meta")
+    assert ssimfast.ssim(x, x, reduction="none").shape == (2, 3, 2, 3, 4)
+    assert ssimfast.ssim(x, x, reduction="batch").shape == (2,)
+
+
+# ---- properties ---------------------------------------------------------------------------------
+
+few = settings(
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # the seed of every test
+)
+arguments_of_masks = st.fixed_dictionaries(
+    {
+        "window": st.sampled_from(["gaussian", "uniform"]),
+        "window_size": st.sampled_from([1, 3, 5]),
+        "padding": st.sampled_from(["valid", "same"]),
+        "reduction": st.sampled_from(["mean", "sum", "batch", "none"]),
+    }
+)
+seeds = st.integers(0, 10**6)
+shapes = st.sampled_from([(2, 2, 12, 17), (2, 1, 9, 30), (1, 2, 6, 7, 8), (2, 1, 9, 5, 6)])
+
+
+def drawn(seed: int, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x, noise, mask = torch.rand(3, *shape, dtype=torch.float64, generator=generator)
+    mask = mask * (torch.rand(shape, generator=generator) < seed % 5 / 4)
+    return x, (1 - seed % 4 / 2) * x + seed % 7 / 10 * noise, mask  # alike, unrelated, negative
+
+
+@few
+@given(seeds, shapes, arguments_of_masks)
+def test_symmetric_and_within_bounds(seed, shape, arguments):
+    x, y, mask = drawn(seed, shape)
+    value = ssimfast.ssim(x, y, mask=mask, **arguments)
+    swapped = ssimfast.ssim(y, x, mask=mask, **arguments)
+    torch.testing.assert_close(value, swapped, rtol=1e-12, atol=1e-12)
+    if arguments["reduction"] != "sum":
+        assert value.abs().max() <= 1
+
+
+@few
+@given(seeds, shapes, arguments_of_masks, st.floats(-100, 100), st.floats(0.1, 300))
+def test_images_and_range_may_be_mapped_together(seed, shape, arguments, low, length):
+    x, y, mask = drawn(seed, shape)
+    mapped = ssimfast.ssim(
+        low + length * x,
+        low + length * y,
+        mask=mask,
+        value_range=(low, low + length),
+        **arguments,
+    )
+    plain = ssimfast.ssim(x, y, mask=mask, **arguments)
+    torch.testing.assert_close(mapped, plain, rtol=1e-6, atol=1e-6)
+
+
+@few
+@given(seeds, shapes, arguments_of_masks)
+def test_bool_masks_are_masks_of_zeros_and_ones(seed, shape, arguments):
+    x, y, mask = drawn(seed, shape)
+    seen = mask > 0
+    value = ssimfast.ssim(x, y, mask=seen, **arguments)
+    assert torch.equal(value, ssimfast.ssim(x, y, mask=seen.double(), **arguments))
+
+
+# ---- mistakes -----------------------------------------------------------------------------------
+
+X = torch.rand(2, 3, 16, 18)
+V = torch.rand(1, 2, 12, 13, 14)
+
+MISTAKES = {
+    "mask_shape": (X, {"mask": torch.rand(16, 17)}, ValueError, r"mask.*\(16, 17\).*16, 18\)"),
+    "mask_rank": (
+        X,
+        {"mask": torch.rand(1, 2, 3, 16, 18)},
+        ValueError,
+        r"mask.*\(1, 2, 3, 16, 18\)",
+    ),
+    "mask_larger": (
+        X[:1],
+        {"mask": torch.rand(2, 1, 16, 18)},
+        ValueError,
+        r"mask.*\(2, 1, 16, 18\)",
+    ),
+    "mask_grad": (
+        X,
+        {"mask": torch.rand(16, 18, requires_grad=True)},
+        ValueError,
+        "mask.*requires_grad",
+    ),
+    "mask_integer": (X, {"mask": torch.ones(16, 18, dtype=torch.uint8)}, TypeError, "mask.*uint8"),
+    "mask_complex": (X, {"mask": torch.ones(16, 18).cfloat()}, TypeError, "mask.*complex64"),
+    "mask_array": (X, {"mask": np.ones((16, 18))}, TypeError, "mask must be a tensor, got ndarray"),
+    "mask_device": (X, {"mask": torch.ones(16, 18, device="meta")}, ValueError, "mask.*meta"),
+    "mask_reflect": (
+        X,
+        {"mask": torch.ones(16, 18), "padding": "reflect"},
+        ValueError,
+        "mask.*reflect",
+    ),
+    "mask_of_volumes": (V, {"mask": torch.rand(12, 13)}, ValueError, r"mask.*\(12, 13\).*13, 14\)"),
+    "four_dimensions_of_space": (V[None], {}, ValueError, r"\(N, C, H, W\) or \(N, C, D, H, W\)"),
+    "small_volume": (V, {"window_size": 13}, ValueError, "12 x 13 x 14 pixels.*window_size 13"),
+    "small_volume_to_reflect": (
+        V[..., :5],
+        {"padding": "reflect"},
+        ValueError,
+        "12 x 13 x 5 pixels.*window_size 11.*reflect",
+    ),
+    "sample_covariance": (
+        V,
+        {"sample_covariance": True, "window_size": 1},
+        ValueError,
+        "sample_covariance.*window_size.*got 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(mistake):
+    x, arguments, error, message = MISTAKES[mistake]
+    with pytest.raises(error, match=message):
+        ssimfast.ssim(x, x, **arguments)
+    mask = arguments.get("mask")
+    arguments = {name: value for name, value in arguments.items() if name != "mask"}
+    for module in (ssimfast.SSIM, ssimfast.SSIMLoss):
+        with pytest.raises(error, match=message):
+            module(**arguments)(x, x, mask)

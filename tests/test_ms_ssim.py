@@ -1,0 +1,778 @@
+"""Values and gradients of ssimfast.ms_ssim against an independent float64 oracle."""
+
+import copy
+import pickle
+import re
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from comparison import (
+    TOLERANCES,
+    as_float64,
+    assert_ms_ssim_matches_oracle,
+    assert_near,
+    ms_ssim_tolerance,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_ssim import layouts, pair
+from torch.autograd import forward_ad
+
+import ssimfast
+from ssimfast import ops
+
+WANG = oracle.WANG
+TWO, THREE = (0.4, 0.6), (0.2, 0.3, 0.5)
+
+SIZES = {
+    # All five scales of the paper; the coarsest has one window, or one row of them.
+    "smallest_of_the_paper": (1, 1, 176, 176, WANG),
+    "odd_on_the_way": (1, 2, 181, 207, WANG),
+    "one_window": (1, 1, 11, 11, (1.0,)),
+    "one_window_of_two_scales": (2, 3, 22, 23, TWO),
+    "primes": (2, 3, 47, 53, THREE),
+    "powers_of_two": (1, 3, 64, 64, THREE),
+    "flat": (1, 1, 22, 150, TWO),
+    "tall": (1, 1, 150, 22, TWO),
+    "many_planes": (70, 3, 22, 24, TWO),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_shape(backend, size):
+    *shape, weights = SIZES[size]
+    assert_ms_ssim_matches_oracle(*pair(*shape), weights=weights)
+
+
+@pytest.mark.parametrize("scales", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("channels", ["separate", "joint"])
+def test_every_number_of_scales(backend, channels, scales):
+    x, y = pair(2, 2, 49, 58)
+    assert_ms_ssim_matches_oracle(x, y, weights=WANG[:scales], window_size=3, channels=channels)
+
+
+# Planes are cut at multiples of 64 rows and 640 columns: of pixels where there is a gradient, of
+# windows (10 fewer) where there is none. Here it is the planes of the second scale.
+@pytest.mark.parametrize("rows", [127, 128, 129, 138, 139])
+def test_boundaries_of_strips_at_the_coarser_scale(backend, rows):
+    assert_ms_ssim_matches_oracle(*pair(1, 1, 2 * rows, 24), weights=TWO)
+
+
+@pytest.mark.parametrize("columns", [640, 641, 650, 651])
+def test_boundaries_of_columns_at_the_coarser_scale(backend, columns):
+    assert_ms_ssim_matches_oracle(*pair(1, 1, 22, 2 * columns), weights=TWO)
+
+
+def test_boundaries_of_both(backend):
+    assert_ms_ssim_matches_oracle(*pair(1, 1, 300, 1400), weights=TWO, window_size=5)
+
+
+@pytest.mark.parametrize("odd", ["floor", "pad", "replicate"])
+@pytest.mark.parametrize("height, width", [(40, 44), (41, 44), (40, 43), (37, 39), (38, 42)])
+def test_every_parity(backend, height, width, odd):
+    assert_ms_ssim_matches_oracle(
+        *pair(2, 2, height, width), weights=THREE, window_size=5, odd=odd, value_range=(-1, 1)
+    )
+
+
+@pytest.mark.parametrize("odd", ["pad", "replicate"])
+def test_smallest_image_where_nothing_is_dropped(backend, odd):
+    assert_ms_ssim_matches_oracle(*pair(1, 1, 17, 18), weights=THREE, window_size=5, odd=odd)
+
+
+@pytest.mark.parametrize("odd", ["floor", "pad", "replicate"])
+@pytest.mark.parametrize("padding", ["same", "reflect"])
+@pytest.mark.parametrize("window", ["gaussian", "uniform"])
+def test_every_padding(backend, window, padding, odd):
+    x, y = pair(1, 2, 33, 38)
+    assert_ms_ssim_matches_oracle(
+        x, y, weights=TWO, window=window, window_size=7, padding=padding, odd=odd
+    )
+
+
+@pytest.mark.parametrize("odd", ["floor", "pad", "replicate"])
+def test_images_smaller_than_the_window(backend, odd):
+    assert_ms_ssim_matches_oracle(*pair(1, 2, 5, 9), weights=THREE, padding="same", odd=odd)
+
+
+def test_coarsest_scale_smaller_than_the_window_with_reflection(backend):
+    assert_ms_ssim_matches_oracle(*pair(1, 2, 14, 15), weights=TWO, padding="reflect")
+
+
+ARGUMENTS = {
+    "window_3": {"window_size": 3, "sigma": 0.9},
+    "window_13": {"window_size": 13, "sigma": 2.0},
+    "window_1": {"window_size": 1},
+    "uniform_8_bit": {"window": "uniform", "window_size": 7, "value_range": (0, 255)},
+    "sample_covariance": {"sample_covariance": True, "window_size": 7},
+    "constants": {"k1": 0.05, "k2": 0.2},
+    "tanh": {"value_range": (-1, 1)},
+    "data_range": {"data_range": 255},
+    "joint_same": {"channels": "joint", "padding": "same"},
+    "joint_pad": {"channels": "joint", "odd": "pad"},
+    "abs": {"negative": "abs"},
+    "raise": {"negative": "raise"},
+    "large_weights": {"weights": (2.0, 3.0)},
+    "no_weight": {"weights": (0.0, 0.0)},
+    "only_the_finest": {"weights": (1.0, 0.0)},
+    "only_the_coarsest": {"weights": (0.0, 1.0)},
+    "list_of_weights": {"weights": [0.5, 1]},
+}
+
+
+@pytest.mark.parametrize("case", ARGUMENTS)
+def test_every_argument(backend, case):
+    arguments = {"weights": TWO, **ARGUMENTS[case]}
+    low, high = arguments.get("value_range", (0, arguments.get("data_range", 1)))
+    x, y = (low + (high - low) * image for image in pair(2, 3, 28, 33))
+    assert_ms_ssim_matches_oracle(x, y, **arguments)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("channels", ["separate", "joint"])
+def test_every_dtype(backend, dtype, channels):
+    x, y = pair(2, 3, 45, 50, dtype=dtype)
+    assert_ms_ssim_matches_oracle(x, y, weights=THREE, channels=channels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_images_are_as_exact_as_their_float32_copies(backend, dtype):
+    x, y = pair(1, 3, 48, 52, dtype=dtype)
+    half = ssimfast.ms_ssim(x, y, weights=THREE, reduction="none")
+    assert torch.equal(
+        half, ssimfast.ms_ssim(x.float(), y.float(), weights=THREE, reduction="none")
+    )
+
+
+def test_auto_weights(backend):
+    """As many scales as fit, with the paper's proportions and sum."""
+
+    def expect(side: int, scales: int, **arguments) -> None:
+        x, y = pair(1, 1, side, side + 40)
+        weights = [weight * 1.0001 / sum(WANG[:scales]) for weight in WANG[:scales]]
+        got = ssimfast.ms_ssim(x, y, weights="auto", **arguments)
+        want = ssimfast.ms_ssim(x, y, weights=weights, **arguments)
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=0)
+
+    for side, scales in ((11, 1), (21, 1), (22, 2), (43, 2), (44, 3), (88, 4), (175, 4), (176, 5)):
+        expect(side, scales)
+    for odd in ("pad", "replicate"):
+        for side, scales in ((20, 1), (21, 2), (40, 2), (41, 3), (81, 4), (160, 4), (161, 5)):
+            expect(side, scales, odd=odd)
+    expect(500, 5)
+    expect(12, 3, window_size=3)
+
+
+# ---- data on which MS-SSIM libraries fail -------------------------------------------------------
+
+OPTIONS = {
+    "default": {},
+    "joint": {"channels": "joint"},
+    "pad": {"odd": "pad"},
+    "replicate": {"odd": "replicate"},
+    "same": {"padding": "same"},
+    "reflect": {"padding": "reflect"},
+    "abs": {"negative": "abs"},
+    "raise": {"negative": "raise"},
+    "uniform": {"window": "uniform", "sample_covariance": True},
+    "tanh": {"value_range": (-1, 1)},
+}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_equal_images_give_exactly_one_and_no_gradient(backend, options, dtype):
+    flat = torch.full((1, 1, 45, 51), 0.3)
+    checks = ((torch.arange(45)[:, None] // 12 + torch.arange(51) // 12) % 2).float()
+    for image in (torch.rand(2, 3, 45, 51), flat, flat * 0, checks[None, None], flat + 1000):
+        for reduction in ("mean", "none", "batch"):
+            x, y = (image.to(dtype).clone().requires_grad_() for _ in range(2))
+            value = ssimfast.ms_ssim(x, y, weights=THREE, reduction=reduction, **options)
+            assert (value == 1).all()
+            value.sum().backward()
+            assert not x.grad.any() and not y.grad.any()
+
+
+def test_equal_images_give_exactly_one_with_the_weights_of_the_paper(backend):
+    """They sum to 1.0001."""
+    x = torch.rand(1, 3, 180, 190)
+    assert ssimfast.ms_ssim(x, x) == 1
+
+
+@pytest.mark.parametrize("channels", ["separate", "joint"])
+def test_negative_means(backend, channels):
+    x = torch.rand(2, 2, 24, 26)
+    y = 1 - x
+    arguments = {"weights": TWO, "channels": channels}
+    a, b = x.clone().requires_grad_(), y.clone().requires_grad_()
+    value = ssimfast.ms_ssim(a, b, **arguments)
+    assert value == 0
+    value.backward()
+    assert not a.grad.any() and not b.grad.any()
+    # Opposite images are alike in what x + y keeps of them, which is next to nothing.
+    tolerances = {**TOLERANCES[x.dtype], "pyramid": 1e-5}
+    assert_ms_ssim_matches_oracle(x, y, tolerances, negative="abs", **arguments)
+    with pytest.raises(ValueError, match="negative"):
+        ssimfast.ms_ssim(x, y, negative="raise", **arguments)
+    # One negative plane among others: its product is 0, the others are not touched.
+    y[1, 0] = x[1, 0] + 0.1 * torch.rand(24, 26)
+    y[1, 1] = x[1, 1]
+    assert_ms_ssim_matches_oracle(x, y, **arguments)
+    with pytest.raises(ValueError, match="negative"):
+        ssimfast.ms_ssim(x, y, negative="raise", **arguments)
+
+
+@pytest.mark.parametrize("negative", ["relu", "abs"])
+def test_a_mean_of_exactly_zero(backend, negative):
+    """k2 = 0 and a black image: every term of contrast is 0 / variance."""
+    x, y = torch.zeros(1, 1, 24, 24), torch.rand(1, 1, 24, 24)
+    x.requires_grad_()
+    y.requires_grad_()
+    value = ssimfast.ms_ssim(x, y, weights=TWO, k2=0, negative=negative)
+    assert value == 0
+    value.backward()
+    assert not x.grad.any() and not y.grad.any()
+    assert ssimfast.ms_ssim(x, y, weights=(0.0, 0.0), k2=0, negative=negative) == 1  # 0 ** 0
+
+
+def next_to_zero(mean: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images whose mean SSIM under a window of 5 pixels is that: bisection between x and 1 - x."""
+    x = torch.rand(1, 1, 16, 16, dtype=torch.float64).numpy()
+    near, far = 0.0, 1.0
+    for _ in range(60):
+        middle = (near + far) / 2
+        value = oracle.ssim(x, 1 - x + middle * (2 * x - 1), size=5)[0].mean()
+        near, far = (middle, far) if value < mean else (near, middle)
+    return torch.tensor(x), torch.tensor(1 - x + near * (2 * x - 1))
+
+
+@pytest.mark.parametrize("negative", ["relu", "abs"])
+@pytest.mark.parametrize("mean", [2e-4, 9e-5, 1e-5, 1e-7, -1e-7, -1e-5, -9e-5, -2e-4])
+def test_slope_is_bounded_where_a_mean_vanishes(backend, mean, negative):
+    x, y = next_to_zero(mean)
+    arguments = {"weights": (0.3,), "window_size": 5, "negative": negative}
+    allowed = {"mean": 1e-13, "map": 1e-12, "grad": 1e-8}  # a mean of 1e-7 has fewer digits
+    assert_ms_ssim_matches_oracle(x, y, allowed, **arguments)
+    for dtype in (torch.float32, torch.float16):
+        a, b = x.to(dtype).requires_grad_(), y.to(dtype).requires_grad_()
+        ssimfast.ms_ssim(a, b, reduction="sum", **arguments).backward()
+        assert a.grad.isfinite().all() and b.grad.isfinite().all()
+
+
+# Far from the range, the pooled images keep four digits of the range in float32.
+FAR = {"mean": 3e-5, "map": 1e-4, "pyramid": 2e-3}
+ALIKE = {"mean": 2e-7, "map": 1e-6, "pyramid": 1e-5}  # constants do not average out
+HARD = {
+    "far_from_the_range": (
+        1000 + torch.rand(1, 1, 48, 48),
+        1000 + torch.rand(1, 1, 48, 48),
+        1.0,
+        FAR,
+    ),
+    "faint_noise": (
+        0.6 + 1e-4 * torch.randn(1, 1, 48, 48),
+        0.6 + 1e-4 * torch.randn(1, 1, 48, 48),
+        1e-3,
+        FAR,
+    ),
+    "two_constants": (
+        torch.full((1, 1, 44, 46), 0.2),
+        torch.full((1, 1, 44, 46), 0.8),
+        1.0,
+        ALIKE,
+    ),
+    "nearly_equal": (
+        torch.full((1, 1, 44, 46), 0.6),
+        torch.full((1, 1, 44, 46), 0.6) + 1e-7,
+        1.0,
+        ALIKE,
+    ),
+}
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("case", HARD)
+def test_hard_data(backend, case, padding):
+    x, y, data_range, tolerances = HARD[case]
+    arguments = {"weights": TWO, "data_range": data_range, "padding": padding, "negative": "abs"}
+    assert_ms_ssim_matches_oracle(x, y, tolerances, **arguments)
+
+
+def test_flat_bright_beside_flat_dark(backend):
+    checks = ((torch.arange(60)[:, None] // 15 + torch.arange(70) // 15) % 2).float()[None, None]
+    faint = 0.01 * torch.randn(checks.shape)
+    for y in ((checks + faint).clamp(0, 1), checks * 0.3 + 0.5 * (faint > 0)):
+        assert_ms_ssim_matches_oracle(checks, y, weights=THREE)
+
+
+@pytest.mark.parametrize("name", ["astronaut", "camera", "page"])
+def test_photographs(backend, name):
+    skimage_data = pytest.importorskip("skimage.data")
+    image = getattr(skimage_data, name)()[:96, 200:300] / 255.0
+    image = image.reshape(96, 100, -1).transpose(2, 0, 1)[None]
+    x = torch.tensor(image, dtype=torch.float32)
+    blurred = torch.nn.functional.avg_pool2d(x, 5, 1, 2)
+    # Blurred images are alike at the coarser scales.
+    tolerances = {**TOLERANCES[x.dtype], "pyramid": 2e-5}
+    for y in (blurred, (x + 0.05 * torch.randn(x.shape)).clamp(0, 1)):
+        assert_ms_ssim_matches_oracle(x, y, tolerances, weights=THREE)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_and_infinity_reach_their_plane_and_no_other(backend, bad):
+    x, y = pair(2, 2, 30, 31)
+    clean = ssimfast.ms_ssim(x, y, weights=TWO, reduction="none")
+    x[0, 1, 12, 13] = bad
+    x.requires_grad_()
+    values = ssimfast.ms_ssim(x, y, weights=TWO, reduction="none")
+    hit = torch.tensor([[False, True], [False, False]])
+    assert torch.equal(values.isnan(), hit)
+    torch.testing.assert_close(values[~hit], clean[~hit])
+    values.sum().backward()
+    assert x.grad[0, 1, 12, 13].isnan() and not x.grad[~hit].isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_gradients_are_finite(backend, dtype):
+    x, y = torch.zeros(1, 1, 24, 24), torch.full((1, 1, 24, 24), 1e-4)
+    noise = 1e-4 * torch.rand(x.shape)
+    for a, b in ((x, y), (x, noise), (noise, noise.flip(-1)), (noise, 1e-4 - noise)):
+        for arguments in ({}, {"negative": "abs"}, {"channels": "joint"}, {"padding": "same"}):
+            p, q = a.to(dtype).requires_grad_(), b.to(dtype).requires_grad_()
+            value = ssimfast.ms_ssim(p, q, weights=TWO, data_range=1e-3, **arguments)
+            value.backward()
+            assert p.grad.isfinite().all() and q.grad.isfinite().all()
+
+
+# ---- layouts ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", layouts(torch.rand(1, 1, 2, 2)))
+def test_strides(backend, layout, dtype):
+    x, y = pair(2, 3, 23, 26, dtype=dtype)
+    for arguments in ({}, {"channels": "joint", "odd": "pad"}):
+        want_x, want_y = x.clone().requires_grad_(), y.clone().requires_grad_()
+        want = ssimfast.ms_ssim(want_x, want_y, weights=TWO, **arguments)
+        want.backward()
+        got_x = layouts(x)[layout].requires_grad_()
+        got_y = y.clone().requires_grad_()
+        got = ssimfast.ms_ssim(got_x, got_y, weights=TWO, **arguments)
+        got.backward()
+        assert torch.equal(got, want)
+        assert torch.equal(got_x.grad, want_x.grad) and torch.equal(got_y.grad, want_y.grad)
+
+
+def test_expanded_images_and_gradients(backend):
+    x = torch.rand(1, 1, 24, 24).requires_grad_()
+    y = torch.rand(2, 3, 24, 24)
+    expanded = x.expand(2, 3, 24, 24)
+    # The upstream gradient of a mean is expanded, too.
+    ssimfast.ms_ssim(expanded, y, weights=TWO, reduction="none").mean().backward()
+    copied = x.detach().clone().requires_grad_()
+    ssimfast.ms_ssim(copied.repeat(2, 3, 1, 1), y, weights=TWO).backward()
+    torch.testing.assert_close(x.grad, copied.grad)
+
+
+def test_gradient_keeps_the_memory_format(backend):
+    x = torch.rand(2, 3, 24, 24).contiguous(memory_format=torch.channels_last).requires_grad_()
+    ssimfast.ms_ssim(x, torch.rand(2, 3, 24, 24), weights=TWO).backward()
+    assert x.grad.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 24, 24), (2, 0, 24, 24)], ids=str)
+@pytest.mark.parametrize("channels", ["separate", "joint"])
+def test_empty_batch(backend, shape, channels):
+    x, y = torch.rand(shape).requires_grad_(), torch.rand(shape).requires_grad_()
+    arguments = {"weights": TWO, "channels": channels}
+    assert ssimfast.ms_ssim(x, y, **arguments) == 1
+    none = ssimfast.ms_ssim(x, y, reduction="none", **arguments)
+    assert none.shape == (shape[:2] if channels == "separate" else shape[:1])
+    assert (none == 1).all()
+    batch = ssimfast.ms_ssim(x, y, reduction="batch", **arguments)
+    assert batch.shape == shape[:1] and (batch == 1).all()
+    total = ssimfast.ms_ssim(x, y, reduction="sum", **arguments)
+    assert total == none.sum()  # 0, unless images without channels are counted
+    ssimfast.ms_ssim(x, y, **arguments).backward()
+    assert x.grad.shape == y.grad.shape == shape
+    loss = ssimfast.MSSSIMLoss(weights=TWO, channels=channels)(x, y)
+    assert loss == 0 and loss.requires_grad
+
+
+# ---- which gradients, how often -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [{}, {"channels": "joint"}, {"padding": "same"}], ids=str)
+def test_only_what_is_asked_for(backend, arguments):
+    x, y = pair(1, 2, 24, 27)
+    want = oracle.ms_ssim(as_float64(x), as_float64(y), weights=TWO, **arguments)
+    for ask_x, ask_y in ((True, False), (False, True), (True, True)):
+        a, b = x.clone().requires_grad_(ask_x), y.clone().requires_grad_(ask_y)
+        ssimfast.ms_ssim(a, b, weights=TWO, reduction="sum", **arguments).backward()
+        for image, grad in ((a, want.grad_x), (b, want.grad_y)):
+            if image.requires_grad:
+                limit = TOLERANCES[x.dtype]["grad"] * np.abs(grad).max()
+                assert_near(image.grad, grad, limit, f"{ask_x}, {ask_y}")
+            else:
+                assert image.grad is None
+
+
+def test_no_graph_without_need(backend):
+    x, y = pair(1, 1, 24, 24)
+    assert not ssimfast.ms_ssim(x, y, weights=TWO).requires_grad
+    with torch.no_grad():
+        assert not ssimfast.ms_ssim(x.requires_grad_(), y, weights=TWO).requires_grad
+
+
+def test_backward_twice_with_retained_graph(backend):
+    x, y = pair(1, 1, 24, 24)
+    x.requires_grad_()
+    value = ssimfast.ms_ssim(x, y, weights=TWO)
+    (first,) = torch.autograd.grad(value, x, retain_graph=True)
+    (second,) = torch.autograd.grad(value, x)
+    assert torch.equal(first, second)
+
+
+def test_both_images_depend_on_one(backend):
+    x = torch.rand(1, 1, 24, 24, dtype=torch.float64, requires_grad=True)
+    ssimfast.ms_ssim(x, x * 0.5, weights=TWO).backward()
+    _, grad_x, grad_y, *_ = oracle.ms_ssim(as_float64(x), as_float64(x) * 0.5, weights=TWO)
+    want = grad_x + 0.5 * grad_y
+    assert_near(x.grad, want, 1e-11 * np.abs(want).max(), "gradient")
+
+
+@pytest.mark.parametrize(
+    "shape, arguments",
+    [
+        ((2, 1, 5, 6), {"reduction": "sum", "odd": "pad"}),
+        ((2, 2, 4, 5), {"reduction": "batch", "channels": "joint", "padding": "same"}),
+        ((2, 1, 5, 6), {"reduction": "none", "odd": "replicate"}),
+        ((1, 2, 7, 6), {"reduction": "none", "channels": "joint"}),
+        ((1, 1, 6, 7), {"padding": "reflect"}),
+        ((1, 1, 7, 6), {"window": "uniform", "sample_covariance": True, "value_range": (-1, 1)}),
+    ],
+    ids=["sum_pad", "batch_joint_same", "none_replicate", "none_joint", "reflect", "uniform"],
+)
+def test_gradcheck(backend, shape, arguments):
+    x, y = pair(*shape, dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda a, b: ssimfast.ms_ssim(a, b, weights=TWO, window_size=3, **arguments),
+        (x.requires_grad_(), y.requires_grad_()),
+    )
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_second_derivative_is_refused(backend, reduction):
+    x, y = pair(1, 1, 24, 24)
+    x.requires_grad_()
+    value = ssimfast.ms_ssim(x, y, weights=TWO, reduction=reduction).sum()
+    with pytest.raises(RuntimeError, match="differentiable once.*create_graph"):
+        torch.autograd.grad(value, x, create_graph=True)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")  # deprecated, and used by forward_ad itself
+def test_forward_mode_is_refused(backend):
+    x, y = pair(1, 1, 24, 24)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(NotImplementedError, match="forward mode AD|jvp"):
+            ssimfast.ms_ssim(dual, y, weights=TWO)
+
+
+# ---- determinism, compilation -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 150, 130), (1, 1, 300, 1100)], ids=str)
+def test_same_bits_for_every_number_of_threads(shape):
+    if ops.extension is None:
+        pytest.skip("the extension was not built: no C++ compiler at install time")
+    x, y = pair(*shape)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3, 2):
+            torch.set_num_threads(count)
+            a, b = x.clone().requires_grad_(), y.clone().requires_grad_()
+            value = ssimfast.ms_ssim(a, b, weights=THREE)
+            value.backward()
+            alone = ssimfast.ms_ssim(x, y, weights=THREE, reduction="none")
+            results.append((value.detach(), a.grad, b.grad, alone))
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert all(torch.equal(got, want) for got, want in zip(result, results[0], strict=True))
+
+
+# Dynamo calls deprecated parts of torch itself.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"reduction": "none", "padding": "same", "odd": "replicate", "negative": "abs"},
+        {"reduction": "batch", "channels": "joint", "odd": "pad", "padding": "reflect"},
+    ],
+    ids=["default", "separate", "joint"],
+)
+def test_compile_of_a_training_step(arguments, dynamic):
+    torch._dynamo.reset()
+    net = torch.nn.Conv2d(3, 3, 3, padding=1)
+
+    def loss_of(x, y):
+        out = torch.sigmoid(net(x))
+        return (1 - ssimfast.ms_ssim(out, y, weights=TWO, window_size=5, **arguments)).mean()
+
+    compiled = torch.compile(loss_of, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for size in (20, 23):
+        x, y = torch.rand(2, 1, 3, size, size + 1)
+        losses, grads = [], []
+        for step in (loss_of, compiled):
+            net.zero_grad()
+            loss = step(x, y)
+            loss.backward()
+            losses.append(loss.detach())
+            grads.append(net.weight.grad.clone())
+        torch.testing.assert_close(*losses)
+        torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("odd", ["floor", "pad"])
+def test_one_compilation_serves_all_crop_sizes(odd):
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda x, y: ssimfast.ms_ssim(x, y, weights=TWO, odd=odd),
+        fullgraph=True,
+        dynamic=True,
+        backend="eager",
+    )
+    compiled(*torch.rand(2, 2, 3, 24, 28))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for size in (26, 40, 34):  # of one parity
+            x, y = torch.rand(2, 2, 3, size, size + 6)
+            torch.testing.assert_close(compiled(x, y), ssimfast.ms_ssim(x, y, weights=TWO, odd=odd))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast_does_not_change_the_result(dtype):
+    x, y = torch.rand(2, 1, 3, 24, 24)
+    x.requires_grad_()
+    want = ssimfast.ms_ssim(x, y, weights=TWO)
+    with torch.autocast("cpu", dtype=dtype):
+        got = ssimfast.ms_ssim(x, y, weights=TWO)
+    assert got.dtype == torch.float32 and torch.equal(got, want)
+
+
+def test_meta_tensors():
+    x = torch.rand(2, 3, 24, 24, device="meta")
+    for reduction, channels, shape in (
+        ("mean", "separate", ()),
+        ("none", "separate", (2, 3)),
+        ("none", "joint", (2,)),
+        ("batch", "separate", (2,)),
+    ):
+        value = ssimfast.ms_ssim(x, x, weights=TWO, reduction=reduction, channels=channels)
+        assert value.shape == shape and value.dtype == torch.float32
+
+
+# ---- properties ---------------------------------------------------------------------------------
+
+few = settings(
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # the seed of every test
+)
+arguments_of_ms_ssim = st.fixed_dictionaries(
+    {
+        "weights": st.lists(st.floats(0, 2), min_size=1, max_size=3).map(tuple),
+        "window_size": st.sampled_from([1, 3, 5]),
+        "odd": st.sampled_from(["floor", "pad", "replicate"]),
+        "channels": st.sampled_from(["separate", "joint"]),
+        "padding": st.sampled_from(["valid", "same", "reflect"]),
+        "window": st.sampled_from(["gaussian", "uniform"]),
+        "reduction": st.sampled_from(["mean", "none"]),
+    }
+)
+sides = st.integers(20, 40)
+seeds = st.integers(0, 10**6)
+
+
+def drawn(seed: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(1, 2, height, width, dtype=torch.float64, generator=generator)
+    noise = torch.rand(x.shape, dtype=torch.float64, generator=generator)
+    return x, (1 - seed % 4 / 2) * x + seed % 7 / 10 * noise  # alike, unrelated, negative
+
+
+@few
+@given(seeds, sides, sides, arguments_of_ms_ssim)
+def test_symmetric_and_within_bounds(seed, height, width, arguments):
+    x, y = drawn(seed, height, width)
+    value = ssimfast.ms_ssim(x, y, **arguments)
+    torch.testing.assert_close(value, ssimfast.ms_ssim(y, x, **arguments), rtol=1e-12, atol=1e-12)
+    assert (value >= 0).all() and (value <= 1).all()
+
+
+@few
+@given(seeds, sides, sides, arguments_of_ms_ssim, st.floats(-100, 100), st.floats(0.1, 300))
+def test_images_and_range_may_be_mapped_together(seed, height, width, arguments, low, length):
+    x, y = drawn(seed, height, width)
+    mapped = ssimfast.ms_ssim(
+        low + length * x, low + length * y, value_range=(low, low + length), **arguments
+    )
+    # A power may be steep where a mean vanishes.
+    torch.testing.assert_close(mapped, ssimfast.ms_ssim(x, y, **arguments), rtol=1e-6, atol=1e-6)
+
+
+@few
+@given(seeds, sides, sides, st.floats(0.01, 3), st.sampled_from(["valid", "same", "reflect"]))
+def test_one_scale_is_a_power_of_ssim(seed, height, width, weight, padding):
+    x, y = drawn(seed, height, width)
+    ssim = ssimfast.ssim(x, y, padding=padding, reduction="none").mean((2, 3))
+    got = ssimfast.ms_ssim(x, y, weights=(weight,), padding=padding, reduction="none")
+    torch.testing.assert_close(got, ssim.clamp(min=0) ** weight, rtol=1e-9, atol=1e-9)
+
+
+@few
+@given(seeds, sides, sides, arguments_of_ms_ssim)
+def test_reductions_agree(seed, height, width, arguments):
+    x, y = (torch.cat([image, image.flip(-1) ** 2]) for image in drawn(seed, height, width))
+    values = {
+        reduction: ssimfast.ms_ssim(x, y, **{**arguments, "reduction": reduction})
+        for reduction in ("mean", "sum", "batch", "none")
+    }
+    near = {"rtol": 1e-12, "atol": 1e-12}
+    torch.testing.assert_close(values["mean"], values["none"].mean(), **near)
+    torch.testing.assert_close(values["sum"], values["none"].sum(), **near)
+    torch.testing.assert_close(values["batch"], values["none"].reshape(2, -1).mean(1), **near)
+
+
+# ---- modules ------------------------------------------------------------------------------------
+
+
+def test_modules():
+    x, y = pair(2, 3, 25, 28)
+    arguments = {"weights": TWO, "odd": "pad", "channels": "joint", "value_range": (-1, 1)}
+    arguments |= {"window_size": 7, "padding": "same", "k2": 0.05, "negative": "abs"}
+    for reduction in ("mean", "batch", "none"):
+        want = ssimfast.ms_ssim(x, y, reduction=reduction, **arguments)
+        module = ssimfast.MSSSIM(reduction=reduction, **arguments)
+        torch.testing.assert_close(module(x, y), want)
+        loss = ssimfast.MSSSIMLoss(reduction=reduction, **arguments)
+        torch.testing.assert_close(loss(x, y), 1 - want)
+    want = (1 - ssimfast.ms_ssim(x, y, reduction="none", **arguments)).sum()
+    loss = ssimfast.MSSSIMLoss(reduction="sum", **arguments)
+    torch.testing.assert_close(loss(x, y), want)
+    for text in ("window_size=7", "odd='pad'", "weights=(0.4, 0.6)"):
+        assert text in repr(ssimfast.MSSSIM(**arguments))
+
+
+def test_modules_survive_copying_and_pickling():
+    x, y = pair(1, 1, 25, 28)
+    for module in (ssimfast.MSSSIM(weights=TWO), ssimfast.MSSSIMLoss(weights="auto")):
+        want = module(x, y)
+        for copied in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+            assert torch.equal(copied(x, y), want)
+        assert not list(module.parameters()) and not module.state_dict()
+
+
+# ---- mistakes -----------------------------------------------------------------------------------
+
+X = torch.rand(2, 3, 48, 50)
+NAN = float("nan")
+
+MISTAKES = {
+    "shape": ((X, X[..., :-1]), {}, ValueError, r"\(2, 3, 48, 50\) and \(2, 3, 48, 49\)"),
+    "dtype": ((X, X.double()), {}, ValueError, "dtype, got torch.float32 and torch.float64"),
+    "device": ((X, X.to("meta")), {}, ValueError, "device, got cpu and meta"),
+    "integer": ((X.byte(), X.byte()), {}, TypeError, "x must be float16.*got torch.uint8"),
+    "rank": ((X[0], X[0]), {}, ValueError, r"x must have shape \(N, C, H, W\).*\(3, 48, 50\)"),
+    "volumes": ((X[None], X[None]), {}, ValueError, r"x must have shape \(N, C, H, W\).*48, 50\)"),
+    "no_tensor": ((X, X.numpy()), {}, TypeError, "y must be a tensor, got ndarray"),
+    "small_image": ((X, X), {"weights": WANG}, ValueError, "48 x 50.*176"),
+    "small_image_pad": ((X, X), {"weights": WANG, "odd": "pad"}, ValueError, "48 x 50.*161"),
+    "small_window": (
+        (X, X),
+        {"weights": WANG, "odd": "replicate", "window_size": 7},
+        ValueError,
+        "48 x 50.*97",
+    ),
+    "no_scale_fits": (
+        (X[..., :10], X[..., :10]),
+        {"weights": "auto"},
+        ValueError,
+        "48 x 10",
+    ),
+    "weights_empty": ((X, X), {"weights": ()}, ValueError, "weights must be 1 to 16.*got 0"),
+    "weights_many": (
+        (X, X),
+        {"weights": [0.1] * 17},
+        ValueError,
+        "weights must be 1 to 16.*got 17",
+    ),
+    "weights_negative": ((X, X), {"weights": (1, -0.5)}, ValueError, r"weights.*-0.5"),
+    "weights_nan": ((X, X), {"weights": (1, NAN)}, ValueError, "weights.*nan"),
+    "weights_infinite": ((X, X), {"weights": (float("inf"),)}, ValueError, "weights.*inf"),
+    "weights_text": ((X, X), {"weights": ("1",)}, TypeError, "weights.*'1'"),
+    "weights_name": ((X, X), {"weights": "wang"}, (TypeError, ValueError), "weights.*auto.*'wang'"),
+    "weights_number": ((X, X), {"weights": 1.0}, TypeError, "weights.*got 1.0"),
+    "weights_bool": ((X, X), {"weights": (True,)}, TypeError, "weights.*True"),
+    "odd": ((X, X), {"odd": "ceil"}, ValueError, "odd.*floor, pad, replicate, got 'ceil'"),
+    "negative": (
+        (X, X),
+        {"negative": "clip"},
+        ValueError,
+        "negative.*relu, abs, raise, got 'clip'",
+    ),
+    "channels": ((X, X), {"channels": "all"}, ValueError, "channels.*separate, joint, got 'all'"),
+    "window": ((X, X), {"window": "box"}, ValueError, "window.*gaussian, uniform, got 'box'"),
+    "window_size": ((X, X), {"window_size": 8}, ValueError, "window_size must be odd.*got 8"),
+    "sigma": ((X, X), {"sigma": 0}, ValueError, "sigma must be greater than 0, got 0"),
+    "padding": ((X, X), {"padding": "zeros"}, ValueError, "padding.*valid, same.*got 'zeros'"),
+    "reduction": ((X, X), {"reduction": "avg"}, ValueError, "mean, sum, batch, none, got 'avg'"),
+    "range": ((X, X), {"value_range": (1, 0)}, ValueError, r"low < high, got \(1, 0\)"),
+    "range_twice": ((X, X), {"value_range": (0, 1), "data_range": 2}, ValueError, "not both"),
+    "k1": ((X, X), {"k1": -0.1}, ValueError, "k1 must be between 0 and 1e.15, got -0.1"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(mistake):
+    images, arguments, error, message = MISTAKES[mistake]
+    with pytest.raises(error, match=message):
+        ssimfast.ms_ssim(*images, **{"weights": TWO, **arguments})
+    if arguments and not mistake.startswith(("small", "no_scale")):  # found before any image
+        for module in (ssimfast.MSSSIM, ssimfast.MSSSIMLoss):
+            with pytest.raises(error, match=message):
+                module(**arguments)
+
+
+def test_a_small_image_gets_weights_that_fit():
+    """The message of the error is to be followed: what it suggests works."""
+    with pytest.raises(ValueError, match="weights") as caught:
+        ssimfast.ms_ssim(X, X)
+    message = str(caught.value)
+    assert "48 x 50" in message and "176" in message
+    assert "auto" in message or re.search(r"0\.\d+", message)
+    assert ssimfast.ms_ssim(X, X, weights="auto") == 1
+
+
+def test_arguments_are_keyword_only():
+    with pytest.raises(TypeError, match="positional"):
+        ssimfast.ms_ssim(X, X, TWO)
+
+
+def test_numpy_scalars_are_numbers():
+    weights = tuple(np.float32([0.5, 0.25]))
+    want = ssimfast.ms_ssim(X, X.flip(-1), weights=(0.5, 0.25))
+    assert torch.equal(ssimfast.ms_ssim(X, X.flip(-1), weights=weights), want)
+
+
+def test_default_weights_are_those_of_the_paper():
+    x, y = pair(1, 1, 176, 176)
+    want = oracle.ms_ssim(as_float64(x), as_float64(y))
+    tolerance = ms_ssim_tolerance(want, x, {}, TOLERANCES[x.dtype])
+    assert_near(ssimfast.ms_ssim(x, y, reduction="none"), want.value, tolerance, "value")
