@@ -40,7 +40,7 @@ format: $(VENV)/lint-tools
 	$(VENV)/bin/clang-format -i $(CPP)
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache .benchmarks ssimfast/_C*
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .benchmarks ssimfast/_C*
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:

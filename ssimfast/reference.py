@@ -66,7 +66,7 @@ class _Statistics:
         self.window, self.c1, self.c2, self.scale, self.same = window, c1, c2, scale, same
         self.mask = mask if mask is None else mask.to(dtype)
         if mask is not None:  # what is masked may be NaN
-            x, y = x.where(mask > 0, low), y.where(mask > 0, low)
+            x, y = x.where(mask != 0, low), y.where(mask != 0, low)
         level = self._level(x, low)
         level_s = 2 * (level - low) * scale
         self.s = ((x - level) + (y - level)) * scale
@@ -86,7 +86,8 @@ class _Statistics:
         dims = _spatial_dims(x)
         least = most = x
         if self.mask is not None:
-            least, most = x.where(self.mask > 0, torch.inf), x.where(self.mask > 0, -torch.inf)
+            seen = self.mask != 0
+            least, most = x.where(seen, torch.inf), x.where(seen, -torch.inf)
         level = torch.maximum(least.amin(dims, True), most.amax(dims, True).clamp(max=low))
         far = ((level - low).abs() * self.scale > 4) & level.isfinite()
         return torch.where(far, level, low)
@@ -343,13 +344,13 @@ def combine_scales(
     batch, channels, scales = means.shape
     if joint:
         means = means.mean(1, keepdim=True)
-    if negative == "raise" and (means < 0).any():
+    exponents = torch.tensor(scale_weights, dtype=means.dtype, device=means.device)
+    if negative == "raise" and ((means < 0) & (exponents > 0)).any():
         raise ValueError(
             f'negative="raise": a mean of contrast-structure is {means.min().item():.4g}; '
             'negative="relu" or "abs" accept it'
         )
     size = means.abs() if negative == "abs" else means.clamp_min(0)
-    exponents = torch.tensor(scale_weights, dtype=means.dtype, device=means.device)
     ms_ssim = (size**exponents).prod(-1)
     slopes = exponents * ms_ssim[..., None] / size.clamp_min(LEAST_MEAN)
     slopes = slopes * (means.sign() if negative == "abs" else (means > 0).to(means.dtype))

@@ -105,6 +105,27 @@ def test_every_shape(backend, shape):
     assert_matches_oracle(x, y, mask=torch.rand(shape[2:]), padding="valid")
 
 
+# Maps of 2 ** 20 numbers are worked on together: five a pixel with a mask, else four. Lines of
+# more than 1024 rows (or slices) are filtered 64 columns at a time.
+@pytest.mark.parametrize(
+    "shape",
+    [(45, 3, 40, 41), (1, 2, 460, 458), (1, 1, 1030, 130), (1, 1, 1030, 129)],
+    ids=["planes_of_two_groups", "plane_larger_than_a_group", "whole_pieces", "pieces_and_one"],
+)
+def test_boundaries_of_pieces(shape):
+    mask = torch.rand(shape[2:]) < 0.8
+    assert_matches_oracle(*pair(*shape), mask=mask, window_size=3, padding="same")
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(3, 3, 30, 32, 33), (1, 1, 1030, 3, 65), (1, 1, 3, 1030, 65)],
+    ids=["volumes_of_two_groups", "pieces_along_depth", "pieces_along_height"],
+)
+def test_boundaries_of_pieces_of_volumes(shape):
+    assert_matches_oracle(*pair(*shape), window_size=3)
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 1, 3, 8), (2, 1, 10, 10)], ids=str)
 def test_smaller_than_the_window(backend, shape):
     assert_matches_oracle(*pair(*shape), mask=torch.rand(shape[2:]), padding="same")

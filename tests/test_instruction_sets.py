@@ -1,0 +1,36 @@
+"""The oracle's tests again in processes that are held to narrower instruction sets: those of
+MS-SSIM, mixed losses, components, masks and volumes. (test_ssim.py has its own.)"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ssimfast import ops
+
+FOLDER = Path(__file__).parent
+FILES = ("components", "masks_and_volumes", "ms_ssim", "similarity_loss")
+# Every kernel, in every dtype, with rows that are no multiple of a vector.
+TESTS = "test_every_dtype or test_every_mixture or test_every_mask"
+
+
+@pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
+def test_instruction_sets(instruction_set, tmp_path):
+    if ops.extension is None:
+        pytest.skip("the extension was not built: no C++ compiler at install time")
+    names = ["baseline", "avx2", "avx512"]
+    if names.index(instruction_set) >= names.index(ops.extension.instruction_set()):
+        pytest.skip(f"this processor has {ops.extension.instruction_set()}, which all tests use")
+    files = [str(FOLDER / f"test_{name}.py") for name in FILES]
+    elsewhere = {"HYPOTHESIS_STORAGE_DIRECTORY": str(tmp_path)}  # not beside the tests
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
+    done = subprocess.run(
+        [*command, "-k", f"({TESTS}) and cpu"],
+        env={**os.environ, "SSIMFAST_CPU_ISA": instruction_set, **elsewhere},
+        cwd=FOLDER,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
