@@ -181,9 +181,9 @@ def ms_ssim(
 
     Values lie in [0, 1]; 1 means equal. Differentiable once, by ``x`` and by ``y``.
 
-    The finest scale needs ``window_size`` pixels, and each further one twice as many: with window
-    11 and the five weights of Wang et al., images of 176 x 176 pixels. Smaller images take fewer
-    weights, larger scales a smaller window.
+    The coarsest scale must hold a window, and each finer one has twice its side: with window 11 and
+    the five weights of Wang et al., images of 176 x 176 pixels. Smaller images take fewer weights
+    or a smaller window.
 
     Args:
         x: images (N, C, H, W); float16, bfloat16, float32 or float64, any strides.

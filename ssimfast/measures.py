@@ -203,10 +203,10 @@ class MSSSIMMeasure(Windowed):
             weights = _leading(WANG_WEIGHTS, max(count, 1))
         least = self._least_side(len(weights))
         if side < least:
+            scales = "one scale needs" if len(weights) == 1 else f"{len(weights)} scales need"
             raise ValueError(
-                f"x is {x.shape[2]} x {x.shape[3]} pixels; {len(weights)} scales of window_size "
-                f"{len(self._taps)} need at least {least} x {least}: "
-                f"{self._suggestion(weights, side)}"
+                f"x is {x.shape[2]} x {x.shape[3]} pixels; with window_size {len(self._taps)}, "
+                f"{scales} at least {least} x {least}: {self._suggestion(weights, side)}"
             )
         return (
             weights,

@@ -36,9 +36,10 @@ class _Module(nn.Module):
         self.measure = self._measure(**arguments)
 
     def extra_repr(self) -> str:
-        return ", ".join(
-            f"{f.name}={getattr(self.measure, f.name)!r}" for f in fields(self.measure)
-        )
+        return ", ".join(f"{name}={value!r}" for name, value in self._shown().items())
+
+    def _shown(self) -> dict[str, Any]:
+        return {field.name: getattr(self.measure, field.name) for field in fields(self.measure)}
 
 
 class SSIM(_Module):
@@ -119,6 +120,11 @@ class MixLoss(SimilarityLoss):
             if name in arguments:
                 raise TypeError(f"MixLoss has no argument {name!r}; SimilarityLoss has")
         super().__init__(ssim=0.0, ms_ssim=alpha, gaussian_l1=1 - alpha, **arguments)
+        self.alpha = alpha
+
+    def _shown(self) -> dict[str, Any]:
+        others = super()._shown().items()
+        return {"alpha": self.alpha} | {k: v for k, v in others if k not in MixtureMeasure.TERMS}
 
 
 MixLoss.__signature__ = inspect.Signature(

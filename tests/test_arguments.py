@@ -1,6 +1,7 @@
 """Bad input: each mistake gets an error that names the argument and prints what came."""
 
 import copy
+import inspect
 import pickle
 
 import numpy as np
@@ -86,6 +87,12 @@ def test_modules():
     want = (1 - ssimfast.ssim(X, y, reduction="none")).sum()
     torch.testing.assert_close(ssimfast.SSIMLoss(reduction="sum")(X, y), want)
     assert "window_size=7" in repr(ssimfast.SSIM(**arguments))
+
+
+def test_a_mix_shows_its_own_arguments():
+    shown = repr(ssimfast.MixLoss(alpha=0.7, weights="auto"))
+    assert "alpha=0.7" in shown and "weights='auto'" in shown and "ssim=" not in shown
+    assert list(inspect.signature(ssimfast.MixLoss).parameters)[0] == "alpha"
 
 
 def test_modules_survive_copying_and_pickling():
