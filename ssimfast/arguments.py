@@ -80,7 +80,7 @@ def taps(window: str, radius: int, sigma: float) -> list[float]:
 def gaussian_taps(radius: int, sigma: float) -> list[float]:
     """A Gaussian of ``sigma`` pixels at ``-radius .. radius``, normalised to sum to 1."""
     # The quotient first: the square of a tiny sigma would underflow.
-    values = [math.exp(-((i / sigma) ** 2) / 2) for i in range(-radius, radius + 1)]
+    values = [math.exp(-(i / sigma) * (i / sigma) / 2) for i in range(-radius, radius + 1)]
     total = math.fsum(values)
     return [value / total for value in values]
 

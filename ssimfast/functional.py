@@ -47,7 +47,7 @@ def ssim(
     Differentiable once, by ``x`` and by ``y``.
 
     Images without a mask are computed in one pass over them. Volumes and masks go axis by axis
-    through memory, in float64, and again in backward: some five times the time, and memory for a
+    through memory, in float64, and again in backward: up to ten times the time, and memory for a
     dozen tensors of the size of a plane or volume.
 
     Args:
@@ -207,8 +207,8 @@ def ms_ssim(
             "none" every product.
         preset: as in :func:`ssim`. Libraries without MS-SSIM set the window only.
 
-    Value and gradient are finite always: where a mean is below 1e-4, the slope of its power is
-    taken as if it were 1e-4 (the slope grows without bound towards 0).
+    Value and gradient are finite for finite images and k1, k2 > 0: where a mean is below 1e-4, the
+    slope of its power is taken as if it were 1e-4 (the slope grows without bound towards 0).
 
     Returns:
         float64 for float64 images, else float32. Shape () for "mean" and "sum", (N,) for "batch",

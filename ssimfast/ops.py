@@ -276,12 +276,15 @@ class Similarity(torch.autograd.Function):
     def forward(ctx, x, y, settings, weights, rows, columns, count, kept):
         needs = ctx.needs_input_grad[:2]
         x, y = _in_order(x, y, needs)
+        # Large factors wait for backward: float16 could not hold the gradient that they make.
+        largest = max(1.0, *(abs(weight) for weight in weights))
         value, terms, grads, _ = _similarity(
-            *(x, y, *settings, _bits(weights), weights),
+            *(x, y, *settings, _bits(weights), [weight / largest for weight in weights]),
             *(None, rows, columns, count, kept, sum(needs), 0),
         )
+        value = value * largest if largest > 1 else value
         ctx.save_for_backward(*grads)
-        ctx.scale, ctx.count = settings[4], count
+        ctx.scale, ctx.count = settings[4] * largest, count
         ctx.mark_non_differentiable(terms)
         return value, terms
 
@@ -365,7 +368,9 @@ def _finest_weights(slopes, by_ssim, positions, kept, x):
         plane_weights = torch.stack((finest + by_ssim, torch.zeros_like(finest)), -1)
     else:
         plane_weights = torch.stack((torch.full_like(finest, by_ssim), finest), -1)
-    slopes = torch.cat((torch.full_like(slopes[..., :1], 1 / group), slopes[..., 1:]), -1)
+    largest = max(1.0, abs(by_ssim))  # float16 could not hold the gradient that it makes
+    plane_weights = plane_weights / largest
+    slopes = torch.cat((torch.full_like(slopes[..., :1], largest / group), slopes[..., 1:]), -1)
     return plane_weights.to(reference.result_dtype(x.dtype)), slopes
 
 

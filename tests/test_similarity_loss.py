@@ -687,3 +687,16 @@ def test_mistakes_of_mix_loss(arguments, error, message):
 def test_arguments_are_keyword_only():
     with pytest.raises(TypeError, match="positional"):
         ssimfast.similarity_loss(X, X, 1.0)
+
+
+@pytest.mark.parametrize(
+    "factors", [{"ssim": 0, "l2": 2e5}, {"ssim": 1e5, "ms_ssim": 1, "l2": 2e5}]
+)
+def test_float16_gradients_survive_large_factors(backend, factors):
+    x, y = torch.rand(2, 1, 3, 48, 48).half()
+    grads = []
+    for dtype in (torch.float16, torch.float64):
+        a = x.clone().to(dtype).requires_grad_()
+        ssimfast.similarity_loss(a, y.to(dtype), weights=(0.5, 0.5), **factors).backward()
+        grads.append(a.grad.double())
+    torch.testing.assert_close(*grads, rtol=0, atol=3e-3 * grads[1].abs().max().item())
