@@ -72,12 +72,11 @@ class Windowed:
             c2 = c2 * (n - 1) / n
         return self._taps, self._c1, c2, self._low, self._scale, self.padding == "same"
 
-    def __repr__(self) -> str:
-        fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__dataclass_fields__)
-        return f"{type(self).__name__}({fields})"
+    def _reflected(self, image: Tensor) -> Tensor:
+        return ops.reflected(image, len(self._taps) // 2)
 
 
-@dataclass(kw_only=True, repr=False)
+@dataclass(kw_only=True)
 class SSIMMeasure(Windowed):
     reduction: str = "mean"
 
@@ -107,10 +106,10 @@ class SSIMMeasure(Windowed):
         if x.numel() == 0 and reduction not in ("sum", "none"):
             return _constant(x, y, kept, 1.0)
         if self.padding == "reflect":
-            x, y = _reflected(x, len(self._taps) // 2), _reflected(y, len(self._taps) // 2)
+            x, y = self._reflected(x), self._reflected(y)
         if reduction == "none" and x.dim() == 4:
             return ops.ssim_map(x, y, *settings)
-        count = 1 if reduction == "sum" else _positions(x, settings, kept)
+        count = 1 if reduction == "sum" else ops.positions(x, settings, kept)
         if x.dim() == 5:
             values = ops.ssim_nd_map(x, y, None, *settings)
             return values if reduction == "none" else (_sum(values, kept) / count).to(values.dtype)
@@ -122,11 +121,7 @@ class SSIMMeasure(Windowed):
         if mask is not None:
             weights = self._at_centres(self._checked_mask(mask, x))
             return _sum(weights, 0).to(weights.dtype)
-        lost = len(self._taps) - 1 if self.padding == "valid" else 0
-        count = x.shape[0] * x.shape[1]
-        for size in x.shape[2:]:
-            count = count * (size - lost)
-        return count
+        return ops.positions(x, (self._taps, self.padding != "valid"), 0)
 
     def _checked_mask(self, mask: Tensor, x: Tensor) -> Tensor:
         if self.padding == "reflect":
@@ -141,18 +136,18 @@ class SSIMMeasure(Windowed):
         return mask
 
 
-@dataclass(kw_only=True, repr=False)
+@dataclass(kw_only=True)
 class ComponentsMeasure(Windowed):
     def __call__(self, x: Tensor, y: Tensor) -> SSIMComponents:
         check_images(x, y)
         check_size(x, len(self._taps), self.padding)
         settings = self.settings(x)
         if self.padding == "reflect":
-            x, y = _reflected(x, len(self._taps) // 2), _reflected(y, len(self._taps) // 2)
+            x, y = self._reflected(x), self._reflected(y)
         return SSIMComponents(*ops.components_map(x, y, *settings))
 
 
-@dataclass(kw_only=True, repr=False)
+@dataclass(kw_only=True)
 class MSSSIMMeasure(Windowed):
     weights: Sequence[float] | str = WANG_WEIGHTS
     odd: str = "floor"
@@ -237,7 +232,7 @@ class MSSSIMMeasure(Windowed):
         return f'weights={fitting} would fit, as would weights="auto"'
 
 
-@dataclass(kw_only=True, repr=False)
+@dataclass(kw_only=True)
 class MixtureMeasure(MSSSIMMeasure):
     ssim: float = 1.0
     ms_ssim: float = 0.0
@@ -256,7 +251,9 @@ class MixtureMeasure(MSSSIMMeasure):
         flag("return_terms", self.return_terms)
         self._blurs = {}  # by the number of scales: the coarsest window, in pixels of the finest
         if self.gaussian_l1 > 0:
-            by_weights = range(1, 6) if self._weights is None else [len(self._weights)]
+            by_weights = (
+                range(1, len(WANG_WEIGHTS) + 1) if self._weights is None else [len(self._weights)]
+            )
             for scales in by_weights if self.ms_ssim > 0 else [1]:
                 step = 2 ** (scales - 1)
                 radius = len(self._taps) // 2 * step
@@ -283,7 +280,7 @@ class MixtureMeasure(MSSSIMMeasure):
                 blur = self._blurs[1 if scales is None else len(scales[0])]
                 rows, columns = (_inside(size, blur, x) for size in x.shape[2:])
             if scales is None:
-                count = _positions(x, settings, kept)
+                count = ops.positions(x, settings, kept)
                 value, terms = ops.similarity(x, y, settings, weights, rows, columns, count, kept)
             else:
                 value, terms = ops.multi_scale(x, y, settings, scales, weights, rows, columns, kept)
@@ -305,18 +302,6 @@ def _leading(weights: Sequence[float], count: int) -> list[float]:
     return [weight * (sum(weights) / part) for weight in weights[:count]]
 
 
-def _positions(x: Tensor, settings: tuple, kept: int) -> int:
-    """The number of windows in one group of planes, of which ``kept`` dimensions are kept."""
-    window, *_, same = settings
-    lost = 0 if same else len(window) - 1
-    count = 1
-    for size in x.shape[kept:2]:
-        count = count * size
-    for size in x.shape[2:]:
-        count = count * (size - lost)
-    return count
-
-
 def _inside(size: int, window: list[float], like: Tensor) -> Tensor:
     """How much of a window centred on each of ``size`` pixels in a row lies inside the row."""
     radius = len(window) // 2
@@ -332,12 +317,6 @@ def _inside(size: int, window: list[float], like: Tensor) -> Tensor:
 def _sum(values: Tensor, kept: int) -> Tensor:
     """The sum over all but the first ``kept`` dimensions, in the widest dtype."""
     return values.sum(tuple(range(kept, values.dim())), dtype=reference.widest_dtype(values))
-
-
-def _reflected(image: Tensor, halo: int) -> Tensor:
-    pads = [halo] * (2 * (image.dim() - 2))
-    mode = "reflect" if image.numel() > 0 else "constant"  # reflection wants channels
-    return torch.nn.functional.pad(image, pads, mode=mode)
 
 
 def _constant(x: Tensor, y: Tensor, kept: int, value: float) -> Tensor:

@@ -309,7 +309,7 @@ class MultiScale(torch.autograd.Function):
         x, y = _in_order(x, y, needs)
         late = weights[reference.SSIM] != 0
         ctx.call = (settings, scales, weights, kept, late)
-        value, terms, slopes, grads, ctx.positions = _sweep_scales(
+        value, terms, slopes, grads = _sweep_scales(
             x, y, settings, scales, weights, rows, columns, kept, sum(needs), late
         )
         keeps_images = late or any(weights[reference.L1 :])
@@ -329,9 +329,9 @@ class MultiScale(torch.autograd.Function):
         # One list a scale, of one gradient an image that needs one.
         grads = [grads[i : i + count] for i in range(0, len(grads), count)]
         if late:
-            plane_weights, slopes = _finest_weights(
-                slopes, weights[reference.SSIM], ctx.positions, kept, x
-            )
+            group = positions(x, settings, kept)
+            plane_weights, slopes = _finest_weights(slopes, weights[reference.SSIM], group)
+            plane_weights = plane_weights.to(reference.result_dtype(x.dtype))
             finest = _similarity(
                 *(x, y, *settings, 0, [0.0] * reference.TERMS, plane_weights),
                 *(None, None, 1, 0, count, 0),
@@ -357,12 +357,9 @@ def _bits(weights: list[float]) -> int:
     return sum(1 << term for term, weight in enumerate(weights) if weight != 0)
 
 
-def _finest_weights(slopes, by_ssim, positions, kept, x):
+def _finest_weights(slopes: Tensor, by_ssim: float, group: int) -> tuple[Tensor, Tensor]:
     """The weights of SSIM and contrast-structure in the gradient of the finest scale, such that it
-    fits float16, and the slopes that go with it."""
-    group = positions  # of the finest scale, of which the value is a mean
-    for size in x.shape[kept:2]:
-        group = group * size
+    fits float16, and the slopes that go with it. ``group``: the windows that a value is over."""
     finest = slopes[..., 0] * group
     if slopes.shape[-1] == 1:
         plane_weights = torch.stack((finest + by_ssim, torch.zeros_like(finest)), -1)
@@ -371,38 +368,47 @@ def _finest_weights(slopes, by_ssim, positions, kept, x):
     largest = max(1.0, abs(by_ssim))  # float16 could not hold the gradient that it makes
     plane_weights = plane_weights / largest
     slopes = torch.cat((torch.full_like(slopes[..., :1], largest / group), slopes[..., 1:]), -1)
-    return plane_weights.to(reference.result_dtype(x.dtype)), slopes
+    return plane_weights, slopes
 
 
-def _positions(image: Tensor, window: list[float], same: bool) -> int:
-    """The number of windows of one plane."""
+def positions(image: Tensor, settings: tuple, kept: int) -> int:
+    """The number of windows in one group of planes, of which ``kept`` dimensions are kept."""
+    window, *_, same = settings
     lost = 0 if same else len(window) - 1
     count = 1
+    for size in image.shape[kept:2]:
+        count = count * size
     for size in image.shape[2:]:
         count = count * (size - lost)
     return count
+
+
+def reflected(image: Tensor, halo: int) -> Tensor:
+    """The image or volume with a reflected border of ``halo`` on every side."""
+    pads = [halo] * (2 * (image.dim() - 2))
+    mode = "reflect" if image.numel() > 0 else "constant"  # reflection wants channels
+    return torch.nn.functional.pad(image, pads, mode=mode)
 
 
 def _sweep_scales(x, y, settings, scales, weights, rows, columns, kept, gradients, late):
     scale_weights, pooling, negative, joint, reflect = scales
     window, c1, c2, *_, same = settings
     dtype = reference.result_dtype(x.dtype)
-    terms, grads, positions = [], [], []
+    terms, grads, counts = [], [], []
     for scale in range(len(scale_weights)):
         finest, coarsest = scale == 0, scale == len(scale_weights) - 1
         halo = len(window) // 2 if coarsest and reflect else 0
         if halo:
             size = x.shape[-2:]
-            x, y = (torch.nn.functional.pad(image, [halo] * 4, mode="reflect") for image in (x, y))
-        positions.append(_positions(x, window, same))
+            x, y = reflected(x, halo), reflected(y, halo)
+        counts.append(positions(x, settings, 2))
         mean = reference.SSIM if coarsest else reference.CONTRAST_STRUCTURE
         wanted = 1 << mean
         if finest:
-            fixed = [0.0 if term == 1 else weight for term, weight in enumerate(weights)]
-            wanted = wanted | _bits(fixed)
+            wanted = wanted | (_bits(weights) & ~(1 << reference.MS_SSIM))
         _, term, grad, pooled = _similarity(
             *(x, y, *settings, wanted, [float(t == mean) for t in range(reference.TERMS)], None),
-            *(rows if finest else None, columns if finest else None, positions[-1], 2),
+            *(rows if finest else None, columns if finest else None, counts[-1], 2),
             *(0 if finest and late else gradients, 0 if coarsest else pooling),
         )
         if halo:
@@ -413,9 +419,9 @@ def _sweep_scales(x, y, settings, scales, weights, rows, columns, kept, gradient
             x, y = pooled
             settings = (window, c1, c2, 0.0, 1.0, same)
     value, out, slopes = _combine_scales(
-        terms, scale_weights, negative, joint, weights, kept, positions
+        terms, scale_weights, negative, joint, weights, kept, counts
     )
-    return value.to(dtype), out, slopes, grads, positions[0]
+    return value.to(dtype), out, slopes, grads
 
 
 def _unpad_reflection(grad: Tensor, halo: int, size) -> Tensor:

@@ -5,12 +5,15 @@ Formulation: docs/mathematics.md. Filters are sums of shifted slices rather than
 exact in the arithmetic type on every device, where a convolution may round to TF32.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 # What `similarity` sums, in this order: bit t of `wanted` asks for term t.
 SSIM, CONTRAST_STRUCTURE, L1, L2, BLURRED_L1 = range(5)
 TERMS = 5
+MS_SSIM = CONTRAST_STRUCTURE  # in a mixture it stands in the place of its finest scale's term
 # How scales are pooled where their size is odd: see `pool`.
 POOLINGS = {"none": 0, "floor": 1, "pad": 2, "replicate": 3}
 # The slope of a power of a mean is bounded by taking the mean for at least this.
@@ -237,7 +240,7 @@ def similarity(
     statistics = _Statistics(x, y, window, c1, c2, low, scale, same)
     d = statistics.d
     positions_per_pixel = statistics.n1[0, 0].numel() / d[0, 0].numel() if d.numel() else 1.0
-    counts = 0.0 if rows is None else rows[:, None].to(d.dtype) * columns.to(d.dtype)
+    counts = _pixel_counts(d, rows, columns)
     quantities = {
         SSIM: statistics.ssim,
         CONTRAST_STRUCTURE: statistics.contrast_structure,
@@ -259,8 +262,7 @@ def similarity(
         if plane_weights is not None:
             by_ssim, by_cs = plane_weights.to(d.dtype)[..., None, None].unbind(2)
         by_x, by_y = statistics.gradients(ssim=by_ssim, contrast_structure=by_cs)
-        by_d = (weights[L1] + weights[BLURRED_L1] * counts) * d.sign() + 2 * weights[L2] * d
-        by_d = by_d * positions_per_pixel
+        by_d = _by_difference(d, weights[L1:], counts) * positions_per_pixel
         grads = _gradients_like((x, y), (by_x + by_d, by_y - by_d), gradients)
     pooled = []
     if pooling != POOLINGS["none"]:
@@ -268,6 +270,17 @@ def similarity(
             unit = (image.to(d.dtype) - low) * scale
             pooled.append(statistics.as_map(pool(unit, pooling)))
     return value.to(statistics.out_dtype), terms, grads, pooled
+
+
+def _pixel_counts(d: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor | float:
+    """What each pixel counts in the blurred L1."""
+    return 0.0 if rows is None else rows[:, None].to(d.dtype) * columns.to(d.dtype)
+
+
+def _by_difference(d: Tensor, weights: list[float], counts: Tensor | float) -> Tensor:
+    """The derivative by d of the weighted sums over pixels: L1, L2, blurred L1."""
+    l1, l2, blurred = weights
+    return (l1 + blurred * counts) * d.sign() + 2 * l2 * d
 
 
 def scale_grad(grad: Tensor, upstream: Tensor, scale: float, count: int) -> Tensor:
@@ -323,9 +336,7 @@ def collapse(
         total = here
     if x is not None:
         d = (x.to(total.dtype) - y.to(total.dtype)) * scale
-        counts = 0.0 if rows is None else rows[:, None].to(d.dtype) * columns.to(d.dtype)
-        l1, l2, blurred = pixel_weights
-        by_d = (l1 + blurred * counts) * d.sign() + 2 * l2 * d
+        by_d = _by_difference(d, pixel_weights, _pixel_counts(d, rows, columns))
         total = total + by_d * (upstream.numel() / d.numel() if d.numel() else 1.0)
     return _like(grads[0], total * _by_plane(upstream) * scale)
 
@@ -354,15 +365,13 @@ def combine_scales(
     ms_ssim = (size**exponents).prod(-1)
     slopes = exponents * ms_ssim[..., None] / size.clamp_min(LEAST_MEAN)
     slopes = slopes * (means.sign() if negative == "abs" else (means > 0).to(means.dtype))
-    dims = tuple(range(kept, 2))
-    planes = 1  # of which the value is a mean
-    for dim in dims:
-        planes *= (batch, channels)[dim]
+    planes = math.prod((batch, channels)[kept:])  # of which the value is a mean
     counts = torch.tensor(positions, dtype=means.dtype, device=means.device)
-    slopes = (slopes * (weights[1] / planes) / counts).expand(batch, channels, scales)
-    out = torch.stack([ms_ssim.expand(batch, channels) if t == 1 else terms[0][..., t]
-                       for t in range(TERMS)], -1)  # fmt: skip
-    out = out.mean(dims) if dims else out
+    slopes = (slopes * (weights[MS_SSIM] / planes) / counts).expand(batch, channels, scales)
+    parts = list(terms[0].unbind(-1))
+    parts[MS_SSIM] = ms_ssim.expand(batch, channels)
+    out = torch.stack(parts, -1)
+    out = out.mean(tuple(range(kept, 2))) if kept < 2 else out
     value = out.new_zeros(out.shape[:-1])
     for term, weight in enumerate(weights):
         if weight != 0:

@@ -191,14 +191,8 @@ Tensor collapse(std::vector<Tensor> grads, const Tensor& slopes, const Tensor& u
       x_source = source<T>(*x);
       y_source = source<T>(*y);
     }
-    const auto counts = [&](const std::optional<Tensor>& tensor, int64_t size) -> const A* {
-      if (!tensor) return nullptr;
-      STD_TORCH_CHECK(tensor->numel() == size && tensor->is_contiguous() &&
-                          tensor->scalar_type() == arithmetic_dtype(finest),
-                      "ssimfast: rows or columns do not fit the images");
-      return static_cast<const A*>(tensor->const_data_ptr());
-    };
-    const A *row_counts = counts(rows, height), *column_counts = counts(columns, width);
+    const A* const row_counts = optional_numbers<A>(rows, finest, height, "rows");
+    const A* const column_counts = optional_numbers<A>(columns, finest, width, "columns");
     const double per_pixel = double(factors.groups) / double(finest.numel());
     const auto* all_slopes = static_cast<const double*>(slopes.const_data_ptr());
     for_rows(finest, [&](int64_t n, int64_t c, int64_t begin, int64_t end) {

@@ -178,16 +178,6 @@ struct Request {
   bool wants(int term) const { return (wanted >> term & 1) != 0; }
 };
 
-const void* checked_data(const std::optional<Tensor>& tensor, const Tensor& x, int64_t numel,
-                         const char* name) {
-  if (!tensor) return nullptr;
-  STD_TORCH_CHECK(tensor->numel() == numel && tensor->is_contiguous() &&
-                      tensor->scalar_type() == arithmetic_dtype(x),
-                  "ssimfast: ", name, " must be ", numel,
-                  " contiguous numbers of the result's dtype");
-  return tensor->const_data_ptr();
-}
-
 void check(const Tensor& x, const Request& request) {
   STD_TORCH_CHECK(request.weights.size() == kTerms, "ssimfast: weights must be ", int(kTerms),
                   " numbers, got ", request.weights.size());
@@ -253,10 +243,9 @@ Similarity similarity(const Tensor& x, const Tensor& y, const Settings& settings
     const std::vector<int64_t> positions = map_shape(x, settings);
     const double positions_per_pixel =
         double(positions[2] * positions[3]) / double(x.size(2) * x.size(3));
-    job.plane_weight =
-        static_cast<const A*>(checked_data(request.plane_weights, x, 2 * planes, "plane_weights"));
-    job.rows = static_cast<const A*>(checked_data(request.rows, x, x.size(2), "rows"));
-    job.columns = static_cast<const A*>(checked_data(request.columns, x, x.size(3), "columns"));
+    job.plane_weight = optional_numbers<A>(request.plane_weights, x, 2 * planes, "plane_weights");
+    job.rows = optional_numbers<A>(request.rows, x, x.size(2), "rows");
+    job.columns = optional_numbers<A>(request.columns, x, x.size(3), "columns");
     for (int t = 0; t < kTerms; ++t) {
       job.weight[t] = A(request.weights[t] * (t >= kL1 ? positions_per_pixel : 1));
       job.wanted[t] = request.wants(t);
