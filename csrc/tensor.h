@@ -10,6 +10,8 @@
 #include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <cstdint>
+#include <optional>
 #include <type_traits>
 #include <vector>
 
@@ -62,6 +64,44 @@ using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 inline ScalarType arithmetic_dtype(const Tensor& tensor) {
   return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline Tensor new_tensor(const Tensor& x, const std::vector<int64_t>& shape, ScalarType dtype) {
+  return torch::stable::new_empty(x, {shape.data(), shape.size()}, dtype);
+}
+
+inline std::vector<Tensor> new_gradients(const Tensor& x, const Tensor& y, int64_t count) {
+  STD_TORCH_CHECK(0 <= count && count <= 2, "ssimfast: gradients must be 0, 1 or 2, got ", count);
+  std::vector<Tensor> grads;
+  if (count > 0) grads.push_back(torch::stable::empty_like(x));
+  if (count > 1) grads.push_back(torch::stable::empty_like(y));
+  return grads;
+}
+
+// The numbers of an optional argument, which are of the result's dtype; null if it was not given.
+template <class A>
+const A* optional_numbers(const std::optional<Tensor>& tensor, const Tensor& image, int64_t numel,
+                          const char* name) {
+  if (!tensor) return nullptr;
+  STD_TORCH_CHECK(tensor->numel() == numel && tensor->is_contiguous() &&
+                      tensor->scalar_type() == arithmetic_dtype(image),
+                  "ssimfast: ", name, " must be ", numel,
+                  " contiguous numbers of the result's dtype");
+  return static_cast<const A*>(tensor->const_data_ptr());
+}
+
+inline void check_pooling(int64_t pooling) {
+  STD_TORCH_CHECK(0 <= pooling && pooling <= 3, "ssimfast: pooling must be 0, 1, 2 or 3, got ",
+                  pooling);
+}
+
+// The upstream gradient of a result reduced to one number for all planes, for each image or plane.
+inline void check_upstream(const Tensor& grad, const Tensor& upstream) {
+  STD_TORCH_CHECK(grad.dim() == 4, "ssimfast: the gradient must have 4 dimensions, got ",
+                  grad.dim());
+  bool fits = upstream.scalar_type() == arithmetic_dtype(grad) && upstream.dim() <= 2;
+  for (int64_t i = 0; fits && i < upstream.dim(); ++i) fits = upstream.size(i) == grad.size(i);
+  STD_TORCH_CHECK(fits, "ssimfast: the upstream gradient does not fit the result");
 }
 
 }  // namespace ssimfast

@@ -27,14 +27,6 @@ struct Upstream {
   double at(int64_t n, int64_t c) const { return double(data[n * by_image + c * by_plane]); }
 };
 
-void check_upstream(const Tensor& grad, const Tensor& upstream) {
-  STD_TORCH_CHECK(grad.dim() == 4, "ssimfast: the gradient must have 4 dimensions, got ",
-                  grad.dim());
-  bool fits = upstream.scalar_type() == arithmetic_dtype(grad) && upstream.dim() <= 2;
-  for (int64_t i = 0; fits && i < upstream.dim(); ++i) fits = upstream.size(i) == grad.size(i);
-  STD_TORCH_CHECK(fits, "ssimfast: the upstream gradient does not fit the result");
-}
-
 // Calls body(n, c, row, begin, end) for runs of rows of all planes, on all threads.
 template <class Body>
 void for_rows(const Tensor& image, Body&& body) {
@@ -147,8 +139,7 @@ Tensor collapse(std::vector<Tensor> grads, const Tensor& slopes, const Tensor& u
   STD_TORCH_CHECK(!grads.empty(), "ssimfast: a pyramid needs a gradient");
   const Tensor& finest = grads[0];
   check_upstream(finest, upstream);
-  STD_TORCH_CHECK(Pooling::kNone <= Pooling(pooling) && Pooling(pooling) <= Pooling::kReplicate,
-                  "ssimfast: pooling must be 0, 1, 2 or 3, got ", pooling);
+  check_pooling(pooling);
   STD_TORCH_CHECK(slopes.dim() == 3 && slopes.size(0) == finest.size(0) &&
                       slopes.size(1) == finest.size(1) &&
                       slopes.size(2) == static_cast<int64_t>(grads.size()) &&

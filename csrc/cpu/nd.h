@@ -83,7 +83,7 @@ struct WriteSsim {
   template <class V>
   SSIMFAST_INLINE void at(int64_t i) const {
     const auto q = windows.statistics<V>(i);
-    store(to + i, Terms<V, double>(q.moments, windows.c1, windows.c2).ssim());
+    store(to + i, Terms<V, double>(q.moments, windows.c1, windows.c2, Inverse<double>()).ssim());
   }
 };
 
@@ -97,9 +97,9 @@ struct WriteSlopes {
   template <class V>
   SSIMFAST_INLINE void at(int64_t i) const {
     const auto q = windows.statistics<V>(i);
-    const Terms<V, double> terms(q.moments, windows.c1, windows.c2);
+    const Terms<V, double> terms(q.moments, windows.c1, windows.c2, Inverse<double>());
     const Upstream<V> by{load<V>(upstream + i) * q.share, V{}, V{}};
-    const auto p = partials<V, double>(q.moments, terms, windows.c1, windows.c2, by);
+    const auto p = partials(q.moments, terms, slopes(terms, by));
     const V rest_s = p.by_mu_s - p.by_var_s * q.mean_s;
     const V rest_d = p.by_mu_d - p.by_var_d * q.mean_d;
     double* const to = windows.sums + i;

@@ -38,6 +38,14 @@ SSIMFAST_INLINE V broadcast(A a) {
   return a - V{};
 }
 
+template <class A>
+struct Inverse {
+  template <class V>
+  SSIMFAST_INLINE V operator()(V v) const {
+    return A(1) / v;
+  }
+};
+
 template <class V>
 SSIMFAST_INLINE V magnitude(V v) {
   return v < V{} ? -v : v;

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "../request.h"
 #include "dispatch.h"
 #include "tensors.h"
 
@@ -20,13 +21,6 @@ constexpr int64_t kTileColumns = 640;
 constexpr int64_t kWantedTiles = 48;
 constexpr int64_t kLeastTileRows = 64;
 
-// What every op is told about the statistic: see ssimfast/ops.py for the meaning of each.
-struct Settings {
-  std::vector<double> window;
-  double c1, c2, low, scale;
-  bool same;
-};
-
 template <class T>
 Job<Arithmetic<T>> make_job(const Tensor& x, const Tensor& y, const Settings& settings) {
   using A = Arithmetic<T>;
@@ -37,7 +31,7 @@ Job<Arithmetic<T>> make_job(const Tensor& x, const Tensor& y, const Settings& se
   job.height = x.size(2);
   job.width = x.size(3);
   job.window = static_cast<int>(settings.window.size());
-  job.margin = settings.same ? 0 : job.window / 2;
+  job.margin = settings.margin();
   for (int i = 0; i < job.window; ++i) job.taps[i] = A(settings.window[i]);
   job.c1 = A(settings.c1);
   job.c2 = A(settings.c2);
@@ -99,29 +93,6 @@ std::vector<Sums> run_tiles(const Job<A>& job, const Cut& cut, Pass pass, bool b
   return sums;
 }
 
-void check(const Tensor& x, const Tensor& y, const Settings& settings) {
-  check_pair(x, y);
-  check_window(x, settings.window, settings.same, kMaxWindow);
-}
-
-// The shape of the map of images like x.
-std::vector<int64_t> map_shape(const Tensor& x, const Settings& settings) {
-  const int64_t lost = settings.same ? 0 : static_cast<int64_t>(settings.window.size()) - 1;
-  return {x.size(0), x.size(1), x.size(2) - lost, x.size(3) - lost};
-}
-
-Tensor new_tensor(const Tensor& x, const std::vector<int64_t>& shape, ScalarType dtype) {
-  return torch::stable::new_empty(x, {shape.data(), shape.size()}, dtype);
-}
-
-std::vector<Tensor> new_gradients(const Tensor& x, const Tensor& y, int64_t count) {
-  STD_TORCH_CHECK(0 <= count && count <= 2, "ssimfast: gradients must be 0, 1 or 2, got ", count);
-  std::vector<Tensor> grads;
-  if (count > 0) grads.push_back(torch::stable::empty_like(x));
-  if (count > 1) grads.push_back(torch::stable::empty_like(y));
-  return grads;
-}
-
 // Every map of the pass: one of SSIM, or two of its components.
 std::vector<Tensor> maps(const Tensor& x, const Tensor& y, const Settings& settings,
                          bool components) {
@@ -144,13 +115,7 @@ std::vector<Tensor> maps(const Tensor& x, const Tensor& y, const Settings& setti
 std::vector<Tensor> map_gradients(const std::vector<Tensor>& upstream, const Tensor& x,
                                   const Tensor& y, const Settings& settings, int64_t gradients) {
   check(x, y, settings);
-  STD_TORCH_CHECK(gradients > 0, "ssimfast: gradients must be 1 or 2, got ", gradients);
-  const std::vector<int64_t> shape = map_shape(x, settings);
-  for (const Tensor& map : upstream) {
-    bool fits = map.dim() == 4 && map.scalar_type() == arithmetic_dtype(x);
-    for (int i = 0; fits && i < 4; ++i) fits = map.size(i) == shape[i];
-    STD_TORCH_CHECK(fits, "ssimfast: the gradient of the map does not fit the map");
-  }
+  check_upstream_maps(upstream, x, settings, gradients);
   const std::vector<Tensor> grads = new_gradients(x, y, gradients);
   if (x.numel() == 0) return grads;
   dispatch_floating(x, [&](auto zero) {
@@ -166,29 +131,6 @@ std::vector<Tensor> map_gradients(const std::vector<Tensor>& upstream, const Ten
     run_tiles(job, cut, Pass::kMapGradient, gradients > 1);
   });
   return grads;
-}
-
-// What `similarity` is told beyond the statistic: see ssimfast/ops.py for the meaning of each.
-struct Request {
-  int64_t wanted;
-  std::vector<double> weights;
-  std::optional<Tensor> plane_weights, rows, columns;
-  int64_t count, kept, gradients, pooling;
-
-  bool wants(int term) const { return (wanted >> term & 1) != 0; }
-};
-
-void check(const Tensor& x, const Request& request) {
-  STD_TORCH_CHECK(request.weights.size() == kTerms, "ssimfast: weights must be ", int(kTerms),
-                  " numbers, got ", request.weights.size());
-  STD_TORCH_CHECK(0 <= request.kept && request.kept <= 2, "ssimfast: kept must be 0, 1 or 2, got ",
-                  request.kept);
-  STD_TORCH_CHECK(0 <= request.pooling && request.pooling <= int(Pooling::kReplicate),
-                  "ssimfast: pooling must be 0, 1, 2 or 3, got ", request.pooling);
-  STD_TORCH_CHECK(request.rows.has_value() == request.columns.has_value() &&
-                      (request.rows.has_value() ||
-                       (request.weights[kBlurredL1] == 0 && !request.wants(kBlurredL1))),
-                  "ssimfast: the blurred L1 needs both rows and columns");
 }
 
 // The terms of each group of planes, and their weighted sum. All are divided by `count`; those over
@@ -211,12 +153,10 @@ void reduce(const std::vector<Sums>& sums, const Request& request, double positi
   }
 }
 
-using Similarity = std::tuple<Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>>;
-
 Similarity similarity(const Tensor& x, const Tensor& y, const Settings& settings,
                       const Request& request) {
   check(x, y, settings);
-  check(x, request);
+  check(request);
   std::vector<int64_t> shape;
   for (int64_t i = 0; i < request.kept; ++i) shape.push_back(x.size(i));
   const Tensor value = new_tensor(x, shape, arithmetic_dtype(x));
@@ -240,14 +180,12 @@ Similarity similarity(const Tensor& x, const Tensor& y, const Settings& settings
     using A = Arithmetic<T>;
     Job<A> job = make_job<T>(x, y, settings);
     const int64_t planes = x.size(0) * x.size(1);
-    const std::vector<int64_t> positions = map_shape(x, settings);
-    const double positions_per_pixel =
-        double(positions[2] * positions[3]) / double(x.size(2) * x.size(3));
+    const double per_pixel = positions_per_pixel(x, settings);
     job.plane_weight = optional_numbers<A>(request.plane_weights, x, 2 * planes, "plane_weights");
     job.rows = optional_numbers<A>(request.rows, x, x.size(2), "rows");
     job.columns = optional_numbers<A>(request.columns, x, x.size(3), "columns");
     for (int t = 0; t < kTerms; ++t) {
-      job.weight[t] = A(request.weights[t] * (t >= kL1 ? positions_per_pixel : 1));
+      job.weight[t] = A(request.weights[t] * (t >= kL1 ? per_pixel : 1));
       job.wanted[t] = request.wants(t);
     }
     job.pooling = pooling;
@@ -265,60 +203,21 @@ Similarity similarity(const Tensor& x, const Tensor& y, const Settings& settings
     const Cut cut(planes, job.height, job.width, every_pixel ? 0 : job.margin);
     const auto sums =
         run_tiles(job, cut, grads.empty() ? Pass::kValue : Pass::kGradient, grads.size() > 1);
-    reduce(sums, request, positions_per_pixel, value.numel(),
+    reduce(sums, request, per_pixel, value.numel(),
            static_cast<double*>(terms.mutable_data_ptr()),
            static_cast<A*>(value.mutable_data_ptr()));
   });
   return {value, terms, grads, pooled};
 }
 
-// ---- ops ------------------------------------------------------------------------------------
-
-Tensor ssim_map(const Tensor& x, const Tensor& y, std::vector<double> window, double c1, double c2,
-                double low, double scale, bool same) {
-  return maps(x, y, {std::move(window), c1, c2, low, scale, same}, false)[0];
-}
-
-std::vector<Tensor> ssim_map_grad(const Tensor& upstream, const Tensor& x, const Tensor& y,
-                                  std::vector<double> window, double c1, double c2, double low,
-                                  double scale, bool same, int64_t gradients) {
-  return map_gradients({upstream}, x, y, {std::move(window), c1, c2, low, scale, same}, gradients);
-}
-
-std::tuple<Tensor, Tensor> components_map(const Tensor& x, const Tensor& y,
-                                          std::vector<double> window, double c1, double c2,
-                                          double low, double scale, bool same) {
-  const auto out = maps(x, y, {std::move(window), c1, c2, low, scale, same}, true);
-  return {out[0], out[1]};
-}
-
-std::vector<Tensor> components_map_grad(const Tensor& by_luminance,
-                                        const Tensor& by_contrast_structure, const Tensor& x,
-                                        const Tensor& y, std::vector<double> window, double c1,
-                                        double c2, double low, double scale, bool same,
-                                        int64_t gradients) {
-  return map_gradients({by_luminance, by_contrast_structure}, x, y,
-                       {std::move(window), c1, c2, low, scale, same}, gradients);
-}
-
-Similarity similarity_op(const Tensor& x, const Tensor& y, std::vector<double> window, double c1,
-                         double c2, double low, double scale, bool same, int64_t wanted,
-                         std::vector<double> weights, std::optional<Tensor> plane_weights,
-                         std::optional<Tensor> rows, std::optional<Tensor> columns, int64_t count,
-                         int64_t kept, int64_t gradients, int64_t pooling) {
-  return similarity(x, y, {std::move(window), c1, c2, low, scale, same},
-                    {wanted, std::move(weights), std::move(plane_weights), std::move(rows),
-                     std::move(columns), count, kept, gradients, pooling});
-}
-
 }  // namespace
+
+struct Cpu {
+  static constexpr auto maps = cpu::maps;
+  static constexpr auto map_gradients = cpu::map_gradients;
+  static constexpr auto similarity = cpu::similarity;
+};
+
 }  // namespace ssimfast::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(ssimfast, CPU, m) {
-  using namespace ssimfast::cpu;
-  m.impl("ssim_map", TORCH_BOX(&ssim_map));
-  m.impl("ssim_map_grad", TORCH_BOX(&ssim_map_grad));
-  m.impl("components_map", TORCH_BOX(&components_map));
-  m.impl("components_map_grad", TORCH_BOX(&components_map_grad));
-  m.impl("similarity", TORCH_BOX(&similarity_op));
-}
+STABLE_TORCH_LIBRARY_IMPL(ssimfast, CPU, m) { SSIMFAST_REGISTER_OPS(m, ssimfast::cpu::Cpu); }

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <new>
-#include <optional>
 #include <type_traits>
 
 #include "../tensor.h"
@@ -49,18 +48,6 @@ template <class T>
 Sink<Arithmetic<T>> sink(const Tensor& tensor) {
   return {static_cast<char*>(tensor.mutable_data_ptr()), byte_strides<T>(tensor), sizeof(T),
           write_row<T>};
-}
-
-// The numbers of an optional argument, which are of the result's dtype; null if it was not given.
-template <class A>
-const A* optional_numbers(const std::optional<Tensor>& tensor, const Tensor& image, int64_t numel,
-                          const char* name) {
-  if (!tensor) return nullptr;
-  STD_TORCH_CHECK(tensor->numel() == numel && tensor->is_contiguous() &&
-                      tensor->scalar_type() == arithmetic_dtype(image),
-                  "ssimfast: ", name, " must be ", numel,
-                  " contiguous numbers of the result's dtype");
-  return static_cast<const A*>(tensor->const_data_ptr());
 }
 
 // Scratch memory of one thread, kept between calls.

@@ -18,13 +18,13 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "../terms.h"
 #include "plane.h"
 #include "simd.h"
 
 namespace ssimfast::cpu {
 
 constexpr int kRows = 4;
-constexpr int kMaxWindow = 33;
 constexpr int kMaxRing = kMaxWindow + kRows - 1;
 constexpr int kMaxLanes = 16;
 constexpr int kMaps = 4;
@@ -36,31 +36,8 @@ enum class Pass {
   kMapGradient,  // gradient of upstream-weighted maps, recomputed
 };
 
-// What is summed over a tile: the first two over positions, the others over pixels of the unit
-// range. kBlurredL1 is the sum of G * |x - y| over the image, zero outside, which is a sum over
-// pixels too: of |x - y| times how much of a window around the pixel lies inside the image.
-enum Term { kSsim, kContrastStructure, kL1, kL2, kBlurredL1, kTerms };
-
 struct Sums {
   double term[kTerms] = {};
-};
-
-// How two rows or columns of pixels become one of the next scale, where their number is odd.
-enum class Pooling {
-  kNone,
-  kFloor,      // the last one is dropped
-  kPad,        // a black one comes before the first
-  kReplicate,  // the last one counts twice
-};
-
-struct PooledAxis {
-  int64_t size = 0;   // of the next scale
-  int64_t shift = 0;  // pooled index i is made of 2 i - shift and 2 i - shift + 1
-
-  PooledAxis() = default;
-  PooledAxis(Pooling pooling, int64_t pixels)
-      : size(pooling == Pooling::kFloor ? pixels / 2 : (pixels + 1) / 2),
-        shift(pooling == Pooling::kPad ? pixels % 2 : 0) {}
 };
 
 template <class A>
@@ -334,15 +311,18 @@ class TileKernel {
 
   // Adds the terms that are sums over pixels, at the tile's own pixels of row r.
   SSIMFAST_INLINE void sum_pixels(int64_t r) {
-    if (!job.wanted[kL1] && !job.wanted[kL2] && !job.wanted[kBlurredL1]) return;
     const A* const d = pixel_row(r) + pitch + spread + halo;
-    sums.term[kL1] += sum_of(columns, [&](auto lane, int64_t c) SSIMFAST_INLINE_LAMBDA {
-      return magnitude(load<decltype(lane)>(d + c));
-    });
-    sums.term[kL2] += sum_of(columns, [&](auto lane, int64_t c) SSIMFAST_INLINE_LAMBDA {
-      const auto v = load<decltype(lane)>(d + c);
-      return v * v;
-    });
+    if (job.wanted[kL1]) {
+      sums.term[kL1] += sum_of(columns, [&](auto lane, int64_t c) SSIMFAST_INLINE_LAMBDA {
+        return magnitude(load<decltype(lane)>(d + c));
+      });
+    }
+    if (job.wanted[kL2]) {
+      sums.term[kL2] += sum_of(columns, [&](auto lane, int64_t c) SSIMFAST_INLINE_LAMBDA {
+        const auto v = load<decltype(lane)>(d + c);
+        return v * v;
+      });
+    }
     if (job.wanted[kBlurredL1]) {
       const A* const counts = job.columns + tile.column_begin;
       sums.term[kBlurredL1] +=
@@ -460,7 +440,7 @@ class TileKernel {
       horizontal_moments(taps, moments + 2 * map + c, moments + 3 * map + c, mean_d, m.var_d);
       m.mu_s = mean_s + level_s;
       m.mu_d = mean_d;
-      const Terms<V, A> terms(m, job.c1, job.c2);
+      const Terms<V, A> terms(m, job.c1, job.c2, Inverse<A>());
       if constexpr (kPass == Pass::kMap) {
         store(out_row + c, components ? terms.luminance() : terms.ssim());
         if (components) store(out_row_y + c, terms.contrast_structure());
@@ -480,7 +460,7 @@ class TileKernel {
         } else {
           upstream.ssim = load<V>(x_buffer + c);
         }
-        const Partials<V> p = partials<V, A>(m, terms, job.c1, job.c2, upstream);
+        const Partials<V> p = partials(m, terms, slopes(terms, upstream));
         store(to + kVarS * pitch + c, p.by_var_s);
         store(to + kVarD * pitch + c, p.by_var_d);
         store(to + kMeanS * pitch + c, mean_s);

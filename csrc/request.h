@@ -1,0 +1,133 @@
+// What the ops of ssimfast/ops.py are asked for, and their registration, the same for every compiled
+// backend. See there for the meaning of each argument.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "tensor.h"
+#include "terms.h"
+
+namespace ssimfast {
+
+// What every op is told about the statistic.
+struct Settings {
+  std::vector<double> window;
+  double c1, c2, low, scale;
+  bool same;
+
+  int64_t size() const { return static_cast<int64_t>(window.size()); }
+  // Pixels at each edge that are no window's centre.
+  int64_t margin() const { return same ? 0 : size() / 2; }
+};
+
+inline void check(const Tensor& x, const Tensor& y, const Settings& settings) {
+  check_pair(x, y);
+  check_window(x, settings.window, settings.same, kMaxWindow);
+}
+
+// The shape of the map of images like x.
+inline std::vector<int64_t> map_shape(const Tensor& x, const Settings& settings) {
+  const int64_t lost = 2 * settings.margin();
+  return {x.size(0), x.size(1), x.size(2) - lost, x.size(3) - lost};
+}
+
+// What brings a sum over pixels to the number of positions.
+inline double positions_per_pixel(const Tensor& x, const Settings& settings) {
+  const std::vector<int64_t> positions = map_shape(x, settings);
+  return double(positions[2] * positions[3]) / double(x.size(2) * x.size(3));
+}
+
+inline void check_upstream_maps(const std::vector<Tensor>& upstream, const Tensor& x,
+                                const Settings& settings, int64_t gradients) {
+  STD_TORCH_CHECK(gradients > 0, "ssimfast: gradients must be 1 or 2, got ", gradients);
+  const std::vector<int64_t> shape = map_shape(x, settings);
+  for (const Tensor& map : upstream) {
+    bool fits = map.dim() == 4 && map.scalar_type() == arithmetic_dtype(x);
+    for (int i = 0; fits && i < 4; ++i) fits = map.size(i) == shape[i];
+    STD_TORCH_CHECK(fits, "ssimfast: the gradient of the map does not fit the map");
+  }
+}
+
+// What `similarity` is told beyond the statistic.
+struct Request {
+  int64_t wanted;
+  std::vector<double> weights;
+  std::optional<Tensor> plane_weights, rows, columns;
+  int64_t count, kept, gradients, pooling;
+
+  bool wants(int term) const { return (wanted >> term & 1) != 0; }
+};
+
+inline void check(const Request& request) {
+  STD_TORCH_CHECK(request.weights.size() == kTerms, "ssimfast: weights must be ", int(kTerms),
+                  " numbers, got ", request.weights.size());
+  STD_TORCH_CHECK(0 <= request.kept && request.kept <= 2, "ssimfast: kept must be 0, 1 or 2, got ",
+                  request.kept);
+  check_pooling(request.pooling);
+  STD_TORCH_CHECK(request.rows.has_value() == request.columns.has_value() &&
+                      (request.rows.has_value() ||
+                       (request.weights[kBlurredL1] == 0 && !request.wants(kBlurredL1))),
+                  "ssimfast: the blurred L1 needs both rows and columns");
+}
+
+// The value, the terms, the gradients and the pooled images.
+using Similarity = std::tuple<Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>>;
+
+// The ops of a backend that has `maps`, `map_gradients` and `similarity`, in the form that torch
+// calls them.
+template <class Backend>
+struct Ops {
+  static Tensor ssim_map(const Tensor& x, const Tensor& y, std::vector<double> window, double c1,
+                         double c2, double low, double scale, bool same) {
+    return Backend::maps(x, y, {std::move(window), c1, c2, low, scale, same}, false)[0];
+  }
+
+  static std::vector<Tensor> ssim_map_grad(const Tensor& upstream, const Tensor& x, const Tensor& y,
+                                           std::vector<double> window, double c1, double c2,
+                                           double low, double scale, bool same, int64_t gradients) {
+    return Backend::map_gradients({upstream}, x, y,
+                                  {std::move(window), c1, c2, low, scale, same}, gradients);
+  }
+
+  static std::tuple<Tensor, Tensor> components_map(const Tensor& x, const Tensor& y,
+                                                   std::vector<double> window, double c1, double c2,
+                                                   double low, double scale, bool same) {
+    const auto out = Backend::maps(x, y, {std::move(window), c1, c2, low, scale, same}, true);
+    return {out[0], out[1]};
+  }
+
+  static std::vector<Tensor> components_map_grad(const Tensor& by_luminance,
+                                                 const Tensor& by_contrast_structure,
+                                                 const Tensor& x, const Tensor& y,
+                                                 std::vector<double> window, double c1, double c2,
+                                                 double low, double scale, bool same,
+                                                 int64_t gradients) {
+    return Backend::map_gradients({by_luminance, by_contrast_structure}, x, y,
+                                  {std::move(window), c1, c2, low, scale, same}, gradients);
+  }
+
+  static Similarity similarity(const Tensor& x, const Tensor& y, std::vector<double> window,
+                               double c1, double c2, double low, double scale, bool same,
+                               int64_t wanted, std::vector<double> weights,
+                               std::optional<Tensor> plane_weights, std::optional<Tensor> rows,
+                               std::optional<Tensor> columns, int64_t count, int64_t kept,
+                               int64_t gradients, int64_t pooling) {
+    return Backend::similarity(
+        x, y, {std::move(window), c1, c2, low, scale, same},
+        {wanted, std::move(weights), std::move(plane_weights), std::move(rows), std::move(columns),
+         count, kept, gradients, pooling});
+  }
+};
+
+}  // namespace ssimfast
+
+#define SSIMFAST_REGISTER_OPS(m, Backend)                                                  \
+  m.impl("ssim_map", TORCH_BOX(&ssimfast::Ops<Backend>::ssim_map));                        \
+  m.impl("ssim_map_grad", TORCH_BOX(&ssimfast::Ops<Backend>::ssim_map_grad));              \
+  m.impl("components_map", TORCH_BOX(&ssimfast::Ops<Backend>::components_map));            \
+  m.impl("components_map_grad", TORCH_BOX(&ssimfast::Ops<Backend>::components_map_grad));  \
+  m.impl("similarity", TORCH_BOX(&ssimfast::Ops<Backend>::similarity))

@@ -1,0 +1,36 @@
+// What a sweep over two images sums and makes besides gradients: shared by every compiled backend,
+// free of torch.
+#pragma once
+
+#include <cstdint>
+
+#include "ssim.h"
+
+namespace ssimfast {
+
+constexpr int kMaxWindow = 33;
+
+// What is summed: the first two over positions, the others over pixels of the unit range.
+// kBlurredL1 is the sum of G * |x - y| over the image, zero outside, which is a sum over pixels
+// too: of |x - y| times how much of a window around the pixel lies inside the image.
+enum Term { kSsim, kContrastStructure, kL1, kL2, kBlurredL1, kTerms };
+
+// How two rows or columns of pixels become one of the next scale, where their number is odd.
+enum class Pooling {
+  kNone,
+  kFloor,      // the last one is dropped
+  kPad,        // a black one comes before the first
+  kReplicate,  // the last one counts twice
+};
+
+struct PooledAxis {
+  int64_t size = 0;   // of the next scale
+  int64_t shift = 0;  // pooled index i is made of 2 i - shift and 2 i - shift + 1
+
+  PooledAxis() = default;
+  SSIMFAST_INLINE PooledAxis(Pooling pooling, int64_t pixels)
+      : size(pooling == Pooling::kFloor ? pixels / 2 : (pixels + 1) / 2),
+        shift(pooling == Pooling::kPad ? pixels % 2 : 0) {}
+};
+
+}  // namespace ssimfast
