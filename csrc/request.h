@@ -1,5 +1,5 @@
-// What the ops of ssimfast/ops.py are asked for, and their registration, the same for every compiled
-// backend. See there for the meaning of each argument.
+// What the ops of ssimfast/ops.py are asked for, and their registration, the same for every
+// compiled backend. See there for the meaning of each argument.
 #pragma once
 
 #include <cstdint>
@@ -89,8 +89,8 @@ struct Ops {
   static std::vector<Tensor> ssim_map_grad(const Tensor& upstream, const Tensor& x, const Tensor& y,
                                            std::vector<double> window, double c1, double c2,
                                            double low, double scale, bool same, int64_t gradients) {
-    return Backend::map_gradients({upstream}, x, y,
-                                  {std::move(window), c1, c2, low, scale, same}, gradients);
+    return Backend::map_gradients({upstream}, x, y, {std::move(window), c1, c2, low, scale, same},
+                                  gradients);
   }
 
   static std::tuple<Tensor, Tensor> components_map(const Tensor& x, const Tensor& y,
@@ -125,9 +125,9 @@ struct Ops {
 
 }  // namespace ssimfast
 
-#define SSIMFAST_REGISTER_OPS(m, Backend)                                                  \
-  m.impl("ssim_map", TORCH_BOX(&ssimfast::Ops<Backend>::ssim_map));                        \
-  m.impl("ssim_map_grad", TORCH_BOX(&ssimfast::Ops<Backend>::ssim_map_grad));              \
-  m.impl("components_map", TORCH_BOX(&ssimfast::Ops<Backend>::components_map));            \
-  m.impl("components_map_grad", TORCH_BOX(&ssimfast::Ops<Backend>::components_map_grad));  \
+#define SSIMFAST_REGISTER_OPS(m, Backend)                                                 \
+  m.impl("ssim_map", TORCH_BOX(&ssimfast::Ops<Backend>::ssim_map));                       \
+  m.impl("ssim_map_grad", TORCH_BOX(&ssimfast::Ops<Backend>::ssim_map_grad));             \
+  m.impl("components_map", TORCH_BOX(&ssimfast::Ops<Backend>::components_map));           \
+  m.impl("components_map_grad", TORCH_BOX(&ssimfast::Ops<Backend>::components_map_grad)); \
   m.impl("similarity", TORCH_BOX(&ssimfast::Ops<Backend>::similarity))

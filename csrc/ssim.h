@@ -37,8 +37,8 @@ SSIMFAST_INLINE V non_negative(V v) {
 // |n1| <= d1 and |n2| <= d2 hold after rounding too, because each pair adds and subtracts the same
 // two non-negative numbers; so the quotient of the products never leaves [-1, 1] and is exactly 1
 // where d vanishes, if the division is right. With a reciprocal that is only nearly right, the same
-// holds for the distances: 1 - SSIM = (d1 d2 - n1 n2) / (d1 d2) in which everything that cancels has
-// cancelled, a sum of two non-negative products.
+// holds for the distances: 1 - SSIM = (d1 d2 - n1 n2) / (d1 d2) in which everything that cancels
+// has cancelled, a sum of two non-negative products.
 template <class V, class A>
 struct Terms {
   V ms, md, n1, d1;  // ms: mu_s^2 + 2 C1, md: mu_d^2

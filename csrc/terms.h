@@ -10,6 +10,9 @@ namespace ssimfast {
 
 constexpr int kMaxWindow = 33;
 
+// Four windows in a row share one centre only if the Gaussian is wide: sigma of about 1.15 or more.
+constexpr double kLargestCentreTap = 0.35;
+
 // What is summed: the first two over positions, the others over pixels of the unit range.
 // kBlurredL1 is the sum of G * |x - y| over the image, zero outside, which is a sum over pixels
 // too: of |x - y| times how much of a window around the pixel lies inside the image.

@@ -30,11 +30,16 @@ It returns the value, the terms (float64 where the device has it), the gradients
 images. ``scale_grad`` turns a gradient into that by the images: ``* upstream * scale / count``.
 ``combine_scales`` makes MS-SSIM of the terms of all scales: the value ``weights`` times (SSIM,
 MS-SSIM, L1, L2, blurred L1), these five, and the slopes of the value by the sums of each scale.
+``sweep_scales`` is the sweeps of all scales and what combines them, for a backend that does it in
+fewer launches: the value, the terms, the slopes, and the gradients scale by scale (``late``: none of
+the finest). Of a negative mean it takes the size (``absolute``) or 0; means are averaged over
+channels first if ``joint``.
 ``collapse`` sums the gradients of all scales, times these slopes, and adds those of the terms over
 pixels (weights: L1, L2, blurred L1).
 """
 
 import warnings
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -68,16 +73,27 @@ _SCHEMAS = {
         "(Tensor[] terms, float[] scale_weights, str negative, bool joint, float[] weights, "
         "int kept, SymInt[] positions) -> (Tensor, Tensor, Tensor)"
     ),
+    "sweep_scales": (
+        f"({_PAIR}, float[] scale_weights, int pooling, bool absolute, bool joint, "
+        "float[] weights, Tensor? rows, Tensor? columns, int kept, int gradients, bool late) "
+        "-> (Tensor, Tensor, Tensor, Tensor[])"
+    ),
     "collapse": (
         "(Tensor[] grads, Tensor slopes, Tensor upstream, float scale, int pooling, Tensor? x, "
         "Tensor? y, float[] pixel_weights, Tensor? rows, Tensor? columns) -> Tensor"
     ),
 }
 
+
+def _implement(name: str, function: Callable) -> None:
+    """For every device for which nothing better is registered: the dispatcher's fallback."""
+    torch.library.impl(f"ssimfast::{name}", "CompositeExplicitAutograd")(function)
+
+
 for _name, _schema in _SCHEMAS.items():
     torch.library.define(f"ssimfast::{_name}", _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    # The dispatcher's fallback: every device for which nothing better is registered.
-    torch.library.impl(f"ssimfast::{_name}", "CompositeExplicitAutograd")(getattr(reference, _name))
+    if _name != "sweep_scales":  # made of the others, below
+        _implement(_name, getattr(reference, _name))
 
 
 def _load_extension() -> Any:
@@ -146,10 +162,31 @@ def _fake_similarity(x, y, *arguments):
     terms = x.new_empty((*x.shape[:kept], reference.TERMS), dtype=reference.widest_dtype(x))
     pooled = []
     if pooling != reference.POOLINGS["none"]:
-        up = 0 if pooling == reference.POOLINGS["floor"] else 1
-        shape = (*x.shape[:2], *((size + up) // 2 for size in x.shape[2:]))
-        pooled = [x.new_empty(shape, dtype=dtype) for _ in range(2)]
+        pooled = [_fake_pooled(x, pooling) for _ in range(2)]
     return value, terms, _fake_grads(x, y, gradients), pooled
+
+
+def _fake_pooled(x, pooling):
+    up = 0 if pooling == reference.POOLINGS["floor"] else 1
+    shape = (*x.shape[:2], *((size + up) // 2 for size in x.shape[2:]))
+    return x.new_empty(shape, dtype=reference.result_dtype(x.dtype))
+
+
+def _fake_sweep_scales(x, y, *arguments):
+    _check_devices(x, y)
+    *_, scale_weights, pooling, absolute, joint, weights, rows, columns, kept = arguments[:-2]
+    gradients, late = arguments[-2:]
+    widest = reference.widest_dtype(x)
+    value = x.new_empty(x.shape[:kept], dtype=reference.result_dtype(x.dtype))
+    terms = x.new_empty((*x.shape[:kept], reference.TERMS), dtype=widest)
+    slopes = x.new_empty((*x.shape[:2], len(scale_weights)), dtype=widest)
+    grads = []
+    for scale in range(len(scale_weights)):
+        if scale > 0:
+            x, y = _fake_pooled(x, pooling), _fake_pooled(y, pooling)
+        if scale > 0 or not late:
+            grads += _fake_grads(x, y, gradients)
+    return value, terms, slopes, grads
 
 
 def _fake_combine_scales(terms, scale_weights, negative, joint, weights, kept, positions):
@@ -172,6 +209,7 @@ _FAKES = {
     "similarity": _fake_similarity,
     "scale_grad": lambda grad, upstream, scale, count: torch.empty_like(grad),
     "combine_scales": _fake_combine_scales,
+    "sweep_scales": _fake_sweep_scales,
     "collapse": lambda grads, *_: torch.empty_like(grads[0]),
 }
 
@@ -191,6 +229,7 @@ _components_map_grad = torch.ops.ssimfast.components_map_grad.default
 _similarity = torch.ops.ssimfast.similarity.default
 _scale_grad = torch.ops.ssimfast.scale_grad.default
 _combine_scales = torch.ops.ssimfast.combine_scales.default
+_sweep_scales = torch.ops.ssimfast.sweep_scales.default
 _collapse = torch.ops.ssimfast.collapse.default
 
 
@@ -309,7 +348,7 @@ class MultiScale(torch.autograd.Function):
         x, y = _in_order(x, y, needs)
         late = weights[reference.SSIM] != 0
         ctx.call = (settings, scales, weights, kept, late)
-        value, terms, slopes, grads = _sweep_scales(
+        value, terms, slopes, grads = _of_all_scales(
             x, y, settings, scales, weights, rows, columns, kept, sum(needs), late
         )
         keeps_images = late or any(weights[reference.L1 :])
@@ -390,7 +429,24 @@ def reflected(image: Tensor, halo: int) -> Tensor:
     return torch.nn.functional.pad(image, pads, mode=mode)
 
 
-def _sweep_scales(x, y, settings, scales, weights, rows, columns, kept, gradients, late):
+def _of_all_scales(x, y, settings, scales, weights, rows, columns, kept, gradients, late):
+    scale_weights, pooling, negative, joint, reflect = scales
+    shared = (weights, rows, columns, kept, gradients, late)
+    if reflect or negative == "raise":  # a border before the last sweep; means to be looked at
+        return _compose_scales(x, y, settings, scales, *shared)
+    return _sweep_scales(x, y, *settings, scale_weights, pooling, negative == "abs", joint, *shared)
+
+
+def _sweep_scales_by_ops(x, y, *arguments):
+    *settings, scale_weights, pooling, absolute, joint = arguments[:-6]
+    scales = (scale_weights, pooling, "abs" if absolute else "relu", joint, False)
+    return _compose_scales(x, y, tuple(settings), scales, *arguments[-6:])
+
+
+_implement("sweep_scales", _sweep_scales_by_ops)
+
+
+def _compose_scales(x, y, settings, scales, weights, rows, columns, kept, gradients, late):
     scale_weights, pooling, negative, joint, reflect = scales
     window, c1, c2, *_, same = settings
     dtype = reference.result_dtype(x.dtype)
@@ -483,4 +539,4 @@ def multi_scale(
     """
     if _needs_autograd(x, y):
         return MultiScale.apply(x, y, settings, scales, weights, rows, columns, kept)
-    return _sweep_scales(x, y, settings, scales, weights, rows, columns, kept, 0, True)[:2]
+    return _of_all_scales(x, y, settings, scales, weights, rows, columns, kept, 0, True)[:2]

@@ -20,7 +20,20 @@ TOLERANCES = {
     torch.float16: {"mean": 5e-8, "map": 1e-6, "grad": 2 * 2**-11, "pyramid": 2 * 2**-11},
     torch.bfloat16: {"mean": 5e-8, "map": 1e-6, "grad": 2 * 2**-8, "pyramid": 2 * 2**-8},
 }
+# In the place of the former for the CUDA kernels, whose adjoint filters do not centre and whose
+# reciprocals are right to one unit in the last place (docs/cuda.md, "How exact").
+CUDA_FLOAT32 = {"mean": 6e-8, "map": 1e-6, "grad": 5e-6, "pyramid": 1e-5}
+# Where what remains of a gradient is small against its parts, those kernels are off by more.
+CUDA_SLACK = 4
 TERMS = ("ssim", "ms_ssim", "l1", "l2", "gaussian_l1")
+
+
+def loosened(tolerances: dict, backend: str) -> dict:
+    """The tolerances of a test of hard data, as they are for that backend."""
+    if not backend.startswith("cuda"):
+        return tolerances
+    gradients = {"grad", "pyramid"} & tolerances.keys()
+    return {**tolerances, **{key: CUDA_SLACK * tolerances[key] for key in gradients}}
 
 
 def to_oracle(arguments: dict) -> dict:
@@ -34,7 +47,12 @@ def to_oracle(arguments: dict) -> dict:
 
 
 def as_float64(image: Tensor) -> np.ndarray:
-    return image.detach().to(torch.float64).numpy()
+    return image.detach().to(torch.float64).cpu().numpy()
+
+
+def on_default_device(*images: Tensor) -> list[Tensor]:
+    """The images where new ones would be: on the device of the backend that is tested."""
+    return [image.to(torch.get_default_device()) for image in images]
 
 
 def value_dtype(image: Tensor) -> torch.dtype:
@@ -80,6 +98,7 @@ def mean_tolerance(allowed: dict, count: int) -> float:
 
 def assert_matches_oracle(x: Tensor, y: Tensor, tolerances: dict | None = None, **arguments):
     """Values, maps and both gradients of every reduction against the float64 oracle."""
+    x, y = on_default_device(x, y)
     allowed = tolerances or TOLERANCES[x.dtype]
     images = as_float64(x), as_float64(y)
     of_oracle = to_oracle(arguments)
@@ -136,6 +155,7 @@ def assert_components_match_oracle(
     x: Tensor, y: Tensor, tolerances: dict | None = None, **arguments
 ):
     """Both maps of ssim_components, the gradients of each and of both together."""
+    x, y = on_default_device(x, y)
     allowed = tolerances or TOLERANCES[x.dtype]
     images = as_float64(x), as_float64(y)
     of_oracle = to_oracle(arguments)
@@ -184,6 +204,7 @@ def assert_ms_ssim_matches_oracle(
 ):
     """Values and both gradients of every reduction. Planes (or images) are independent, so that
     the oracle's gradients of their sum serve all reductions."""
+    x, y = on_default_device(x, y)
     allowed = tolerances or TOLERANCES[x.dtype]
     want = oracle.ms_ssim(as_float64(x), as_float64(y), **to_oracle(arguments))
     off = ms_ssim_tolerance(want, x, arguments, allowed)
@@ -226,6 +247,7 @@ def assert_similarity_matches_oracle(
     x: Tensor, y: Tensor, tolerances: dict | None = None, **arguments
 ):
     """The loss, its terms and both gradients of every reduction."""
+    x, y = on_default_device(x, y)
     allowed = tolerances or TOLERANCES[x.dtype]
     factors = {name: arguments.get(name, float(name == "ssim")) for name in TERMS}
     images = as_float64(x), as_float64(y)

@@ -1,5 +1,7 @@
 """Fixtures: every test of values runs once for each backend that this machine has."""
 
+import comparison
+import emulated
 import pytest
 import torch
 
@@ -9,16 +11,37 @@ from ssimfast import ops, reference
 def use_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls the PyTorch reference in place of whatever the dispatcher would choose."""
     for name in ops._SCHEMAS:
-        monkeypatch.setattr(ops, f"_{name}", getattr(reference, name))
+        monkeypatch.setattr(ops, f"_{name}", getattr(reference, name, ops._sweep_scales_by_ops))
 
 
-@pytest.fixture(params=["cpu", "reference"])
-def backend(request, monkeypatch) -> str:
+def use_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls the emulated CUDA kernels and, for the ops that have none, the reference."""
+    if reason := emulated.why_not():
+        pytest.skip(reason)
+    use_reference(monkeypatch)
+    for name, op in emulated.load().items():
+        monkeypatch.setattr(ops, f"_{name}", op)
+
+
+@pytest.fixture(params=["cpu", "reference", "cuda-emulated", "cuda"])
+def backend(request, monkeypatch):
+    if request.param.startswith("cuda"):
+        monkeypatch.setitem(comparison.TOLERANCES, torch.float32, comparison.CUDA_FLOAT32)
     if request.param == "reference":
         use_reference(monkeypatch)
+    elif request.param == "cuda-emulated":
+        use_emulated(monkeypatch)
+    elif request.param == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+        if ops.backends()["cuda"] != "cuda":
+            pytest.skip("built without CUDA kernels")
+        with torch.device("cuda"):
+            yield request.param
+        return
     elif ops.extension is None:
         pytest.skip("the extension was not built: no C++ compiler at install time")
-    return request.param
+    yield request.param
 
 
 @pytest.fixture(autouse=True)

@@ -11,14 +11,15 @@ from comparison import (
     assert_components_match_oracle,
     assert_matches_oracle,
     assert_near,
+    loosened,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from promises import assert_compiles, assert_same_bits_for_every_number_of_threads, few
 from test_ssim import layouts, pair
 from torch.autograd import forward_ad
 
 import ssimfast
-from ssimfast import ops
 
 SIZES = {
     "one_window": (1, 1, 11, 11),
@@ -140,7 +141,7 @@ def test_flat_bright_beside_flat_dark(backend):
     checks = ((torch.arange(60)[:, None] // 15 + torch.arange(70) // 15) % 2).float()[None, None]
     faint = 0.01 * torch.randn(checks.shape)
     # Without luminance as a factor, black regions count as much as bright ones.
-    tolerances = {**TOLERANCES[checks.dtype], "grad": 4e-6}
+    tolerances = loosened({**TOLERANCES[checks.dtype], "grad": 4e-6}, backend)
     for y in ((checks + faint).clamp(0, 1), 1 - checks + faint, checks * 0.3 + 0.5 * (faint > 0)):
         assert_components_match_oracle(checks, y, tolerances)
         assert_matches_oracle(checks, y, window="uniform", window_size=7, sample_covariance=True)
@@ -273,23 +274,16 @@ def test_forward_mode_is_refused(backend):
 
 
 def test_same_bits_for_every_number_of_threads():
-    if ops.extension is None:
-        pytest.skip("the extension was not built: no C++ compiler at install time")
     x, y = pair(2, 3, 150, 130)
     upstream = torch.rand(2, 2, 3, 150, 130).unbind()
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 3, 2):
-            torch.set_num_threads(count)
-            a, b = x.clone().requires_grad_(), y.clone().requires_grad_()
-            maps = ssimfast.ssim_components(a, b, padding="reflect")
-            torch.autograd.backward(maps, upstream)
-            results.append((*(one.detach() for one in maps), a.grad, b.grad))
-    finally:
-        torch.set_num_threads(threads)
-    for result in results[1:]:
-        assert all(torch.equal(got, want) for got, want in zip(result, results[0], strict=True))
+
+    def run():
+        a, b = x.clone().requires_grad_(), y.clone().requires_grad_()
+        maps = ssimfast.ssim_components(a, b, padding="reflect")
+        torch.autograd.backward(maps, upstream)
+        return *(one.detach() for one in maps), a.grad, b.grad
+
+    assert_same_bits_for_every_number_of_threads(run)
 
 
 # Dynamo calls deprecated parts of torch itself.
@@ -297,23 +291,14 @@ def test_same_bits_for_every_number_of_threads():
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("padding", ["valid", "reflect"])
 def test_compile_of_a_training_step(padding, dynamic):
-    torch._dynamo.reset()
     net = torch.nn.Conv2d(3, 3, 3, padding=1)
 
     def loss_of(x, y):
         maps = ssimfast.ssim_components(torch.sigmoid(net(x)), y, window_size=5, padding=padding)
         return 2 - maps.luminance.mean() - maps.contrast_structure.mean()
 
-    compiled = torch.compile(loss_of, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for size in (20, 23):
-        x, y = torch.rand(2, 1, 3, size, size + 1)
-        results = []
-        for step in (loss_of, compiled):
-            net.zero_grad()
-            loss = step(x, y)
-            loss.backward()
-            results.append((loss.detach(), net.weight.grad.clone()))
-        torch.testing.assert_close(*results)
+    inputs = (torch.rand(2, 1, 3, size, size + 1).unbind() for size in (20, 23))
+    assert_compiles(loss_of, net, inputs, dynamic)
 
 
 def test_meta_tensors():
@@ -324,12 +309,6 @@ def test_meta_tensors():
 
 # ---- properties ---------------------------------------------------------------------------------
 
-few = settings(
-    max_examples=15,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # the seed of every test
-)
 window_arguments = st.fixed_dictionaries(
     {
         "window": st.sampled_from(["gaussian", "uniform"]),

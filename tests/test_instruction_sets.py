@@ -1,5 +1,4 @@
-"""The oracle's tests again in processes that are held to narrower instruction sets: those of
-MS-SSIM, mixed losses, components, masks and volumes. (test_ssim.py has its own.)"""
+"""The oracle's tests again in processes that are held to narrower instruction sets."""
 
 import os
 import subprocess
@@ -11,9 +10,12 @@ import pytest
 from ssimfast import ops
 
 FOLDER = Path(__file__).parent
-FILES = ("components", "masks_and_volumes", "ms_ssim", "similarity_loss")
+FILES = ("components", "masks_and_volumes", "ms_ssim", "similarity_loss", "ssim")
 # Every kernel, in every dtype, with rows that are no multiple of a vector.
-TESTS = "test_every_dtype or test_every_mixture or test_every_mask"
+TESTS = (
+    "test_every_dtype or test_every_window or test_every_mixture or test_every_mask "
+    "or test_flat_bright or test_gradcheck"
+)
 
 
 @pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])

@@ -5,13 +5,13 @@ import oracle
 import pytest
 import torch
 from comparison import TOLERANCES, as_float64, assert_matches_oracle, assert_near
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from promises import assert_compiles, assert_same_bits_for_every_number_of_threads, few
 from test_ssim import layouts, pair
 from torch.autograd import forward_ad
 
 import ssimfast
-from ssimfast import ops
 
 
 def disk(height: int, width: int) -> torch.Tensor:
@@ -562,23 +562,16 @@ def test_gradcheck_of_masked_volumes(backend):
     "shape, masked", [((1, 1, 190, 200), True), ((1, 1, 20, 40, 60), False)], ids=["mask", "volume"]
 )
 def test_same_bits_for_every_number_of_threads(shape, masked):
-    if ops.extension is None:
-        pytest.skip("the extension was not built: no C++ compiler at install time")
     x, y = pair(*shape)
     mask = torch.rand(shape[2:]) if masked else None
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            a, b = x.clone().requires_grad_(), y.clone().requires_grad_()
-            value = ssimfast.ssim(a, b, mask=mask, window_size=3)
-            value.backward()
-            results.append((value.detach(), a.grad, b.grad))
-    finally:
-        torch.set_num_threads(threads)
-    for result in results[1:]:
-        assert all(torch.equal(got, want) for got, want in zip(result, results[0], strict=True))
+
+    def run():
+        a, b = x.clone().requires_grad_(), y.clone().requires_grad_()
+        value = ssimfast.ssim(a, b, mask=mask, window_size=3)
+        value.backward()
+        return value.detach(), a.grad, b.grad
+
+    assert_same_bits_for_every_number_of_threads(run)
 
 
 # Dynamo calls deprecated parts of torch itself.
@@ -586,7 +579,6 @@ def test_same_bits_for_every_number_of_threads(shape, masked):
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("reduction, padding", [("batch", "same")])
 def test_compile_of_a_masked_training_step(reduction, padding, dynamic):
-    torch._dynamo.reset()
     net = torch.nn.Conv2d(3, 3, 3, padding=1)
 
     def loss_of(x, y, mask):
@@ -596,24 +588,17 @@ def test_compile_of_a_masked_training_step(reduction, padding, dynamic):
         )
         return (1 - values).mean()
 
-    compiled = torch.compile(loss_of, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for size in (16, 19):
+    def inputs(size):
         x, y = torch.rand(2, 2, 3, size, size + 1)
-        mask = torch.rand(2, 1, size, size + 1) > 0.5
-        results = []
-        for step in (loss_of, compiled):
-            net.zero_grad()
-            loss = step(x, y, mask)
-            loss.backward()
-            results.append((loss.detach(), net.weight.grad.clone()))
-        torch.testing.assert_close(*results)
+        return x, y, torch.rand(2, 1, size, size + 1) > 0.5
+
+    assert_compiles(loss_of, net, map(inputs, (16, 19)), dynamic)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("reduction, padding", [("mean", "valid"), ("none", "reflect")])
 def test_compile_of_a_training_step_on_volumes(reduction, padding, dynamic):
-    torch._dynamo.reset()
     net = torch.nn.Conv3d(1, 1, 3, padding=1)
 
     def loss_of(x, y):
@@ -621,16 +606,8 @@ def test_compile_of_a_training_step_on_volumes(reduction, padding, dynamic):
         values = ssimfast.ssim(out, y, reduction=reduction, padding=padding, window_size=5)
         return (1 - values).mean()
 
-    compiled = torch.compile(loss_of, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for size in (8, 11):
-        x, y = torch.rand(2, 2, 1, size, size + 1, size + 2)
-        results = []
-        for step in (loss_of, compiled):
-            net.zero_grad()
-            loss = step(x, y)
-            loss.backward()
-            results.append((loss.detach(), net.weight.grad.clone()))
-        torch.testing.assert_close(*results)
+    inputs = (torch.rand(2, 2, 1, size, size + 1, size + 2).unbind() for size in (8, 11))
+    assert_compiles(loss_of, net, inputs, dynamic)
 
 
 def test_meta_tensors():
@@ -644,12 +621,6 @@ def test_meta_tensors():
 
 # ---- properties ---------------------------------------------------------------------------------
 
-few = settings(
-    max_examples=15,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # the seed of every test
-)
 arguments_of_masks = st.fixed_dictionaries(
     {
         "window": st.sampled_from(["gaussian", "uniform"]),

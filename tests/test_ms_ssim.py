@@ -13,15 +13,16 @@ from comparison import (
     as_float64,
     assert_ms_ssim_matches_oracle,
     assert_near,
+    loosened,
     ms_ssim_tolerance,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from promises import assert_compiles, assert_same_bits_for_every_number_of_threads, few
 from test_ssim import layouts, pair
 from torch.autograd import forward_ad
 
 import ssimfast
-from ssimfast import ops
 
 WANG = oracle.WANG
 TWO, THREE = (0.4, 0.6), (0.2, 0.3, 0.5)
@@ -297,7 +298,7 @@ HARD = {
 def test_hard_data(backend, case, padding):
     x, y, data_range, tolerances = HARD[case]
     arguments = {"weights": TWO, "data_range": data_range, "padding": padding, "negative": "abs"}
-    assert_ms_ssim_matches_oracle(x, y, tolerances, **arguments)
+    assert_ms_ssim_matches_oracle(x, y, loosened(tolerances, backend), **arguments)
 
 
 def test_flat_bright_beside_flat_dark(backend):
@@ -486,23 +487,16 @@ def test_forward_mode_is_refused(backend):
 
 @pytest.mark.parametrize("shape", [(2, 3, 150, 130), (1, 1, 300, 1100)], ids=str)
 def test_same_bits_for_every_number_of_threads(shape):
-    if ops.extension is None:
-        pytest.skip("the extension was not built: no C++ compiler at install time")
     x, y = pair(*shape)
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 3, 2):
-            torch.set_num_threads(count)
-            a, b = x.clone().requires_grad_(), y.clone().requires_grad_()
-            value = ssimfast.ms_ssim(a, b, weights=THREE)
-            value.backward()
-            alone = ssimfast.ms_ssim(x, y, weights=THREE, reduction="none")
-            results.append((value.detach(), a.grad, b.grad, alone))
-    finally:
-        torch.set_num_threads(threads)
-    for result in results[1:]:
-        assert all(torch.equal(got, want) for got, want in zip(result, results[0], strict=True))
+
+    def run():
+        a, b = x.clone().requires_grad_(), y.clone().requires_grad_()
+        value = ssimfast.ms_ssim(a, b, weights=THREE)
+        value.backward()
+        alone = ssimfast.ms_ssim(x, y, weights=THREE, reduction="none")
+        return value.detach(), a.grad, b.grad, alone
+
+    assert_same_bits_for_every_number_of_threads(run)
 
 
 # Dynamo calls deprecated parts of torch itself.
@@ -518,25 +512,14 @@ def test_same_bits_for_every_number_of_threads(shape):
     ids=["default", "separate", "joint"],
 )
 def test_compile_of_a_training_step(arguments, dynamic):
-    torch._dynamo.reset()
     net = torch.nn.Conv2d(3, 3, 3, padding=1)
 
     def loss_of(x, y):
         out = torch.sigmoid(net(x))
         return (1 - ssimfast.ms_ssim(out, y, weights=TWO, window_size=5, **arguments)).mean()
 
-    compiled = torch.compile(loss_of, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for size in (20, 23):
-        x, y = torch.rand(2, 1, 3, size, size + 1)
-        losses, grads = [], []
-        for step in (loss_of, compiled):
-            net.zero_grad()
-            loss = step(x, y)
-            loss.backward()
-            losses.append(loss.detach())
-            grads.append(net.weight.grad.clone())
-        torch.testing.assert_close(*losses)
-        torch.testing.assert_close(*grads)
+    inputs = (torch.rand(2, 1, 3, size, size + 1).unbind() for size in (20, 23))
+    assert_compiles(loss_of, net, inputs, dynamic)
 
 
 @pytest.mark.parametrize("odd", ["floor", "pad"])
@@ -579,12 +562,6 @@ def test_meta_tensors():
 
 # ---- properties ---------------------------------------------------------------------------------
 
-few = settings(
-    max_examples=15,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # the seed of every test
-)
 arguments_of_ms_ssim = st.fixed_dictionaries(
     {
         "weights": st.lists(st.floats(0, 2), min_size=1, max_size=3).map(tuple),

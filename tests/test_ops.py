@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from promises import assert_compiles
 
 import ssimfast
 from ssimfast import ops, reference
@@ -38,6 +39,13 @@ def arguments(name: str, more: bool, dtype: torch.dtype, layout: str) -> tuple:
     if name == "combine_scales":
         terms = [torch.rand(2, 3, reference.TERMS, dtype=torch.float64) for _ in range(3)]
         return terms, [0.2, 0.3, 0.5], "relu", more, [0.1, 0.2, 0.3, 0.4, 0.5], more, [72, 20, 6]
+    if name == "sweep_scales":
+        x, y = (LAYOUTS[layout](image) for image in torch.rand(2, 2, 3, 21, 22).to(dtype))
+        rows, columns = torch.rand(21, dtype=out_dtype), torch.rand(22, dtype=out_dtype)
+        weights = [0.5, 0.2, 0.3, 0.4, 0.6] if more else [0.0, 1.0, 0.0, 0.0, 0.0]
+        optional = (rows, columns) if more else (None, None)
+        scales = ([0.2, 0.3, 0.5][: 2 + more], 2, more, more)
+        return x, y, *settings, *scales, weights, *optional, more, gradients, more
     if name == "collapse":
         grads = [x, *(torch.rand(2, 3, *shape, dtype=out_dtype) for shape in ((6, 7), (3, 4)))]
         optional = (x, y, [0.1, 0.2, 0.3], rows, columns)
@@ -127,25 +135,14 @@ ignore_deprecation = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("reduction", ["mean", "batch", "none"])
 def test_compile_of_a_training_loss(reduction, dynamic):
-    torch._dynamo.reset()
     net = torch.nn.Conv2d(3, 3, 3, padding=1)
 
     def loss_of(x, y):
         out = torch.sigmoid(net(x))
         return (1 - ssimfast.ssim(out, y, reduction=reduction)).mean()
 
-    compiled = torch.compile(loss_of, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for size in (20, 24):
-        x, y = torch.rand(2, 1, 3, size, size + 1)
-        losses, grads = [], []
-        for step in (loss_of, compiled):
-            net.zero_grad()
-            loss = step(x, y)
-            loss.backward()
-            losses.append(loss.detach())
-            grads.append(net.weight.grad.clone())
-        torch.testing.assert_close(*losses)
-        torch.testing.assert_close(*grads)
+    inputs = (torch.rand(2, 1, 3, size, size + 1).unbind() for size in (20, 24))
+    assert_compiles(loss_of, net, inputs, dynamic)
 
 
 @ignore_deprecation

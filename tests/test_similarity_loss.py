@@ -15,13 +15,13 @@ from comparison import (
     assert_near,
     assert_similarity_matches_oracle,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from promises import assert_compiles, assert_same_bits_for_every_number_of_threads, few
 from test_ssim import layouts, pair
 from torch.autograd import forward_ad
 
 import ssimfast
-from ssimfast import ops
 
 TWO, THREE = (0.4, 0.6), (0.2, 0.3, 0.5)
 ONLY = {name: {"ssim": 0.0, name: 1.0} for name in TERMS}
@@ -410,23 +410,16 @@ def test_forward_mode_is_refused(backend, mixture):
 @pytest.mark.parametrize("shape", [(2, 3, 150, 130), (1, 1, 300, 1100)], ids=str)
 @pytest.mark.parametrize("mixture", ["all", "all_without_ms_ssim"])
 def test_same_bits_for_every_number_of_threads(mixture, shape):
-    if ops.extension is None:
-        pytest.skip("the extension was not built: no C++ compiler at install time")
     x, y = pair(*shape)
     arguments = {"weights": TWO, "return_terms": True, **MIXTURES[mixture]}
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 3, 2):
-            torch.set_num_threads(count)
-            a, b = x.clone().requires_grad_(), y.clone().requires_grad_()
-            loss, terms = ssimfast.similarity_loss(a, b, **arguments)
-            loss.backward()
-            results.append((loss.detach(), a.grad, b.grad, *terms.values()))
-    finally:
-        torch.set_num_threads(threads)
-    for result in results[1:]:
-        assert all(torch.equal(got, want) for got, want in zip(result, results[0], strict=True))
+
+    def run():
+        a, b = x.clone().requires_grad_(), y.clone().requires_grad_()
+        loss, terms = ssimfast.similarity_loss(a, b, **arguments)
+        loss.backward()
+        return loss.detach(), a.grad, b.grad, *terms.values()
+
+    assert_same_bits_for_every_number_of_threads(run)
 
 
 # Dynamo calls deprecated parts of torch itself.
@@ -434,7 +427,6 @@ def test_same_bits_for_every_number_of_threads(mixture, shape):
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("mixture", ["3dgs", "all"])
 def test_compile_of_a_training_step(mixture, dynamic):
-    torch._dynamo.reset()
     net = torch.nn.Conv2d(3, 3, 3, padding=1)
     arguments = {"weights": TWO, "window_size": 5, "return_terms": True, **MIXTURES[mixture]}
 
@@ -442,16 +434,8 @@ def test_compile_of_a_training_step(mixture, dynamic):
         loss, terms = ssimfast.similarity_loss(torch.sigmoid(net(x)), y, **arguments)
         return loss, terms
 
-    compiled = torch.compile(loss_of, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for size in (20, 23):
-        x, y = torch.rand(2, 1, 3, size, size + 1)
-        results = []
-        for step in (loss_of, compiled):
-            net.zero_grad()
-            loss, terms = step(x, y)
-            loss.backward()
-            results.append((loss.detach(), net.weight.grad.clone(), terms))
-        torch.testing.assert_close(*results)
+    inputs = (torch.rand(2, 1, 3, size, size + 1).unbind() for size in (20, 23))
+    assert_compiles(loss_of, net, inputs, dynamic)
 
 
 @pytest.mark.parametrize("mixture", ["3dgs", "all"])
@@ -484,12 +468,6 @@ def test_meta_tensors(mixture):
 
 # ---- properties ---------------------------------------------------------------------------------
 
-few = settings(
-    max_examples=15,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # the seed of every test
-)
 factors = st.fixed_dictionaries({name: st.sampled_from([0.0, 0.3, 2.0]) for name in TERMS})
 arguments_of_similarity_loss = st.fixed_dictionaries(
     {

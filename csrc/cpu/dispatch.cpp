@@ -89,15 +89,13 @@ RunTile<A> for_pass(Pass pass, bool both) {
 
 }  // namespace
 
-// Rows of a block centre on a neighbour only if the Gaussian is wide: sigma of about 1.15 or more.
-constexpr float kLargestCentreTap = 0.35f;
-
 // The window that everyone uses is unrolled, unless its Gaussian is too narrow for that. float64
 // exists for gradcheck, not for speed.
 template <class A>
 RunTile<A> select_kernel(Pass pass, bool both, const Job<A>& job) {
   if constexpr (std::is_same_v<A, float>) {
-    if (job.window == 11 && job.taps[5] < kLargestCentreTap) return for_pass<A, 11>(pass, both);
+    if (job.window == 11 && job.taps[5] < float(kLargestCentreTap))
+      return for_pass<A, 11>(pass, both);
   }
   return for_pass<A, 0>(pass, both);
 }

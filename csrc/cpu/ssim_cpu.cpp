@@ -203,8 +203,7 @@ Similarity similarity(const Tensor& x, const Tensor& y, const Settings& settings
     const Cut cut(planes, job.height, job.width, every_pixel ? 0 : job.margin);
     const auto sums =
         run_tiles(job, cut, grads.empty() ? Pass::kValue : Pass::kGradient, grads.size() > 1);
-    reduce(sums, request, per_pixel, value.numel(),
-           static_cast<double*>(terms.mutable_data_ptr()),
+    reduce(sums, request, per_pixel, value.numel(), static_cast<double*>(terms.mutable_data_ptr()),
            static_cast<A*>(value.mutable_data_ptr()));
   });
   return {value, terms, grads, pooled};

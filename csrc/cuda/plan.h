@@ -1,0 +1,66 @@
+// How the fused kernel cuts planes into blocks.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "sweep.cuh"
+
+namespace ssimfast::cuda {
+
+// What the plan depends on: the shape, and how many blocks the device runs at a time.
+struct Extent {
+  int64_t planes, height, width, margin;
+  int halo, spread;  // of the window; of statistics beyond the own pixels
+};
+
+inline int64_t waves(int64_t blocks, int64_t at_a_time) {
+  return (blocks + at_a_time - 1) / at_a_time;
+}
+
+// The cut of which all blocks are done soonest, if steps take as long as threads are resident: few
+// columns that no pixel needs, runs long against the rows that they share, and no last wave of a
+// few blocks. It depends on the device through its number of multiprocessors alone.
+inline Plan make_plan(const Extent& extent, int multiprocessors) {
+  const int64_t planes = extent.planes, height = extent.height, width = extent.width;
+  const int halo = extent.halo, spread = extent.spread;
+  constexpr int kAlignment = 8;  // columns: 16 bytes of a half type
+  // Before the first pixel that a window sees, up to the next multiple.
+  const int lead = int((extent.margin - halo) % kAlignment + kAlignment) % kAlignment;
+  const int first_column = int(extent.margin) - halo - lead;
+  const int64_t columns = width - 2 * extent.margin + lead;  // of statistics
+  const int shared_rows = 2 * (halo + spread);
+  constexpr int kLeastRows = 8, kMostRuns = 128;
+  Plan best{};
+  double least_cost = 0;
+  for (int threads = 64; threads <= kMostThreads; threads += 32) {
+    const int step = threads - 2 * spread;
+    const int64_t strips = columns <= threads ? 1 : 1 + (columns - threads + step - 1) / step;
+    const int resident = std::max(1, kResidentThreads / threads);
+    const int64_t at_a_time = int64_t(multiprocessors) * resident;
+    const int64_t most_runs = std::clamp<int64_t>(height / kLeastRows, 1, kMostRuns);
+    for (int64_t runs = 1; runs <= most_runs; ++runs) {
+      const int64_t rows = (height + runs - 1) / runs;
+      const double cost = double(waves(planes * strips * runs, at_a_time)) *
+                          double(rows + shared_rows) * double(resident * threads);
+      if (least_cost == 0 || cost < least_cost) {
+        least_cost = cost;
+        // The same strips a little closer, if that makes every one of them aligned.
+        int64_t aligned = step;
+        if (strips > 1) {
+          aligned = (columns - threads + strips - 2) / (strips - 1);
+          aligned = (aligned + kAlignment - 1) / kAlignment * kAlignment;
+        }
+        best = {threads,
+                first_column,
+                int(strips),
+                int(aligned <= step ? aligned : step),
+                int((height + rows - 1) / rows),
+                int(rows)};
+      }
+    }
+  }
+  return best;
+}
+
+}  // namespace ssimfast::cuda

@@ -1,0 +1,403 @@
+// The CUDA kernels behind the ops of ssimfast/ops.py: tensors in, launches, tensors out.
+//
+// A loss is two launches: the sweep, whose blocks leave their sums in places of their own, and the
+// reduction, which adds them in a fixed order. MS-SSIM is a sweep a scale and two launches more.
+#include <cstdint>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "../request.h"
+#include "any_window.cuh"
+#include "host.h"
+#include "plan.h"
+#include "reduce.cuh"
+#include "select.cuh"
+
+namespace ssimfast::cuda {
+
+extern template SweepKernel select_sweep<7>(Dtype, Pass, bool);
+extern template SweepKernel select_sweep<9>(Dtype, Pass, bool);
+extern template SweepKernel select_sweep<11>(Dtype, Pass, bool);
+
+namespace {
+
+constexpr double kLeastMean = 1e-4;  // LEAST_MEAN of ssimfast/reference.py
+
+template <class A>
+Job<A> make_job(const Tensor& x, const Tensor& y, const Settings& settings) {
+  constexpr int64_t kMostPixels = int64_t(1) << 30;  // of a side: rows and columns are of 32 bits
+  STD_TORCH_CHECK(x.size(2) < kMostPixels && x.size(3) < kMostPixels,
+                  "ssimfast: a side of an image must be less than ", kMostPixels, ", got ",
+                  x.size(2), " x ", x.size(3));
+  Job<A> job{};
+  job.x = image_of<A>(x);
+  job.y = image_of<A>(y);
+  job.planes = x.size(0) * x.size(1);
+  job.channels = x.size(1);
+  job.height = x.size(2);
+  job.width = x.size(3);
+  job.window = static_cast<int>(settings.size());
+  job.margin = settings.margin();
+  for (int i = 0; i < job.window; ++i) job.taps[i] = A(settings.window[i]);
+  job.c1 = A(settings.c1);
+  job.c2 = A(settings.c2);
+  job.low = A(settings.low);
+  job.scale = A(settings.scale);
+  job.grad_scale = A(1);
+  return job;
+}
+
+template <class A>
+bool any_pixel_term(const Job<A>& job) {
+  bool any = false;
+  for (int t = kL1; t < kTerms; ++t) any = any || job.wanted[t] || job.weight[t] != 0;
+  return any;
+}
+
+// The kernel of a job, if it is one of the fused ones; null for any other.
+template <class A>
+SweepKernel fused_kernel(const Job<A>& job, Pass pass) {
+  if constexpr (std::is_same_v<A, float>) {
+    const bool only_ssim = !any_pixel_term(job) && !job.wanted[kContrastStructure] &&
+                           job.weight[kContrastStructure] == 0;
+    const bool plain = only_ssim && job.plane_weight == nullptr && job.upstreams == 0 &&
+                       job.pooling == Pooling::kNone && job.grad_scale == 1;
+    if (job.taps[job.window / 2] >= float(kLargestCentreTap)) return nullptr;
+    if (job.window == 7) return select_sweep<7>(job.x.dtype, pass, plain);
+    if (job.window == 9) return select_sweep<9>(job.x.dtype, pass, plain);
+    if (job.window == 11) return select_sweep<11>(job.x.dtype, pass, plain);
+  }
+  return nullptr;
+}
+
+template <Pass kPass>
+int64_t shared_bytes(int window, int threads) {
+  return window == 7   ? Sizes<7, kPass>::shared_bytes(threads)
+         : window == 9 ? Sizes<9, kPass>::shared_bytes(threads)
+                       : Sizes<11, kPass>::shared_bytes(threads);
+}
+
+void check_grid(int64_t blocks) {
+  STD_TORCH_CHECK(blocks < (int64_t(1) << 31),
+                  "ssimfast: too many blocks for one launch: ", blocks);
+}
+
+// The sums that the tiles of a sweep left.
+struct Records {
+  Tensor of;
+  int64_t tiles;  // of a plane
+
+  const double* data() const { return static_cast<const double*>(of.const_data_ptr()); }
+};
+
+// Sweeps over the images; with sums, leaves them tile by tile, plane by plane.
+template <class A>
+std::optional<Records> sweep_images(Job<A> job, Pass pass, bool with_sums, const Tensor& x,
+                                    const Launcher& launch) {
+  std::optional<Records> records;
+  const auto new_records = [&](int64_t tiles) {
+    check_grid(job.planes * tiles);
+    if (!with_sums) return;
+    records = {output(x, {job.planes * tiles * kTerms}, ScalarType::Double), tiles};
+    job.partial = static_cast<double*>(records->of.mutable_data_ptr());
+  };
+  const bool gradient = pass != Pass::kForward;
+  if (const SweepKernel kernel = fused_kernel(job, pass)) {
+    const int halo = job.window / 2;
+    const Plan plan =
+        make_plan({job.planes, job.height, job.width, job.margin, halo, gradient ? halo : 0},
+                  launch.multiprocessors());
+    const int64_t tiles = int64_t(plan.strips) * plan.runs;
+    new_records(tiles);
+    const int64_t bytes = gradient ? shared_bytes<Pass::kGradientX>(job.window, plan.threads)
+                                   : shared_bytes<Pass::kForward>(job.window, plan.threads);
+    if constexpr (std::is_same_v<A, float>)
+      launch(kernel, job.planes * tiles, plan.threads, bytes, job, plan);
+    return records;
+  }
+  const PixelGrid grid{divide_up(job.height * job.width, kPixelThreads)};
+  new_records(grid.tiles);
+  const int64_t blocks = job.planes * grid.tiles;
+  const ScalarType dtype = sizeof(A) == 8 ? ScalarType::Double : ScalarType::Float;
+  const auto intermediate = [&] {
+    return output(x, {job.planes * job.height * job.width * 4}, dtype);
+  };
+  const auto data = [](const Tensor& tensor) {
+    return static_cast<Four<A>*>(const_cast<void*>(tensor.const_data_ptr()));
+  };
+  const Tensor first = intermediate();
+  std::optional<Tensor> second;
+  if (gradient) second = intermediate();
+  constexpr int64_t kSums = kPixelThreads / kWarp * kTerms * sizeof(double);
+  launch(row_moments<A>, blocks, kPixelThreads, 0, job, grid, data(first));
+  launch(statistics<A>, blocks, kPixelThreads, kSums, job, grid, data(first),
+         gradient ? data(*second) : nullptr);
+  if (gradient) {
+    launch(column_adjoint<A>, blocks, kPixelThreads, 0, job, grid, data(*second), data(first));
+    launch(gradients<A>, blocks, kPixelThreads, 0, job, grid, data(first),
+           pass == Pass::kGradientBoth ? 2 : 1);
+  }
+  if (job.pooling != Pooling::kNone)
+    launch(pool_pair<A>,
+           divide_up(job.planes * job.pooled_rows.size * job.pooled_columns.size, kPixelThreads),
+           kPixelThreads, 0, job);
+  return records;
+}
+
+Pass pass_of(int64_t gradients) {
+  return gradients == 0 ? Pass::kForward : gradients == 1 ? Pass::kGradientX : Pass::kGradientBoth;
+}
+
+template <class A>
+void set_gradients(Job<A>& job, const std::vector<Tensor>& grads) {
+  for (size_t i = 0; i < grads.size(); ++i) job.grad[i] = image_of<A>(grads[i]);
+}
+
+// What `similarity` asks for, for one pair of images.
+template <class A>
+void set_request(Job<A>& job, const Tensor& x, const Settings& settings, const Request& request) {
+  const double per_pixel = positions_per_pixel(x, settings);
+  job.plane_weight = optional_numbers<A>(request.plane_weights, x, 2 * job.planes, "plane_weights");
+  job.rows = optional_numbers<A>(request.rows, x, x.size(2), "rows");
+  job.columns = optional_numbers<A>(request.columns, x, x.size(3), "columns");
+  for (int t = 0; t < kTerms; ++t) {
+    job.weight[t] = A(request.weights[t] * (t >= kL1 ? per_pixel : 1));
+    job.wanted[t] = request.wants(t);
+  }
+}
+
+std::vector<Tensor> new_pooled(const Tensor& x, int64_t pooling) {
+  std::vector<Tensor> pooled;
+  const PooledAxis rows(Pooling(pooling), x.size(2)), columns(Pooling(pooling), x.size(3));
+  for (int i = 0; i < (Pooling(pooling) == Pooling::kNone ? 0 : 2); ++i)
+    pooled.push_back(
+        output(x, {x.size(0), x.size(1), rows.size, columns.size}, arithmetic_dtype(x)));
+  return pooled;
+}
+
+template <class A>
+void set_pooled(Job<A>& job, int64_t pooling, const std::vector<Tensor>& pooled) {
+  job.pooling = Pooling(pooling);
+  job.pooled_rows = PooledAxis(job.pooling, job.height);
+  job.pooled_columns = PooledAxis(job.pooling, job.width);
+  for (size_t i = 0; i < pooled.size(); ++i)
+    job.pooled[i] = static_cast<A*>(const_cast<void*>(pooled[i].const_data_ptr()));
+}
+
+std::vector<int64_t> kept_shape(const Tensor& x, int64_t kept) {
+  std::vector<int64_t> shape;
+  for (int64_t i = 0; i < kept; ++i) shape.push_back(x.size(i));
+  return shape;
+}
+
+Tensor new_terms(const Tensor& x, int64_t kept) {
+  std::vector<int64_t> shape = kept_shape(x, kept);
+  shape.push_back(kTerms);
+  return output(x, shape, ScalarType::Double);
+}
+
+// Long lists of records become short ones, for one block adds the rest.
+constexpr int64_t kLongList = 1 << 16, kFoldedRun = 1 << 12;
+
+struct Groups {
+  int64_t groups, count;
+  const double* data;
+};
+
+Groups folded(const Records& records, int64_t groups, int64_t planes, int wanted,
+              std::optional<Tensor>& scratch, const Launcher& launch) {
+  FoldRecords fold{records.data(), groups, planes * records.tiles, kFoldedRun, wanted, nullptr};
+  if (fold.count <= kLongList) return {groups, fold.count, fold.records};
+  scratch = output(records.of, {groups * fold.runs() * kTerms}, ScalarType::Double);
+  fold.out = static_cast<double*>(scratch->mutable_data_ptr());
+  launch(fold_records, std::min<int64_t>(groups * fold.runs(), 1 << 16), kSumThreads, kSumShared,
+         fold);
+  return {groups, fold.runs(), fold.out};
+}
+
+std::vector<Tensor> maps(const Tensor& x, const Tensor& y, const Settings& settings,
+                         bool components) {
+  check(x, y, settings);
+  std::vector<Tensor> out;
+  for (int i = 0; i <= int(components); ++i)
+    out.push_back(output(x, map_shape(x, settings), arithmetic_dtype(x)));
+  if (x.numel() == 0) return out;
+  const Launcher launch(x);
+  dispatch_arithmetic(x, [&](auto zero) {
+    using A = decltype(zero);
+    Job<A> job = make_job<A>(x, y, settings);
+    job.maps = static_cast<int>(out.size());
+    for (int i = 0; i < job.maps; ++i) job.map[i] = image_of<A>(out[i]);
+    sweep_images(job, Pass::kForward, false, x, launch);
+  });
+  return out;
+}
+
+std::vector<Tensor> map_gradients(const std::vector<Tensor>& upstream, const Tensor& x,
+                                  const Tensor& y, const Settings& settings, int64_t gradients) {
+  check(x, y, settings);
+  check_upstream_maps(upstream, x, settings, gradients);
+  const std::vector<Tensor> grads = poisoned(new_gradients(x, y, gradients));
+  if (x.numel() == 0) return grads;
+  const Launcher launch(x);
+  dispatch_arithmetic(x, [&](auto zero) {
+    using A = decltype(zero);
+    Job<A> job = make_job<A>(x, y, settings);
+    job.upstreams = static_cast<int>(upstream.size());
+    for (int i = 0; i < job.upstreams; ++i) job.upstream[i] = image_of<A>(upstream[i]);
+    job.grad_scale = job.scale;
+    set_gradients(job, grads);
+    sweep_images(job, pass_of(gradients), false, x, launch);
+  });
+  return grads;
+}
+
+Similarity similarity(const Tensor& x, const Tensor& y, const Settings& settings,
+                      const Request& request) {
+  check(x, y, settings);
+  check(request);
+  const Tensor value = output(x, kept_shape(x, request.kept), arithmetic_dtype(x));
+  const Tensor terms = new_terms(x, request.kept);
+  const std::vector<Tensor> pooled = new_pooled(x, request.pooling);
+  const std::vector<Tensor> grads = poisoned(new_gradients(x, y, request.gradients));
+  if (x.numel() == 0) {
+    Tensor zero = value, zeros = terms;
+    torch::stable::fill_(zero, 0);
+    torch::stable::fill_(zeros, 0);
+    return {value, terms, grads, pooled};
+  }
+  const Launcher launch(x);
+  dispatch_arithmetic(x, [&](auto zero) {
+    using A = decltype(zero);
+    Job<A> job = make_job<A>(x, y, settings);
+    set_request(job, x, settings, request);
+    set_pooled(job, request.pooling, pooled);
+    set_gradients(job, grads);
+    const Records records = *sweep_images(job, pass_of(request.gradients), true, x, launch);
+    const int64_t groups = value.numel(), planes = job.planes / groups;
+    std::optional<Tensor> scratch;
+    const Groups sums =
+        folded(records, groups, planes, static_cast<int>(request.wanted), scratch, launch);
+    const std::vector<int64_t> positions = map_shape(x, settings);
+    FinishTerms<A> finish{sums.data,
+                          sums.groups,
+                          sums.count,
+                          double(positions[2] * positions[3] * planes),
+                          double(request.count),
+                          positions_per_pixel(x, settings),
+                          static_cast<int>(request.wanted),
+                          {},
+                          static_cast<double*>(const_cast<void*>(terms.const_data_ptr())),
+                          static_cast<A*>(const_cast<void*>(value.const_data_ptr()))};
+    for (int t = 0; t < kTerms; ++t) finish.weights[t] = request.weights[t];
+    launch(finish_terms<A>, std::min<int64_t>(groups, 1 << 20), kSumThreads, kSumShared, finish);
+  });
+  return {value, terms, grads, pooled};
+}
+
+using SweepScales = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
+
+// All scales of MS-SSIM and what makes one loss of them: see `sweep_scales` in ssimfast/ops.py,
+// which is the same in terms of the other ops.
+SweepScales sweep_scales(Tensor x, Tensor y, std::vector<double> window, double c1, double c2,
+                         double low, double scale, bool same, std::vector<double> scale_weights,
+                         int64_t pooling, bool absolute, bool joint, std::vector<double> weights,
+                         std::optional<Tensor> rows, std::optional<Tensor> columns, int64_t kept,
+                         int64_t gradients, bool late) {
+  Settings settings{std::move(window), c1, c2, low, scale, same};
+  const int scales = static_cast<int>(scale_weights.size());
+  STD_TORCH_CHECK(1 <= scales && scales <= kMaxScales, "ssimfast: scales must be 1 to ", kMaxScales,
+                  ", got ", scales);
+  check_pooling(pooling);
+  STD_TORCH_CHECK(Pooling(pooling) != Pooling::kNone, "ssimfast: scales need a pooling");
+  Request finest{0, weights, std::nullopt, rows, columns, 1, kept, gradients, pooling};
+  for (int t = 0; t < kTerms; ++t)
+    if (t != kContrastStructure && weights.size() == kTerms && weights[t] != 0)
+      finest.wanted |= int64_t(1) << t;
+  check(x, y, settings);
+  check(finest);
+  STD_TORCH_CHECK(x.numel() > 0, "ssimfast: scales of an empty tensor");
+  const int64_t batch = x.size(0), channels = x.size(1), planes = batch * channels;
+  const ScalarType dtype = arithmetic_dtype(x);
+  const Tensor value = output(x, kept_shape(x, kept), dtype), terms = new_terms(x, kept);
+  const Tensor slopes = output(x, {batch, channels, scales}, ScalarType::Double);
+  const Tensor plane_terms = output(x, {planes * kTerms}, ScalarType::Double);
+  std::vector<Tensor> grads;
+  std::vector<Records> records;  // what must live until the launches are queued
+  const Launcher launch(x);
+  CombinePlanes combine{};
+  combine.scale_count = scales;
+  combine.groups = joint ? batch : planes;
+  combine.planes = joint ? channels : 1;
+  combine.absolute = absolute;
+  combine.least_mean = kLeastMean;
+  combine.slope = weights[kContrastStructure] / double(planes / value.numel());
+  combine.wanted = static_cast<int>(finest.wanted);
+  combine.positions_per_pixel = positions_per_pixel(x, settings);
+  combine.plane_terms = static_cast<double*>(const_cast<void*>(plane_terms.const_data_ptr()));
+  combine.slopes = static_cast<double*>(const_cast<void*>(slopes.const_data_ptr()));
+  dispatch_arithmetic(x, [&](auto zero) {
+    using A = decltype(zero);
+    for (int j = 0; j < scales; ++j) {
+      check(x, y, settings);
+      const bool coarsest = j == scales - 1;
+      const Term mean = coarsest ? kSsim : kContrastStructure;
+      const int64_t here = j == 0 && late ? 0 : gradients, pool = coarsest ? 0 : pooling;
+      Job<A> job = make_job<A>(x, y, settings);
+      Request request{(int64_t(1) << mean) | (j == 0 ? finest.wanted : 0),
+                      std::vector<double>(kTerms),
+                      std::nullopt,
+                      j == 0 ? rows : std::nullopt,
+                      j == 0 ? columns : std::nullopt,
+                      1,
+                      2,
+                      here,
+                      pool};
+      request.weights[mean] = 1;
+      set_request(job, x, settings, request);
+      const std::vector<Tensor> pooled = new_pooled(x, pool);
+      set_pooled(job, pool, pooled);
+      const std::vector<Tensor> by_images = poisoned(new_gradients(x, y, here));
+      set_gradients(job, by_images);
+      records.push_back(*sweep_images(job, pass_of(here), true, x, launch));
+      const std::vector<int64_t> positions = map_shape(x, settings);
+      combine.scales[j] = {records[j].data(), records[j].tiles,
+                           double(positions[2] * positions[3])};
+      combine.exponents[j] = scale_weights[j];
+      grads.insert(grads.end(), by_images.begin(), by_images.end());
+      if (coarsest) break;
+      x = pooled[0];
+      y = pooled[1];
+      settings.low = 0;
+      settings.scale = 1;
+    }
+    launch(combine_planes, std::min<int64_t>(combine.groups, 1 << 20), kSumThreads, kSumShared,
+           combine);
+    CombineGroups<A> combined{combine.plane_terms,
+                              value.numel(),
+                              planes / value.numel(),
+                              {},
+                              static_cast<double*>(const_cast<void*>(terms.const_data_ptr())),
+                              static_cast<A*>(const_cast<void*>(value.const_data_ptr()))};
+    for (int t = 0; t < kTerms; ++t) combined.weights[t] = weights[t];
+    launch(combine_groups<A>, std::min<int64_t>(combined.groups, 1 << 20), kSumThreads, kSumShared,
+           combined);
+  });
+  return {value, terms, slopes, grads};
+}
+
+}  // namespace
+
+struct Cuda {
+  static constexpr auto maps = cuda::maps;
+  static constexpr auto map_gradients = cuda::map_gradients;
+  static constexpr auto similarity = cuda::similarity;
+};
+
+}  // namespace ssimfast::cuda
+
+SSIMFAST_CUDA_LIBRARY(m) {
+  SSIMFAST_REGISTER_OPS(m, ssimfast::cuda::Cuda);
+  m.impl("sweep_scales", TORCH_BOX(&ssimfast::cuda::sweep_scales));
+}

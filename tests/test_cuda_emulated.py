@@ -1,0 +1,193 @@
+"""The CUDA kernels as executed by the emulator: what the tests of values do not ask.
+
+Budgets of docs/cuda.md, launches, every order of threads and blocks, and sanitizers.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import comparison
+import emulated
+import pytest
+import torch
+from conftest import use_emulated
+
+import ssimfast
+
+FOLDER = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def backend(monkeypatch):
+    monkeypatch.setitem(comparison.TOLERANCES, torch.float32, comparison.CUDA_FLOAT32)
+    use_emulated(monkeypatch)
+
+
+def pair(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.rand(shape)
+    return x.to(dtype), (0.7 * x + 0.3 * torch.rand(shape)).to(dtype)
+
+
+def of_forward(loss, x, y) -> emulated.Counters:
+    x.requires_grad_()
+    emulated.reset_counters()
+    loss(x, y)
+    return emulated.counters()
+
+
+# Of one plane, so that one multiprocessor stands for a device that is full.
+@pytest.mark.parametrize("side", [512, 768])
+def test_budget_of_the_one_pass_kernel(side, monkeypatch):
+    monkeypatch.setenv("SSIMFAST_EMULATED_MULTIPROCESSORS", "2")
+    x, y = pair(1, 1, side, side)
+    count = of_forward(ssimfast.ssim, x, y)
+    pixels = x.numel()
+    assert 8 * pixels <= count.unique_global_bytes_read <= 8.1 * pixels
+    assert count.global_bytes_read + count.global_bytes_written <= 14.5 * pixels  # the issue: 16
+    assert 12 * pixels <= count.global_bytes_read + count.global_bytes_written
+    assert count.shared_words_read + count.shared_words_written <= 50 * pixels  # the issue: 70
+    assert count.block_barriers <= 3 * pixels / (4 * 200)  # three for four rows of a strip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_launches_of_a_training_step(dtype):
+    x, y = pair(2, 3, 40, 44, dtype=dtype)
+    x.requires_grad_()
+    more = 0 if dtype != torch.float64 else 3  # four kernels in the place of one
+    emulated.reset_counters()
+    loss = ssimfast.ssim(x, y)
+    assert emulated.counters().launches == 2 + more
+    loss.backward()
+    assert emulated.counters().launches == 3 + more
+
+
+@pytest.mark.parametrize("scales", [1, 2, 3])
+def test_launches_of_ms_ssim(scales):
+    x, y = (image.requires_grad_() for image in pair(2, 3, 48, 52))
+    emulated.reset_counters()
+    value = ssimfast.ms_ssim(x, y, weights=[1 / scales] * scales)
+    assert emulated.counters().launches == scales + 2
+    value.backward()
+    assert emulated.counters().launches == scales + 4  # one for each image
+
+
+SETTINGS = {
+    "reversed": {"SSIMFAST_EMULATOR_ORDER": "reverse"},
+    "blocks_interleaved": {"SSIMFAST_EMULATOR_BLOCKS": "5"},
+    "both": {"SSIMFAST_EMULATOR_ORDER": "reverse", "SSIMFAST_EMULATOR_BLOCKS": "3"},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+def test_every_order_gives_the_same_bits(settings, dtype, monkeypatch):
+    x, y = pair(2, 2, 37, 90, dtype=dtype)
+
+    def results():
+        a, b = x.clone().requires_grad_(), y.clone().requires_grad_()
+        weights = {"ssim": 0.3, "ms_ssim": 0.4, "l1": 0.1, "l2": 0.2, "gaussian_l1": 0.5}
+        loss = ssimfast.similarity_loss(a, b, **weights, weights=(0.5, 0.5), odd="pad")
+        (loss + ssimfast.ssim(a, b, padding="same", reduction="none").square().mean()).backward()
+        return loss.detach(), a.grad, b.grad
+
+    want = results()
+    for name, value in SETTINGS[settings].items():
+        monkeypatch.setenv(name, value)
+    for got, expected in zip(results(), want, strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_more_planes_than_a_grid_has_rows():
+    x, y = pair(1, 70_000, 7, 7)
+    x.requires_grad_()
+    value = ssimfast.ssim(x, y, window_size=7)
+    value.backward()
+    got = torch.cat([x.grad[0, :2], x.grad[0, -2:]])
+    part = torch.cat([x.detach()[0, :2], x.detach()[0, -2:]])[None].requires_grad_()
+    other = torch.cat([y[0, :2], y[0, -2:]])[None]
+    ssimfast.ssim(part, other, window_size=7, reduction="sum").backward()
+    torch.testing.assert_close(70_000 * got, part.grad[0], rtol=1e-4, atol=1e-6)
+
+
+def test_offsets_of_more_than_32_bits():
+    stride = 2**31 + 40
+    storage = torch.empty(stride + 512, dtype=torch.float16)  # of which little is touched
+    x = storage.as_strided((2, 1, 16, 20), (stride, 400, 20, 1))
+    x.copy_(torch.rand(2, 1, 16, 20))
+    y = torch.rand(2, 1, 16, 20).half()
+    got = ssimfast.ssim(x, y, reduction="none")
+    torch.testing.assert_close(got, ssimfast.ssim(x.contiguous(), y, reduction="none"))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_inputs_that_nobody_chose(seed):
+    """Random shapes, strides, dtypes and options."""
+    random = torch.Generator().manual_seed(seed)
+
+    def choose(*options):
+        return options[int(torch.randint(len(options), (), generator=random))]
+
+    size = choose(7, 9, 11, 11, 3, 13)
+    dtype = choose(torch.float32, torch.float32, torch.float16, torch.bfloat16, torch.float64)
+    planes = choose((1, 1), (2, 3), (3, 1))
+    height, width = (size + choose(0, 1, 5, 14, 33, 70) for _ in range(2))
+    width += choose(0, 0, 200, 311)
+    low, high = choose((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
+    x, y = (low + (high - low) * image for image in pair(*planes, height, width))
+    layout = choose(
+        lambda t: t,
+        lambda t: t.contiguous(memory_format=torch.channels_last),
+        lambda t: t.mT.contiguous().mT,
+        lambda t: torch.cat([t, t], -1)[..., : t.shape[-1]],
+        lambda t: torch.cat([t, t], -1)[..., 1 : t.shape[-1] + 1],
+        lambda t: t[:, :1].expand(t.shape),
+    )
+    x, y = layout(x.to(dtype)), choose(layout, lambda t: t)(y.to(dtype))
+    common = {
+        "value_range": (low, high),
+        "window_size": size,
+        "sigma": choose(1.5, 1.5, 2.5, 0.9),
+        "padding": choose("valid", "same"),
+    }
+    kind = choose("ssim", "components", "mixture")
+    if kind == "ssim":
+        comparison.assert_matches_oracle(x, y, **common)
+    elif kind == "components":
+        comparison.assert_components_match_oracle(x, y, **common)
+    else:
+        factors = {name: choose(0.0, 0.3, 1.0) for name in ("l1", "l2", "gaussian_l1")}
+        comparison.assert_similarity_matches_oracle(x, y, ssim=0.5, **factors, **common)
+
+
+# Every kernel on odd shapes; memory that is not there, and what C++ does not define.
+SANITIZED = (
+    "(test_every_shape and (one_window or odd)) or test_every_dtype or test_every_mixture "
+    "or (test_every_window and (3 or 7 or 11)) or test_every_order"
+)
+
+
+def test_kernels_under_sanitizers(tmp_path):
+    library = subprocess.run(
+        [emulated.compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True
+    ).stdout.strip()
+    if not Path(library).is_file():
+        pytest.skip(f"no AddressSanitizer beside {emulated.compiler()}")
+    files = [f"test_{name}.py" for name in ("components", "ms_ssim", "similarity_loss", "ssim")]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, *files, "test_cuda_emulated.py", "-k", f"({SANITIZED}) and (emulated)"],
+        env={
+            **os.environ,
+            "LD_PRELOAD": library,
+            "ASAN_OPTIONS": "detect_leaks=0",
+            "SSIMFAST_EMULATED_SANITIZE": "1",
+            "HYPOTHESIS_STORAGE_DIRECTORY": str(tmp_path),
+        },
+        cwd=FOLDER,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    assert "passed" in done.stdout
