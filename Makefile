@@ -6,10 +6,10 @@ DEMO ?= demo
 LINTERS := ruff==0.14.6 clang-format==21.1.6  # pinned: another version formats otherwise
 
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
-SOURCES := setup.py pyproject.toml $(shell find csrc ssimfast cyclegan -name '*.py' -o -name '*.cpp' -o -name '*.h')
-CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
+SOURCES := setup.py pyproject.toml $(shell find csrc ssimfast cyclegan -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test bench gpu-report lint format clean
 
 # -I: the installed package, not the sources in this folder, which have no extension beside them.
 CYCLEGAN := $(VENV)/bin/python -I -m cyclegan
@@ -23,11 +23,15 @@ demo: $(VENV)/installed
 	$(CYCLEGAN) translate --checkpoint $(DEMO)/run/checkpoint.pt $(DEMO)/data/testA $(DEMO)/translated
 
 test: $(VENV)/installed
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest -n auto --maxprocesses=8 --dist=worksteal -p no:benchmark
 
 bench: $(VENV)/installed $(VENV)/bench-tools
 	$(VENV)/bin/pytest bench --benchmark-columns=min,median,max,iqr
 	$(VENV)/bin/python -I bench/accuracy.py
+
+# Everything that only a GPU can show, in docs/gpu_report.md.
+gpu-report: $(VENV)/installed
+	$(VENV)/bin/python -I bench/gpu_report.py
 
 lint: $(VENV)/lint-tools
 	$(VENV)/bin/ruff check .

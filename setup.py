@@ -5,12 +5,19 @@ interpreter's own site-packages, appended last, are where the user's torch is. A
 missing there, or too old, becomes a build requirement. The extension uses torch's stable ABI, so
 the torch of the build need not be the torch of the run.
 
+CUDA kernels are compiled if torch is a CUDA build and nvcc is found, whether or not a card is
+visible: for the cards that are, else for the architectures that torch itself was compiled for.
+TORCH_CUDA_ARCH_LIST says otherwise ("8.6;9.0+PTX"), MAX_JOBS limits the processes, and
+SSIMFAST_NO_CUDA=1 leaves them out.
+
 Without a compiler, or with SSIMFAST_NO_EXTENSION=1, the package is pure Python.
 """
 
 import os
+import re
 import shutil
 import site
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -54,30 +61,69 @@ def has_torch() -> bool:
     return tuple(int(part) for part in torch.__version__.split(".")[:2]) >= OLDEST_TORCH
 
 
+def has_cuda_compiler() -> bool:
+    """Whether there is nvcc, for a torch that needs it. CUDA_HOME then names where it comes from:
+    torch takes the folder above nvcc's for it, which is wrong where nvcc on PATH is a script."""
+    import torch
+
+    if os.environ.get("SSIMFAST_NO_CUDA") == "1" or torch.version.cuda is None:
+        return False
+    if not (os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")) and shutil.which("nvcc"):
+        dry_run = ["nvcc", "-dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull]
+        plan = subprocess.run(dry_run, capture_output=True, text=True).stderr
+        if found := re.search(r"^#\$ TOP=(.+)$", plan, re.MULTILINE):
+            os.environ["CUDA_HOME"] = os.path.realpath(found[1].strip())
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    return CUDA_HOME is not None and (Path(CUDA_HOME) / "bin" / "nvcc").exists()
+
+
+def choose_cuda_architectures() -> None:
+    """Names them to torch, which would have none to compile for where no card is visible."""
+    import torch
+
+    if os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip() or torch.cuda.is_available():
+        return
+    # "sm_75 sm_80 ... sm_120 compute_120": of what torch itself was compiled for.
+    flags = torch._C._cuda_getArchFlags().split()
+    names = [flag.removeprefix("sm_") for flag in flags if flag.startswith("sm_")]
+    versions = [f"{name[:-1]}.{name[-1]}" for name in names if name.isdigit()]
+    os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(versions) + "+PTX"
+
+
 def extension_arguments() -> dict:
+    cuda = has_cuda_compiler()  # before torch looks for one
     import pybind11
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
     class Build(BuildExtension):
         def run(self) -> None:
             try:
                 super().run()
             except Exception as error:
+                hint = " SSIMFAST_NO_CUDA=1 leaves out what nvcc compiles." if cuda else ""
                 raise SystemExit(
                     f"ssimfast: the C++ compiler {os.environ.get('CXX', 'cl')} failed, see its "
                     "messages above. It must know C++20 and find Python's headers (python3-dev on "
                     "Debian); CXX chooses another one, and SSIMFAST_NO_EXTENSION=1 installs "
-                    f"without compiled kernels. ({error})"
+                    f"without compiled kernels.{hint} ({error})"
                 ) from error
 
     sources = [Path("csrc/module.cpp"), *sorted(Path("csrc/cpu").glob("*.cpp"))]
     # -Wno-psabi: vectors pass between inlined functions only, never across an ABI.
-    flags = ["/O2"] if sys.platform == "win32" else ["-O3", "-g0", "-Wno-psabi"]
-    extension = CppExtension(
+    flags = {"cxx": ["/O2"] if sys.platform == "win32" else ["-O3", "-g0", "-Wno-psabi"]}
+    macros = [("TORCH_TARGET_VERSION", STABLE_ABI)]
+    if cuda:
+        choose_cuda_architectures()
+        sources += sorted(Path("csrc/cuda").glob("*.cu"))
+        flags["nvcc"] = ["-O3"]
+        # USE_CUDA: torch's header then declares the function that names the current stream.
+        macros += [("USE_CUDA", None), ("SSIMFAST_CUDA", None)]
+    extension = (CUDAExtension if cuda else CppExtension)(
         "ssimfast._C",
         [source.as_posix() for source in sources],
         include_dirs=[pybind11.get_include()],
-        define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI)],
+        define_macros=macros,
         extra_compile_args=flags,
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": Build}}

@@ -10,6 +10,12 @@
 #define SSIMFAST_STRING(x) #x
 #define SSIMFAST_EXPAND(x) SSIMFAST_STRING(x)
 
+#if defined(SSIMFAST_CUDA)
+namespace ssimfast::cuda {
+int runtime_version();
+}
+#endif
+
 namespace {
 
 std::string compiler() {
@@ -30,5 +36,10 @@ PYBIND11_MODULE(_C, m) {
   m.attr("built_with_torch") = TORCH_VERSION;
   m.attr("compiler") = compiler();
   m.attr("cpp_standard") = static_cast<long>(__cplusplus);
+#if defined(SSIMFAST_CUDA)
+  m.attr("cuda_runtime_version") = ssimfast::cuda::runtime_version();
+#else
+  m.attr("cuda_runtime_version") = pybind11::none();
+#endif
   m.def("instruction_set", ssimfast::cpu::instruction_set);
 }

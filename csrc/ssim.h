@@ -111,4 +111,10 @@ SSIMFAST_INLINE Partials<V> partials(const Moments<V>& m, const Terms<V, A>& t,
           -by.contrast * t.vs};
 }
 
+// by_mu_s + by_mu_d of these, which is all that the gradient by x alone needs of them.
+template <class V, class A>
+SSIMFAST_INLINE V by_both_means(const Moments<V>& m, const Terms<V, A>& t, const Slopes<V>& by) {
+  return m.mu_d * (m.mu_s * m.mu_d - t.ms) * by.luminance;
+}
+
 }  // namespace ssimfast

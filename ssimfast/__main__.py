@@ -26,6 +26,9 @@ def report() -> str:
             f"extension: {extension.compiler}, C++ standard {extension.cpp_standard}, "
             f"built with torch {extension.built_with_torch}, stable ABI of torch 2.10"
         )
+        if (number := extension.cuda_runtime_version) is not None:
+            version = f"{number // 1000}.{number % 1000 // 10}"
+            lines.append(f"CUDA kernels: compiled with CUDA {version}")
     for device, backend in ops.backends().items():
         lines.append(f"{device:5} -> {backend} ({_reason(device, backend)})")
     return "\n".join(lines)
@@ -36,6 +39,10 @@ def _reason(device: str, backend: str) -> str:
         return (
             f"compiled kernel, {ops.extension.instruction_set()}, {torch.get_num_threads()} threads"
         )
+    if backend == "cuda":
+        return f"compiled kernels, {torch.cuda.device_count()} devices"
+    if device == "cuda" and ops.extension is not None:
+        return "PyTorch operations: the extension was built without nvcc"
     if device == "cpu":
         return "PyTorch operations: the extension was not built"
     return "PyTorch operations: this version has no kernel for it"

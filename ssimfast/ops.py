@@ -31,9 +31,9 @@ images. ``scale_grad`` turns a gradient into that by the images: ``* upstream * 
 ``combine_scales`` makes MS-SSIM of the terms of all scales: the value ``weights`` times (SSIM,
 MS-SSIM, L1, L2, blurred L1), these five, and the slopes of the value by the sums of each scale.
 ``sweep_scales`` is the sweeps of all scales and what combines them, for a backend that does it in
-fewer launches: the value, the terms, the slopes, and the gradients scale by scale (``late``: none of
-the finest). Of a negative mean it takes the size (``absolute``) or 0; means are averaged over
-channels first if ``joint``.
+fewer launches: the value, the terms, the slopes, and the gradients scale by scale (none of the
+finest if ``late``). Of a negative mean it takes the size (``absolute``) or 0; means are averaged
+over channels first if ``joint``.
 ``collapse`` sums the gradients of all scales, times these slopes, and adds those of the terms over
 pixels (weights: L1, L2, blurred L1).
 """

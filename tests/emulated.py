@@ -5,6 +5,8 @@ tensors of the CPU: what is tested is the device code, and all that the launcher
 """
 
 import ctypes
+import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
@@ -37,43 +39,72 @@ def why_not() -> str | None:
     return None if compiler() else "no C++ compiler"
 
 
-def _compile(source: Path, folder: Path) -> Path:
-    out = folder / f"{source.stem}.o"
+def _flags() -> list[str]:
+    toolkit = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include"
     includes = [TESTS / "emulator", *cpp_extension.include_paths()]
-    cuda = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include"
-    command = [
-        *(compiler(), "-std=c++20", "-x", "c++", "-c", str(source), "-o", str(out)),
-        *("-O2", "-march=native", "-fPIC", "-w"),
-        *("-DSSIMFAST_EMULATED", "-DTORCH_TARGET_VERSION=0x020a000000000000"),
-        *(f"-I{path}" for path in includes),
-        *((f"-I{cuda}",) if cuda.is_dir() else ()),
-        *(("-O1", "-g1", "-fsanitize=address,undefined") if SANITIZE else ()),
-        *(("-fno-sanitize-recover=undefined", "-fno-sanitize=vptr") if SANITIZE else ()),
-    ]
+    includes += [toolkit] if toolkit.is_dir() else []  # else the emulator has half types of its own
+    flags = ["-std=c++20", "-O2", "-march=native", "-fPIC", "-w", "-DSSIMFAST_EMULATED"]
+    flags += ["-DTORCH_TARGET_VERSION=0x020a000000000000", *(f"-I{path}" for path in includes)]
+    if SANITIZE:
+        flags += ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize=vptr"]
+        flags += ["-fno-sanitize-recover=undefined"]
+    return flags
+
+
+def _sources() -> list[Path]:
+    sources = sorted(KERNELS.glob("*.cu"), key=lambda path: "sweep" not in path.stem)
+    return [*sources, TESTS / "emulator" / "counters.cpp"]
+
+
+def _digest() -> str:
+    """Of everything that the library is made of."""
+    digest = hashlib.sha256(repr([compiler(), _flags(), torch.__version__]).encode())
+    for folder in (KERNELS.parent, TESTS / "emulator"):
+        for path in sorted(folder.rglob("*.*")):
+            if path.suffix in (".cu", ".cuh", ".h", ".cpp"):
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return out
+
+
+def _build(library: Path) -> None:
+    with TemporaryDirectory(dir=library.parent) as folder, ThreadPoolExecutor(2) as pool:
+        objects = [str(Path(folder) / f"{source.stem}.o") for source in _sources()]
+        commands = [
+            [compiler(), *_flags(), "-x", "c++", "-c", str(source), "-o", out]
+            for source, out in zip(_sources(), objects, strict=True)
+        ]
+        list(pool.map(_run, commands))
+        linked = str(Path(folder) / library.name)
+        torch_libraries = Path(torch.__file__).parent / "lib"
+        link = [compiler(), "-shared", *_flags(), "-o", linked, *objects, f"-L{torch_libraries}"]
+        _run([*link, "-ltorch", "-ltorch_cpu", "-lc10"])
+        os.replace(linked, library)
+
+
+@cache
+def _library() -> Path:
+    """The compiled kernels: once for all processes and for as long as no source changes."""
+    cache_folder = TESTS.parent / ".pytest_cache" / "emulated"
+    cache_folder.mkdir(parents=True, exist_ok=True)
+    library = cache_folder / f"{_digest()}.so"
+    with open(cache_folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            _build(library)
+    return library
 
 
 @cache
 def load() -> dict:
-    """Compiles and loads the kernels, once a process; the ops by name."""
+    """The ops of the emulated kernels by name, loaded once a process."""
     for name, schema in ops._SCHEMAS.items():
         torch.library.define(f"{NAMESPACE}::{name}", schema)
-    with TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
-        sources = sorted(KERNELS.glob("*.cu"), key=lambda path: "sweep" not in path.stem)
-        sources.append(TESTS / "emulator" / "counters.cpp")
-        objects = list(pool.map(lambda source: _compile(source, Path(folder)), sources))
-        library = Path(folder) / "emulated.so"
-        torch_libraries = Path(torch.__file__).parent / "lib"
-        command = [compiler(), "-shared", "-o", str(library), *map(str, objects)]
-        command += [f"-L{torch_libraries}", "-ltorch", "-ltorch_cpu", "-lc10"]
-        command += ["-fsanitize=address,undefined"] if SANITIZE else []
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        torch.ops.load_library(str(library))
-        global _library
-        _library = ctypes.CDLL(str(library))
+    torch.ops.load_library(str(_library()))
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     names = [name for name in ops._SCHEMAS if has_kernel(f"{NAMESPACE}::{name}", "CPU")]
     namespace = getattr(torch.ops, NAMESPACE)
@@ -95,10 +126,10 @@ class Counters(NamedTuple):
 
 
 def reset_counters() -> None:
-    _library.emulated_reset_counters()
+    ctypes.CDLL(str(_library())).emulated_reset_counters()
 
 
 def counters() -> Counters:
     values = (ctypes.c_int64 * len(Counters._fields))()
-    _library.emulated_counters(values)
+    ctypes.CDLL(str(_library())).emulated_counters(values)
     return Counters(*values)

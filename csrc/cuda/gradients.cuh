@@ -118,7 +118,7 @@ SSIMFAST_DEVICE void scale_piece(const T* from, T* to, int count, A factor) {
 
 // A block does one item: memory cannot hold more of them than a grid has blocks.
 template <class A>
-__global__ void scale_runs(const ScaleGrad<A> p) {
+__global__ void __launch_bounds__(kScaleThreads) scale_runs(const ScaleGrad<A> p) {
   const int64_t item = blockIdx.x;
   const Offsets offsets = p.offsets(item / p.pieces);
   const A factor = p.factor_at(offsets.upstream);
@@ -133,7 +133,7 @@ __global__ void scale_runs(const ScaleGrad<A> p) {
 }
 
 template <class A>
-__global__ void scale_elements(const ScaleGrad<A> p) {
+__global__ void __launch_bounds__(kScaleThreads) scale_elements(const ScaleGrad<A> p) {
   const int64_t step = int64_t(gridDim.x) * kScaleThreads;
   for (int64_t i = int64_t(blockIdx.x) * kScaleThreads + threadIdx.x; i < p.items; i += step) {
     const Offsets offsets = p.offsets(i);
@@ -383,7 +383,7 @@ SSIMFAST_DEVICE void collapse_patch(const Collapse<A>& p, const PlaneState<A>& p
 }
 
 template <class A>
-__global__ void collapse_pyramid(const Collapse<A> p) {
+__global__ void __launch_bounds__(kCollapseThreads) collapse_pyramid(const Collapse<A> p) {
   const PlaneState<A> plane(dynamic_shared());
   const int thread = int(threadIdx.x);
   for (int64_t item = blockIdx.x; item < p.items; item += gridDim.x) {

@@ -75,8 +75,10 @@ class Launcher {
       STD_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                           cudaFuncAttributeMaxDynamicSharedMemorySize,
                                           static_cast<int>(shared_bytes)));
-    kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, stream> > >(arguments...);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    const void* pointers[] = {&arguments..., nullptr};
+    STD_CUDA_CHECK(cudaLaunchKernel(reinterpret_cast<const void*>(kernel),
+                                    dim3(static_cast<unsigned>(blocks)), dim3(threads),
+                                    const_cast<void**>(pointers), shared_bytes, stream));
   }
 
  private:

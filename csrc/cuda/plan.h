@@ -33,7 +33,7 @@ inline Plan make_plan(const Extent& extent, int multiprocessors) {
   constexpr int kLeastRows = 8, kMostRuns = 128;
   Plan best{};
   double least_cost = 0;
-  for (int threads = 64; threads <= kMostThreads; threads += 32) {
+  for (int threads = kMostThreads; threads >= 64; threads -= 32) {
     const int step = threads - 2 * spread;
     const int64_t strips = columns <= threads ? 1 : 1 + (columns - threads + step - 1) / step;
     const int resident = std::max(1, kResidentThreads / threads);
@@ -41,8 +41,8 @@ inline Plan make_plan(const Extent& extent, int multiprocessors) {
     const int64_t most_runs = std::clamp<int64_t>(height / kLeastRows, 1, kMostRuns);
     for (int64_t runs = 1; runs <= most_runs; ++runs) {
       const int64_t rows = (height + runs - 1) / runs;
-      const double cost = double(waves(planes * strips * runs, at_a_time)) *
-                          double(rows + shared_rows) * double(resident * threads);
+      const double cost =
+          double(waves(planes * strips * runs, at_a_time)) * double(rows + shared_rows);
       if (least_cost == 0 || cost < least_cost) {
         least_cost = cost;
         // The same strips a little closer, if that makes every one of them aligned.

@@ -395,6 +395,11 @@ struct Cuda {
   static constexpr auto similarity = cuda::similarity;
 };
 
+#if !defined(SSIMFAST_EMULATED)
+// Of the compiler: 13000 is CUDA 13.0.
+int runtime_version() { return CUDART_VERSION; }
+#endif
+
 }  // namespace ssimfast::cuda
 
 SSIMFAST_CUDA_LIBRARY(m) {

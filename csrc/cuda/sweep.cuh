@@ -135,7 +135,7 @@ class Sweep {
         strip == plan.strips - 1 ? width - first_column : kHalo + Size::kSpread + plan.strip_step;
     const int column = kHalo + thread;
     column_valid = column >= margin - first_column && column < width - margin - first_column;
-    column_own = column_valid && column >= own_column_begin && column < own_column_end;
+    column_own = column_valid && own(column);
     valid_row_begin = most(kHalo, margin - first_row);
     valid_row_end = least(own_row_end + Size::kSpread, height - margin - first_row);
   }
@@ -410,13 +410,17 @@ class Sweep {
           if constexpr (kPass == Pass::kForward) write_maps(terms, r, pixel);
         }
         if constexpr (kGradient) {
-          const Partials<float> p = partials(moments, terms, slopes_at(terms, r, pixel));
-          const float rest_s = p.by_mu_s - p.by_var_s * m[0][i];
-          const float rest_d = p.by_mu_d - p.by_var_d * m[1][i];
-          partial[0] = kBoth ? rest_s : rest_s + rest_d;
+          const Slopes<float> by = slopes_at(terms, r, pixel);
+          const Partials<float> p = partials(moments, terms, by);
           partial[1] = p.by_var_s;
           partial[2] = p.by_var_d;
-          if constexpr (kBoth) partial[3] = rest_d;
+          if constexpr (kBoth) {
+            partial[0] = p.by_mu_s - p.by_var_s * m[0][i];
+            partial[3] = p.by_mu_d - p.by_var_d * m[1][i];
+          } else {
+            partial[0] =
+                by_both_means(moments, terms, by) - p.by_var_s * m[0][i] - p.by_var_d * m[1][i];
+          }
         }
       }
       if constexpr (kGradient) {
@@ -479,6 +483,10 @@ class Sweep {
 
   // ---- D: the horizontal adjoint, and rows of gradients
 
+  SSIMFAST_DEVICE bool own(int column) const {
+    return column >= own_column_begin && column < own_column_end;
+  }
+
   // The rows of gradients that are complete; the one of this thread's quad_row.
   SSIMFAST_DEVICE void write_gradients(const UnitRange<float>& unit, int first, int slot) const {
     const int r = first + quad_row;
@@ -506,9 +514,11 @@ class Sweep {
       for (int b = 0; b < 4; ++b) {
         const float by_s = sum[0][b] + s[b] * sum[1][b];
         float by_d = kBoth ? sum[3][b] : 0;
-        if constexpr (!kPlain)
-          by_d +=
-              by_difference(job, d[b] + unit.level_d(), first_row + r, first_column + column + b);
+        if constexpr (!kPlain) {
+          if (own(column + b))
+            by_d +=
+                by_difference(job, d[b] + unit.level_d(), first_row + r, first_column + column + b);
+        }
         by_x[b] = kBoth || !kPlain ? by_s + (by_d + d[b] * sum[2][b]) : by_s + d[b] * sum[2][b];
         by_y[b] = by_s - (by_d + d[b] * sum[2][b]);
       }
@@ -529,7 +539,7 @@ class Sweep {
 #pragma unroll
     for (int b = 0; b < 4; ++b) out[b] = from_arithmetic<T>(v[b]);
     T* const to = static_cast<T*>(image.data) + at;
-    const bool whole = column >= own_column_begin && column + kColumns <= own_column_end;
+    const bool whole = own(column) && own(column + kColumns - 1);
     if (whole && image.by_column == 1 && reinterpret_cast<int64_t>(to) % sizeof(Four) == 0) {
       Four four;
       memcpy(&four, out, sizeof four);
@@ -538,8 +548,7 @@ class Sweep {
     }
 #pragma unroll
     for (int b = 0; b < 4; ++b)
-      if (column + b >= own_column_begin && column + b < own_column_end)
-        write(to + b * image.by_column, out[b]);
+      if (own(column + b)) write(to + b * image.by_column, out[b]);
   }
 };
 
