@@ -250,6 +250,7 @@ class MixtureMeasure(MSSSIMMeasure):
         self._factors = [number(name, getattr(self, name), least=0.0) for name in self.TERMS]
         flag("return_terms", self.return_terms)
         self._blurs = {}  # by the number of scales: the coarsest window, in pixels of the finest
+        self._counts = {}  # of pixels in the blurred L1, by size, scales, device and dtype
         if self.gaussian_l1 > 0:
             by_weights = (
                 range(1, len(WANG_WEIGHTS) + 1) if self._weights is None else [len(self._weights)]
@@ -277,8 +278,8 @@ class MixtureMeasure(MSSSIMMeasure):
             weights = [-by_ssim, -by_ms_ssim, *by_pixels]
             rows = columns = None
             if self._factors[-1] > 0:
-                blur = self._blurs[1 if scales is None else len(scales[0])]
-                rows, columns = (_inside(size, blur, x) for size in x.shape[2:])
+                of_scales = 1 if scales is None else len(scales[0])
+                rows, columns = (self._inside(size, of_scales, x) for size in x.shape[2:])
             if scales is None:
                 count = ops.positions(x, settings, kept)
                 value, terms = ops.similarity(x, y, settings, weights, rows, columns, count, kept)
@@ -290,6 +291,17 @@ class MixtureMeasure(MSSSIMMeasure):
         terms = terms.detach().to(loss.dtype)
         factors = zip(self.TERMS, self._factors, strict=True)
         return loss, {name: terms[..., t] for t, (name, factor) in enumerate(factors) if factor > 0}
+
+    def _inside(self, size: int, scales: int, like: Tensor) -> Tensor:
+        """What a row or column of pixels counts in the blurred L1. Kept, for it is copied to the
+        device, which would wait for it, and could not be captured in a CUDA graph."""
+        if torch.compiler.is_compiling() or type(like) not in (Tensor, torch.nn.Parameter):
+            return _inside(size, self._blurs[scales], like)
+        key = (size, scales, like.device, like.dtype)
+        if key not in self._counts:
+            with torch.inference_mode(False):  # it may be used in training later
+                self._counts[key] = _inside(size, self._blurs[scales], like)
+        return self._counts[key]
 
 
 def _leading(weights: Sequence[float], count: int) -> list[float]:

@@ -235,7 +235,7 @@ class Counts(NamedTuple):
 
 
 # With immediates (32I), packed (2) and of three operands (3).
-FLOATING = re.compile(r"(FFMA|FADD|FMUL|FMNMX|MUFU)(32I|2|3)?$")
+FLOATING = re.compile(r"(FFMA|FADD|FMUL|MUFU)(32I|2|3)?$")
 
 
 @dataclass(frozen=True)
@@ -639,7 +639,7 @@ int main(int, char** arguments) {
   const auto number = [&](int i) { return std::atoi(arguments[i]); };
   phases = number(1);
   int height = number(4), width = number(5);
-  const Plan whole = plan = make_plan({number(3), height, width, 0, kHalo, kSpread}, number(2));
+  const Plan whole = plan = make_plan({number(3), height, width, kHalo, kHalo, kSpread}, number(2));
   constexpr int kMany = 4;
   strips_between = std::max(0, plan.strips - kMany);
   runs_between = std::max(0, plan.runs - kMany);
@@ -662,6 +662,7 @@ int main(int, char** arguments) {
   job.planes = job.channels = 1;
   job.height = height, job.width = width;
   job.window = WINDOW;
+  job.margin = kHalo;
   for (int i = 0; i < WINDOW; ++i) job.taps[i] = 1.0f / WINDOW;
   job.c1 = job.c2 = 1e-3f;
   const auto kernel = sweep<ELEMENT, WINDOW, Pass::PASS, PLAIN>;
@@ -755,7 +756,7 @@ def cost_of(loop: Loop, march: Path, shape: Shape, multiprocessors: int) -> Cost
 
 # ---- tables -------------------------------------------------------------------------------------
 
-SHAPES = (Shape(8, 3, 512, 512), Shape(8, 3, 1024, 1024), Shape(8, 3, 1080, 1920),
+SHAPES = (Shape(32, 3, 512, 512), Shape(8, 3, 1024, 1024), Shape(8, 3, 1080, 1920),
           Shape(4, 3, 2160, 3840), Shape(1, 3, 1080, 1920))  # fmt: skip
 DEVICES = {"H100": 132, "RTX 4090": 128, "RTX 3060": 28}
 

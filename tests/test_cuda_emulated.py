@@ -11,10 +11,12 @@ from pathlib import Path
 import comparison
 import emulated
 import pytest
+import test_ops
 import torch
-from conftest import use_emulated
+from conftest import use_emulated, use_reference
 
 import ssimfast
+from ssimfast import ops, reference
 
 FOLDER = Path(__file__).parent
 
@@ -28,6 +30,29 @@ def backend(monkeypatch):
 def pair(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
     x = torch.rand(shape)
     return x.to(dtype), (0.7 * x + 0.3 * torch.rand(shape)).to(dtype)
+
+
+OPS = [name for name in ops._SCHEMAS if "_nd_" not in name and name != "combine_scales"]
+
+
+def test_which_ops_have_kernels():
+    assert sorted(emulated.load()) == sorted(OPS)
+
+
+@pytest.mark.parametrize("layout", test_ops.LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("name", OPS)
+def test_kernel_and_reference_give_the_same_tensors(name, dtype, layout, monkeypatch):
+    kernel = emulated.load()[name]
+    by_reference = getattr(reference, name, ops._sweep_scales_by_ops)
+    use_reference(monkeypatch)  # for the one that is made of others
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float64: 1e-9}[dtype]
+    for more in (False, True):
+        arguments = test_ops.arguments(name, more, dtype, layout)
+        got, want = test_ops.flat(kernel(*arguments)), test_ops.flat(by_reference(*arguments))
+        for g, w in zip(got, want, strict=True):
+            assert g.stride() == w.stride() and g.dtype == w.dtype
+            torch.testing.assert_close(g, w, rtol=tolerance, atol=tolerance)
 
 
 def of_forward(loss, x, y) -> emulated.Counters:

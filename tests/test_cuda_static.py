@@ -28,8 +28,8 @@ REGISTERS = {
     "sweep<*, 11, kGradientX, true>": 224,
     "sweep<*, 11, kGradientBoth, false>": 255,
     "row_moments<*>": 56,
-    "statistics<float>": 56,
-    "statistics<double>": 72,
+    "statistics<float>": 64,
+    "statistics<double>": 88,
     "column_adjoint<*>": 64,
     "gradients<*>": 56,
     "pool_pair<*>": 40,
@@ -44,7 +44,7 @@ REGISTERS = {
 }
 
 # Of sweep<float, 11, kGradientX, true>, for one pixel of one channel on an H100, machine code of
-# sm_80 and sm_90: FP instructions (FFMA, FADD, FMUL, FMNMX, MUFU), words of shared memory that are
+# sm_80 and sm_90: FP instructions (FFMA, FADD, FMUL, MUFU), words of shared memory that are
 # read or written, barriers of an iteration.
 FP_BUDGETS = dict.fromkeys(sass.SHAPES[:4], 240.0)
 WORDS_BUDGETS = dict.fromkeys(sass.SHAPES[:4], 70.0)
@@ -403,7 +403,9 @@ def test_every_launch_goes_through_the_launcher():
     assert "aoti_torch_get_current_cuda_stream(device, &current)" in launcher
     assert "stream = static_cast<cudaStream_t>(current);" in launcher
     assert len(re.findall(r"\bstream = ", launcher)) == 1
-    assert "STD_CUDA_KERNEL_LAUNCH_CHECK();" in launcher[launcher.index("<<<") :]
+    assert re.search(
+        r"STD_CUDA_CHECK\(cudaLaunchKernel\([^;]*, shared_bytes, stream\)\);", launcher
+    )
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_opcheck_of_every_request(gradients, kept, pooling):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ops._SCHEMAS)
+@pytest.mark.parametrize("name", [name for name in ops._SCHEMAS if hasattr(reference, name)])
 def test_kernel_and_reference_give_the_same_tensors(name, layout):
     if ops.extension is None:
         pytest.skip("the extension was not built: no C++ compiler at install time")

@@ -18,9 +18,12 @@ inline int64_t waves(int64_t blocks, int64_t at_a_time) {
   return (blocks + at_a_time - 1) / at_a_time;
 }
 
-// The cut of which all blocks are done soonest, if steps take as long as threads are resident: few
-// columns that no pixel needs, runs long against the rows that they share, and no last wave of a
-// few blocks. It depends on the device through its number of multiprocessors alone.
+// Fewer threads than these leave a multiprocessor waiting for its memory: a step takes no less time.
+constexpr int kLeastThreads = 192;
+
+// The cut of which all blocks are done soonest, if a step takes as long as threads are resident: few
+// columns that no pixel needs, runs long against the rows that they share, and no last wave of a few
+// blocks. It depends on the device through its number of multiprocessors alone.
 inline Plan make_plan(const Extent& extent, int multiprocessors) {
   const int64_t planes = extent.planes, height = extent.height, width = extent.width;
   const int halo = extent.halo, spread = extent.spread;
@@ -38,11 +41,12 @@ inline Plan make_plan(const Extent& extent, int multiprocessors) {
     const int64_t strips = columns <= threads ? 1 : 1 + (columns - threads + step - 1) / step;
     const int resident = std::max(1, kResidentThreads / threads);
     const int64_t at_a_time = int64_t(multiprocessors) * resident;
+    const int width_of_a_step = std::max(resident * threads, kLeastThreads);
     const int64_t most_runs = std::clamp<int64_t>(height / kLeastRows, 1, kMostRuns);
     for (int64_t runs = 1; runs <= most_runs; ++runs) {
       const int64_t rows = (height + runs - 1) / runs;
-      const double cost =
-          double(waves(planes * strips * runs, at_a_time)) * double(rows + shared_rows);
+      const double cost = double(waves(planes * strips * runs, at_a_time)) *
+                          double(rows + shared_rows) * double(width_of_a_step);
       if (least_cost == 0 || cost < least_cost) {
         least_cost = cost;
         // The same strips a little closer, if that makes every one of them aligned.
