@@ -18,12 +18,13 @@ inline int64_t waves(int64_t blocks, int64_t at_a_time) {
   return (blocks + at_a_time - 1) / at_a_time;
 }
 
-// Fewer threads than these leave a multiprocessor waiting for its memory: a step takes no less time.
+// Fewer threads than these leave a multiprocessor waiting for its memory: a step takes no less
+// time.
 constexpr int kLeastThreads = 192;
 
-// The cut of which all blocks are done soonest, if a step takes as long as threads are resident: few
-// columns that no pixel needs, runs long against the rows that they share, and no last wave of a few
-// blocks. It depends on the device through its number of multiprocessors alone.
+// The cut of which all blocks are done soonest, if a step takes as long as threads are resident:
+// few columns that no pixel needs, runs long against the rows that they share, and no last wave of
+// a few blocks. It depends on the device through its number of multiprocessors alone.
 inline Plan make_plan(const Extent& extent, int multiprocessors) {
   const int64_t planes = extent.planes, height = extent.height, width = extent.width;
   const int halo = extent.halo, spread = extent.spread;
