@@ -325,6 +325,7 @@ class Similarity(torch.autograd.Function):
         ctx.save_for_backward(*grads)
         ctx.scale, ctx.count = settings[4] * largest, count
         ctx.mark_non_differentiable(terms)
+        ctx.set_materialize_grads(False)  # of the terms: zeros that nobody reads
         return value, terms
 
     @staticmethod
@@ -355,6 +356,7 @@ class MultiScale(torch.autograd.Function):
         images = (x, y) if keeps_images else (None, None)
         ctx.save_for_backward(slopes, *images, rows, columns, *grads)
         ctx.mark_non_differentiable(terms)
+        ctx.set_materialize_grads(False)  # of the terms: zeros that nobody reads
         return value, terms
 
     @staticmethod

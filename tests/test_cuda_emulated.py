@@ -14,9 +14,11 @@ import pytest
 import test_ops
 import torch
 from conftest import use_emulated, use_reference
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ssimfast
 from ssimfast import ops, reference
+from ssimfast.arguments import gaussian_taps
 
 FOLDER = Path(__file__).parent
 
@@ -32,6 +34,7 @@ def pair(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor,
     return x.to(dtype), (0.7 * x + 0.3 * torch.rand(shape)).to(dtype)
 
 
+TAPS = gaussian_taps(5, 1.5)
 OPS = [name for name in ops._SCHEMAS if "_nd_" not in name and name != "combine_scales"]
 
 
@@ -62,10 +65,10 @@ def of_forward(loss, x, y) -> emulated.Counters:
     return emulated.counters()
 
 
-# Of one plane, so that one multiprocessor stands for a device that is full.
+# One multiprocessor and one plane stand for a device that is full.
 @pytest.mark.parametrize("side", [512, 768])
 def test_budget_of_the_one_pass_kernel(side, monkeypatch):
-    monkeypatch.setenv("SSIMFAST_EMULATED_MULTIPROCESSORS", "2")
+    monkeypatch.setenv("SSIMFAST_EMULATED_MULTIPROCESSORS", "1")
     x, y = pair(1, 1, side, side)
     count = of_forward(ssimfast.ssim, x, y)
     pixels = x.numel()
@@ -122,6 +125,53 @@ def test_every_order_gives_the_same_bits(settings, dtype, monkeypatch):
         monkeypatch.setenv(name, value)
     for got, expected in zip(results(), want, strict=True):
         assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 40])
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_every_side_of_a_cut(padding, multiprocessors, monkeypatch):
+    """Sizes at which a strip or a run more is needed, and the ones around."""
+    monkeypatch.setenv("SSIMFAST_EMULATED_MULTIPROCESSORS", str(multiprocessors))
+    sides = [(24, width) for width in (64, 73, 74, 75, 128, 129, 246, 256, 257, 265, 266, 267)]
+    sides += [(height, 31) for height in (*range(11, 18), 31, 32, 33, 43, 44, 45)]
+    for height, width in sides:
+        x, y = (image.requires_grad_() for image in pair(1, 1, height, width))
+        ssimfast.ssim(x, y, padding=padding, reduction="sum").backward()
+        settings = (TAPS, 1e-4, 9e-4, 0.0, 1.0, padding == "same")
+        rest = (1, [1.0, 0.0, 0.0, 0.0, 0.0], None, None, None, 1, 0, 2, 0)
+        images = x.detach().double(), y.detach().double()
+        want = reference.similarity(*images, *settings, *rest)[2]
+        for image, grad in zip((x, y), want, strict=True):
+            limit = 5e-6 * grad.abs().max().item()
+            torch.testing.assert_close(image.grad.double(), grad, rtol=0, atol=limit)
+
+
+class Recorded(TorchDispatchMode):
+    """The names of the ops that torch runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("scales", [0, 1, 3])
+def test_torch_runs_nothing_of_its_own_in_a_training_step(scales):
+    x, y = (image.requires_grad_() for image in pair(2, 3, 48, 52))
+    with Recorded() as recorded:
+        if scales == 0:
+            value = ssimfast.ssim(x, y)
+        else:
+            value = ssimfast.ms_ssim(x, y, weights=[1 / scales] * scales)
+        value.backward()
+    ours = [name for name in recorded.names if name.startswith(emulated.NAMESPACE)]
+    others = set(recorded.names) - set(ours)
+    assert len(ours) == 3  # forward, and backward of each image
+    # Views, and the one that `backward` starts with.
+    assert others <= {"aten.detach.default", "aten.ones_like.default"}, others
 
 
 def test_more_planes_than_a_grid_has_rows():

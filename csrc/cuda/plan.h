@@ -34,7 +34,7 @@ inline Plan make_plan(const Extent& extent, int multiprocessors) {
   const int first_column = int(extent.margin) - halo - lead;
   const int64_t columns = width - 2 * extent.margin + lead;  // of statistics
   const int shared_rows = 2 * (halo + spread);
-  constexpr int kLeastRows = 8, kMostRuns = 128;
+  constexpr int kLeastRows = 8, kWavesTried = 12;
   Plan best{};
   double least_cost = 0;
   for (int threads = kMostThreads; threads >= 64; threads -= 32) {
@@ -43,8 +43,11 @@ inline Plan make_plan(const Extent& extent, int multiprocessors) {
     const int resident = std::max(1, kResidentThreads / threads);
     const int64_t at_a_time = int64_t(multiprocessors) * resident;
     const int width_of_a_step = std::max(resident * threads, kLeastThreads);
-    const int64_t most_runs = std::clamp<int64_t>(height / kLeastRows, 1, kMostRuns);
-    for (int64_t runs = 1; runs <= most_runs; ++runs) {
+    const int64_t most_runs = std::max<int64_t>(1, height / kLeastRows);
+    // For each number of waves, the most runs that it holds.
+    const int64_t least_waves = waves(planes * strips, at_a_time);
+    for (int64_t wave = least_waves; wave < least_waves + kWavesTried; ++wave) {
+      const int64_t runs = std::min(wave * at_a_time / (planes * strips), most_runs);
       const int64_t rows = (height + runs - 1) / runs;
       const double cost = double(waves(planes * strips * runs, at_a_time)) *
                           double(rows + shared_rows) * double(width_of_a_step);
