@@ -331,6 +331,8 @@ class Similarity(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream, _):
         _refuse_second_derivative()
+        if upstream is None:  # nothing depends on the value
+            return (None,) * 8
         grads = [_scale_grad(grad, upstream, ctx.scale, ctx.count) for grad in ctx.saved_tensors]
         return *_by_need(grads, ctx.needs_input_grad[:2]), *[None] * 6
 
@@ -362,6 +364,8 @@ class MultiScale(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream, _):
         _refuse_second_derivative()
+        if upstream is None:  # nothing depends on the value
+            return (None,) * 8
         needs = ctx.needs_input_grad[:2]
         count = sum(needs)
         slopes, x, y, rows, columns, *grads = ctx.saved_tensors

@@ -73,9 +73,9 @@ def test_budget_of_the_one_pass_kernel(side, monkeypatch):
     count = of_forward(ssimfast.ssim, x, y)
     pixels = x.numel()
     assert 8 * pixels <= count.unique_global_bytes_read <= 8.1 * pixels
-    assert count.global_bytes_read + count.global_bytes_written <= 13.2 * pixels
+    assert count.global_bytes_read + count.global_bytes_written <= 14.5 * pixels
     assert 12 * pixels <= count.global_bytes_read + count.global_bytes_written
-    assert count.shared_words_read + count.shared_words_written <= 42 * pixels
+    assert count.shared_words_read + count.shared_words_written <= 45 * pixels
     assert count.block_barriers <= 3 * pixels / (4 * 128)  # three for four rows of a strip
 
 
