@@ -76,7 +76,7 @@ def test_budget_of_the_one_pass_kernel(side, monkeypatch):
     assert count.global_bytes_read + count.global_bytes_written <= 14.5 * pixels
     assert 12 * pixels <= count.global_bytes_read + count.global_bytes_written
     assert count.shared_words_read + count.shared_words_written <= 45 * pixels
-    assert count.block_barriers <= 3 * pixels / (4 * 128)  # three for four rows of a strip
+    assert count.block_barriers <= 3 * pixels / (4 * 72)  # three for four rows of a strip
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
