@@ -1025,7 +1025,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small images, few rounds")
     parser.add_argument(
         "--tests-select",
-        default=shlex.join([str(ROOT / "tests"), "-k", "cuda and not emulated"]),
+        default=shlex.join([str(ROOT / "tests"), "-k", "cuda and not emulated and not static"]),
         help="arguments of pytest that select tests (default: %(default)s)",
     )
     # What the script calls itself with.

@@ -24,7 +24,7 @@ def _peer_ms_ssim(x: Tensor, y: Tensor) -> Tensor:
 
 def _peer_mix(x: Tensor, y: Tensor) -> Tensor:
     """MS-SSIM of pytorch-msssim, and the blurred difference by two convolutions."""
-    taps = torch.exp(-((torch.arange(-80.0, 81.0) / 24) ** 2) / 2)
+    taps = torch.exp(-((torch.arange(-80.0, 81.0, device=x.device) / 24) ** 2) / 2)
     taps = (taps / taps.sum()).reshape(1, 1, -1, 1).repeat(x.shape[1], 1, 1, 1)
     blurred = (x - y).abs()
     for window, padding in ((taps, (80, 0)), (taps.mT, (0, 80))):
@@ -34,7 +34,8 @@ def _peer_mix(x: Tensor, y: Tensor) -> Tensor:
 
 def _mask_of(x: Tensor) -> Tensor:
     """The lower half of the image."""
-    return (torch.arange(x.shape[-2]) >= x.shape[-2] // 2).to(x.dtype)[:, None]
+    rows = torch.arange(x.shape[-2], device=x.device)
+    return (rows >= x.shape[-2] // 2).to(x.dtype)[:, None]
 
 
 # By name of the task: the loss by each library. Libraries without the task are compared by the
