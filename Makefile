@@ -22,8 +22,9 @@ demo: $(VENV)/installed
 	  --discriminator-width 32 --learning-rate 1e-3 --lambda-identity 1 --test-images 48
 	$(CYCLEGAN) translate --checkpoint $(DEMO)/run/checkpoint.pt $(DEMO)/data/testA $(DEMO)/translated
 
+# Several processes of one thread each: threads that wait for each other would share the cores badly.
 test: $(VENV)/installed
-	$(VENV)/bin/pytest -n auto --maxprocesses=8 --dist=worksteal -p no:benchmark
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --maxprocesses=8 --dist=worksteal -p no:benchmark
 
 bench: $(VENV)/installed $(VENV)/bench-tools
 	$(VENV)/bin/pytest bench --benchmark-columns=min,median,max,iqr
