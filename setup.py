@@ -75,7 +75,19 @@ def has_cuda_compiler() -> bool:
             os.environ["CUDA_HOME"] = os.path.realpath(found[1].strip())
     from torch.utils.cpp_extension import CUDA_HOME
 
-    return CUDA_HOME is not None and (Path(CUDA_HOME) / "bin" / "nvcc").exists()
+    nvcc = shutil.which("nvcc", path=Path(CUDA_HOME or os.devnull) / "bin")
+    if nvcc is None:
+        return False
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release (\d+)", version)
+    if release is None or release[1] != torch.version.cuda.split(".")[0]:
+        print(
+            f"ssimfast: {nvcc} is not of CUDA {torch.version.cuda}, which torch was built with; "
+            "installing without CUDA kernels",
+            file=sys.stderr,
+        )
+        return False
+    return True
 
 
 def choose_cuda_architectures() -> None:
@@ -88,6 +100,8 @@ def choose_cuda_architectures() -> None:
     flags = torch._C._cuda_getArchFlags().split()
     names = [flag.removeprefix("sm_") for flag in flags if flag.startswith("sm_")]
     versions = [f"{name[:-1]}.{name[-1]}" for name in names if name.isdigit()]
+    # Older cards lack the shared memory.
+    versions = [version for version in versions if float(version) >= 7.0] or ["8.0", "9.0"]
     os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(versions) + "+PTX"
 
 
@@ -116,7 +130,7 @@ def extension_arguments() -> dict:
     if cuda:
         choose_cuda_architectures()
         sources += sorted(Path("csrc/cuda").glob("*.cu"))
-        flags["nvcc"] = ["-O3"]
+        flags["nvcc"] = ["-O3", "-std=c++20"]  # older torches would take C++17
         # USE_CUDA: torch's header then declares the function that names the current stream.
         macros += [("USE_CUDA", None), ("SSIMFAST_CUDA", None)]
     extension = (CUDAExtension if cuda else CppExtension)(

@@ -46,9 +46,46 @@ inline void check_upstream_maps(const std::vector<Tensor>& upstream, const Tenso
   STD_TORCH_CHECK(gradients > 0, "ssimfast: gradients must be 1 or 2, got ", gradients);
   const std::vector<int64_t> shape = map_shape(x, settings);
   for (const Tensor& map : upstream) {
+    check_device(map, x);
     bool fits = map.dim() == 4 && map.scalar_type() == arithmetic_dtype(x);
     for (int i = 0; fits && i < 4; ++i) fits = map.size(i) == shape[i];
     STD_TORCH_CHECK(fits, "ssimfast: the gradient of the map does not fit the map");
+  }
+}
+
+// The gradients of the scales of MS-SSIM, finest first, and what goes with them: see `collapse`.
+inline void check_pyramid(const std::vector<Tensor>& grads, const Tensor& slopes,
+                          const Tensor& upstream, int64_t pooling, const std::optional<Tensor>& x,
+                          const std::optional<Tensor>& y, const std::vector<double>& pixel_weights,
+                          const std::optional<Tensor>& rows, const std::optional<Tensor>& columns) {
+  STD_TORCH_CHECK(!grads.empty() && grads.size() <= kMostScales, "ssimfast: a pyramid has 1 to ",
+                  kMostScales, " gradients, got ", grads.size());
+  check_pooling(pooling);
+  const Tensor& finest = grads[0];
+  check_upstream(finest, upstream);
+  check_device(slopes, finest);
+  STD_TORCH_CHECK(slopes.dim() == 3 && slopes.size(0) == finest.size(0) &&
+                      slopes.size(1) == finest.size(1) &&
+                      slopes.size(2) == static_cast<int64_t>(grads.size()) &&
+                      slopes.is_contiguous() && slopes.scalar_type() == ScalarType::Double,
+                  "ssimfast: slopes must be float64, contiguous, (N, C, scales)");
+  STD_TORCH_CHECK(pixel_weights.size() == kTerms - kL1, "ssimfast: pixel_weights must be ",
+                  kTerms - kL1, " numbers, got ", pixel_weights.size());
+  STD_TORCH_CHECK(x.has_value() == y.has_value() && rows.has_value() == columns.has_value(),
+                  "ssimfast: x and y, rows and columns come in pairs");
+  if (x.has_value()) {
+    check_pair(*x, *y);
+    check_pair(*x, finest);
+  }
+  for (size_t j = 1; j < grads.size(); ++j) {
+    check_device(grads[j], finest);
+    STD_TORCH_CHECK(grads[j].dim() == 4 && grads[j].size(0) == finest.size(0) &&
+                        grads[j].size(1) == finest.size(1) &&
+                        grads[j].scalar_type() == arithmetic_dtype(finest),
+                    "ssimfast: the gradients of coarser scales do not fit the finest");
+    for (int64_t i = 2; i < 4; ++i)
+      STD_TORCH_CHECK(grads[j].size(i) == PooledAxis(Pooling(pooling), grads[j - 1].size(i)).size,
+                      "ssimfast: scale ", j, " has the wrong size");
   }
 }
 

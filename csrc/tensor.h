@@ -20,7 +20,14 @@ namespace ssimfast {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+inline void check_device(const Tensor& tensor, const Tensor& like) {
+  STD_TORCH_CHECK(
+      tensor.is_cpu() == like.is_cpu() && tensor.get_device_index() == like.get_device_index(),
+      "ssimfast: all tensors must be on one device");
+}
+
 inline void check_pair(const Tensor& x, const Tensor& y) {
+  check_device(x, y);
   STD_TORCH_CHECK(x.dim() == 4 && y.dim() == 4, "ssimfast: images must have 4 dimensions, got ",
                   x.dim(), " and ", y.dim());
   for (int64_t i = 0; i < 4; ++i)
@@ -83,6 +90,7 @@ template <class A>
 const A* optional_numbers(const std::optional<Tensor>& tensor, const Tensor& image, int64_t numel,
                           const char* name) {
   if (!tensor) return nullptr;
+  check_device(*tensor, image);
   STD_TORCH_CHECK(tensor->numel() == numel && tensor->is_contiguous() &&
                       tensor->scalar_type() == arithmetic_dtype(image),
                   "ssimfast: ", name, " must be ", numel,
@@ -97,6 +105,7 @@ inline void check_pooling(int64_t pooling) {
 
 // The upstream gradient of a result reduced to one number for all planes, for each image or plane.
 inline void check_upstream(const Tensor& grad, const Tensor& upstream) {
+  check_device(upstream, grad);
   STD_TORCH_CHECK(grad.dim() == 4, "ssimfast: the gradient must have 4 dimensions, got ",
                   grad.dim());
   bool fits = upstream.scalar_type() == arithmetic_dtype(grad) && upstream.dim() <= 2;

@@ -26,6 +26,7 @@ from ssimfast.arguments import (
 
 WANG_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _KEPT = {"mean": 0, "batch": 1}
+_MOST_COUNTS = 64  # of rows and columns of so many sizes what they count is kept
 _MOST_SCALES = 16  # of which the finest has 32768 pixels for each of the coarsest
 
 
@@ -299,9 +300,18 @@ class MixtureMeasure(MSSSIMMeasure):
             return _inside(size, self._blurs[scales], like)
         key = (size, scales, like.device, like.dtype)
         if key not in self._counts:
+            while len(self._counts) >= _MOST_COUNTS:
+                del self._counts[next(iter(self._counts))]
             with torch.inference_mode(False):  # it may be used in training later
-                self._counts[key] = _inside(size, self._blurs[scales], like)
+                counts = _inside(
+                    size, self._blurs[scales], torch.empty(0, dtype=like.dtype, device="cpu")
+                )
+                # A copy that is waited for: the next use may be on another stream.
+                self._counts[key] = counts.to(like.device)
         return self._counts[key]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_counts": {}}
 
 
 def _leading(weights: Sequence[float], count: int) -> list[float]:

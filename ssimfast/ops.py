@@ -124,9 +124,9 @@ extension = _load_extension()
 
 
 def backends() -> dict[str, str]:
-    """The backend that serves each kind of device: ``cpu`` or ``reference``.
+    """The backend that serves each kind of device: ``cpu``, ``cuda`` or ``reference``.
 
-    ``cpu`` is the compiled C++ kernel, ``reference`` plain PyTorch operations.
+    ``cpu`` and ``cuda`` are compiled kernels, ``reference`` is plain PyTorch operations.
     """
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     keys = {"cpu": "CPU", "cuda": "CUDA", "xpu": "XPU", "mps": "MPS"}

@@ -100,7 +100,7 @@ def sweep_unit(element: str, window: int, architecture: int) -> Unit:
     """The four variants of the fused kernel."""
     source = f"""#include "select.cuh"
     namespace ssimfast::cuda {{
-    template SweepKernel select_pass<{element}, {window}>(Pass, bool);
+    template Fused select_pass<{element}, {window}>(Pass, bool);
     }}"""
     return Unit(f"sweep_{element}_{window}", source, architecture)
 

@@ -179,6 +179,48 @@ def test_more_planes_than_a_grid_has_rows():
     got = ssimfast.ssim(x, y, window_size=7, reduction="none")
     want = ssimfast.ssim(x[:, -3:], y[:, -3:], window_size=7, reduction="none")
     assert torch.equal(got[:, -3:], want)
+    # So many sums are added in two steps.
+    mean = ssimfast.ssim(x, y, window_size=7)
+    torch.testing.assert_close(mean.double(), got.double().mean(), rtol=0, atol=1e-7)
+
+
+def test_the_sign_of_a_tiny_difference():
+    x = torch.full((1, 1, 40, 40), 0.8)
+    x[torch.rand(x.shape) < 0.3] = 1e-9
+    x.requires_grad_()
+    ssimfast.similarity_loss(x, torch.zeros_like(x), ssim=0.0, l1=1.0).backward()
+    torch.testing.assert_close(x.grad, torch.full_like(x, 1 / x.numel()))
+
+
+def test_direct_calls_are_guarded():
+    ops_by_name = emulated.load()
+    x = torch.rand(1, 1, 16, 16)
+    settings = (TAPS, 1e-4, 9e-4, 0.0, 1.0, True)
+    with pytest.raises(RuntimeError, match="dimension 3"):
+        ops_by_name["ssim_map"](x, x[..., 1:], *settings)
+    scales = ([0.5, 0.5], 1, False, False, [0.0, 1.0, 0.0, 0.0, 0.0], None, None, 0, 1, False)
+    for thin in (x[..., :1, :], x[..., :1]):
+        with pytest.raises(RuntimeError, match="scale 1 is empty"):
+            ops_by_name["sweep_scales"](thin, thin, *settings, *scales)
+    with pytest.raises(RuntimeError, match="scales must be 1 to 16"):
+        ops_by_name["sweep_scales"](x, x, *settings, [], *scales[1:])
+    with pytest.raises(RuntimeError, match="scale 1 has the wrong size"):
+        ops_by_name["collapse"](
+            [x, x],
+            torch.zeros(1, 1, 2, dtype=torch.float64),
+            torch.ones(()),
+            *(1.0, 1, None, None, [0.0] * 3, None, None),
+        )
+
+
+def test_pooling_to_nothing():
+    """A side of one pixel has no next scale; any window."""
+    x = torch.rand(1, 1, 9, 1)
+    for taps in (TAPS, gaussian_taps(1, 1.0)):
+        settings = (taps, 1e-4, 9e-4, 0.0, 1.0, True)
+        rest = (1, [1.0, 0.0, 0.0, 0.0, 0.0], None, None, None, 9, 0, 1, 1)
+        pooled = emulated.load()["similarity"](x, x, *settings, *rest)[3]
+        assert [image.shape for image in pooled] == [(1, 1, 4, 0)] * 2
 
 
 def test_offsets_of_more_than_32_bits():
@@ -192,7 +234,7 @@ def test_offsets_of_more_than_32_bits():
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_inputs_that_nobody_chose(seed):
+def test_inputs_that_nobody_chose(seed, monkeypatch):
     """Random shapes, strides, dtypes and options."""
     random = torch.Generator().manual_seed(seed)
 
@@ -221,11 +263,16 @@ def test_inputs_that_nobody_chose(seed):
         "sigma": choose(1.5, 1.5, 2.5, 0.9),
         "padding": choose("valid", "same"),
     }
-    kind = choose("ssim", "components", "mixture")
+    monkeypatch.setenv("SSIMFAST_EMULATED_MULTIPROCESSORS", choose("1", "8", "132"))
+    kind = choose("ssim", "components", "mixture", "ms_ssim")
     if kind == "ssim":
         comparison.assert_matches_oracle(x, y, **common)
     elif kind == "components":
         comparison.assert_components_match_oracle(x, y, **common)
+    elif kind == "ms_ssim" and min(height, width) >= 2 * size:
+        common |= {"odd": choose("floor", "pad", "replicate"), "weights": (0.3, 0.7)}
+        common |= {"negative": "abs", "channels": choose("joint", "separate")}
+        comparison.assert_ms_ssim_matches_oracle(x, y, **common)
     else:
         factors = {name: choose(0.0, 0.3, 1.0) for name in ("l1", "l2", "gaussian_l1")}
         comparison.assert_similarity_matches_oracle(x, y, ssim=0.5, **factors, **common)

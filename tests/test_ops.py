@@ -44,7 +44,7 @@ def arguments(name: str, more: bool, dtype: torch.dtype, layout: str) -> tuple:
         rows, columns = torch.rand(21, dtype=out_dtype), torch.rand(22, dtype=out_dtype)
         weights = [0.5, 0.2, 0.3, 0.4, 0.6] if more else [0.0, 1.0, 0.0, 0.0, 0.0]
         optional = (rows, columns) if more else (None, None)
-        scales = ([0.2, 0.3, 0.5][: 2 + more], 2, more, more)
+        scales = ([0.2, 0.3, 0.5][: 1 + 2 * more], 2, more, more)
         return x, y, *settings, *scales, weights, *optional, more, gradients, more
     if name == "collapse":
         grads = [x, *(torch.rand(2, 3, *shape, dtype=out_dtype) for shape in ((6, 7), (3, 4)))]

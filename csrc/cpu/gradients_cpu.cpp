@@ -4,6 +4,7 @@
 #include <optional>
 #include <vector>
 
+#include "../request.h"
 #include "simd.h"
 #include "tensors.h"
 #include "tile.h"
@@ -136,33 +137,9 @@ Tensor collapse(std::vector<Tensor> grads, const Tensor& slopes, const Tensor& u
                 double scale, int64_t pooling, std::optional<Tensor> x, std::optional<Tensor> y,
                 std::vector<double> pixel_weights, std::optional<Tensor> rows,
                 std::optional<Tensor> columns) {
-  STD_TORCH_CHECK(!grads.empty(), "ssimfast: a pyramid needs a gradient");
+  check_pyramid(grads, slopes, upstream, pooling, x, y, pixel_weights, rows, columns);
   const Tensor& finest = grads[0];
-  check_upstream(finest, upstream);
-  check_pooling(pooling);
-  STD_TORCH_CHECK(slopes.dim() == 3 && slopes.size(0) == finest.size(0) &&
-                      slopes.size(1) == finest.size(1) &&
-                      slopes.size(2) == static_cast<int64_t>(grads.size()) &&
-                      slopes.is_contiguous() && slopes.scalar_type() == ScalarType::Double,
-                  "ssimfast: slopes must be float64, contiguous, (N, C, scales)");
-  STD_TORCH_CHECK(pixel_weights.size() == 3, "ssimfast: pixel_weights must be 3 numbers, got ",
-                  pixel_weights.size());
   const bool has_pixels = x.has_value();
-  STD_TORCH_CHECK(has_pixels == y.has_value() && rows.has_value() == columns.has_value(),
-                  "ssimfast: x and y, rows and columns come in pairs");
-  if (has_pixels) {
-    check_pair(*x, *y);
-    check_pair(*x, finest);
-  }
-  for (size_t j = 1; j < grads.size(); ++j) {
-    STD_TORCH_CHECK(grads[j].dim() == 4 && grads[j].size(0) == finest.size(0) &&
-                        grads[j].size(1) == finest.size(1) &&
-                        grads[j].scalar_type() == arithmetic_dtype(finest),
-                    "ssimfast: the gradients of coarser scales do not fit the finest");
-    for (int64_t i = 2; i < 4; ++i)
-      STD_TORCH_CHECK(grads[j].size(i) == PooledAxis(Pooling(pooling), grads[j - 1].size(i)).size,
-                      "ssimfast: scale ", j, " has the wrong size");
-  }
   const Tensor out = torch::stable::empty_like(finest);
   if (finest.numel() == 0) return out;
   dispatch_floating(finest, [&](auto zero) {

@@ -154,7 +154,6 @@ __global__ void __launch_bounds__(kScaleThreads) scale_elements(const ScaleGrad<
 // pixel of scale 2, and 2 x 2 of scale 1. So it climbs the pyramid once for 16 pixels. What a
 // coarser scale has is read by several threads, but by neighbours: from the caches.
 
-constexpr int kMaxLevels = 16;
 constexpr int kCollapseThreads = 128;
 constexpr int kPixelTerms = kTerms - kL1;
 constexpr int kPatch = 4;
@@ -254,7 +253,7 @@ struct Level {
 
 template <class A>
 struct Collapse {
-  Level<A> levels[kMaxLevels];
+  Level<A> levels[kMostScales];
   int level_count = 0;
   Patches<A> grad, out, x, y;  // of the finest scale; x and y without data if they are not needed
   const double* slopes = nullptr;  // (N, C, level_count)
@@ -273,7 +272,7 @@ struct Collapse {
 // What all threads of a block need to know of its plane, worked out by its first warp.
 template <class A>
 struct PlaneState {
-  enum Place { kOut = kMaxLevels, kX, kY, kFirstRow, kFirstColumn, kPlaces };
+  enum Place { kOut = kMostScales, kX, kY, kFirstRow, kFirstColumn, kPlaces };
 
   // Where the plane begins in the gradient of each scale and in the other images; the row and the
   // column of the first thread's patch, among patches.
@@ -282,12 +281,12 @@ struct PlaneState {
   Shared<A> pixel_factors;  // of each term over pixels
 
   static constexpr int64_t kBytes =
-      kPlaces * sizeof(int64_t) + (kMaxLevels + kPixelTerms) * sizeof(A);
+      kPlaces * sizeof(int64_t) + (kMostScales + kPixelTerms) * sizeof(A);
 
   SSIMFAST_DEVICE explicit PlaneState(void* memory)
       : places(memory),
         factors((places + kPlaces).template as<A>()),
-        pixel_factors(factors + kMaxLevels) {}
+        pixel_factors(factors + kMostScales) {}
 
   SSIMFAST_DEVICE void set(const Collapse<A>& p, int64_t item, int lane) const {
     // Channels first: where they lie next to each other, they share what is fetched.
@@ -325,12 +324,6 @@ SSIMFAST_DEVICE A sum_from(int j, const Collapse<A>& p, const PlaneState<A>& pla
     column = (column + level.column_shift) / 2;
   }
   return sum;
-}
-
-// -1, 0 or 1; NaN for NaN.
-template <class A>
-SSIMFAST_DEVICE A sign(A a) {
-  return A(a > 0) - A(a < 0) + (a - a);
 }
 
 template <class A>

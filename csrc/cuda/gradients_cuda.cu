@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "../request.h"
 #include "gradients.cuh"
 #include "host.h"
 
@@ -13,11 +14,6 @@ namespace {
 
 int64_t grid(int64_t items) {
   return std::min<int64_t>(items, std::numeric_limits<int32_t>::max());
-}
-
-void check_device(const Tensor& tensor, const Tensor& like) {
-  STD_TORCH_CHECK(tensor.get_device_index() == like.get_device_index(),
-                  "ssimfast: all tensors must be on the device of the gradient");
 }
 
 int64_t stride_or_zero(const Tensor& tensor, int64_t dimension) {
@@ -51,7 +47,6 @@ std::vector<Axis> axes_of(const Tensor& from, const Tensor& to, const Tensor& up
 // grad * upstream * scale / count.
 Tensor scale_grad(const Tensor& grad, const Tensor& upstream, double scale, int64_t count) {
   check_upstream(grad, upstream);
-  check_device(upstream, grad);
   const Launcher launch(grad);
   const Tensor out = poisoned(torch::stable::empty_like(grad));
   if (grad.numel() == 0) return out;
@@ -92,47 +87,6 @@ Tensor scale_grad(const Tensor& grad, const Tensor& upstream, double scale, int6
   return out;
 }
 
-// What keeps a direct call of `collapse` inside its tensors.
-void check_pyramid(const std::vector<Tensor>& grads, const Tensor& slopes, const Tensor& upstream,
-                   Pooling pooling, const std::optional<Tensor>& x, const std::optional<Tensor>& y,
-                   const std::vector<double>& pixel_weights, const std::optional<Tensor>& rows,
-                   const std::optional<Tensor>& columns) {
-  STD_TORCH_CHECK(!grads.empty() && grads.size() <= kMaxLevels, "ssimfast: a pyramid has 1 to ",
-                  kMaxLevels, " gradients, got ", grads.size());
-  const Tensor& finest = grads[0];
-  check_upstream(finest, upstream);
-  STD_TORCH_CHECK(slopes.dim() == 3 && slopes.size(0) == finest.size(0) &&
-                      slopes.size(1) == finest.size(1) &&
-                      slopes.size(2) == static_cast<int64_t>(grads.size()) &&
-                      slopes.is_contiguous() && slopes.scalar_type() == ScalarType::Double,
-                  "ssimfast: slopes must be float64, contiguous, (N, C, scales)");
-  STD_TORCH_CHECK(pixel_weights.size() == kPixelTerms, "ssimfast: pixel_weights must be ",
-                  kPixelTerms, " numbers, got ", pixel_weights.size());
-  STD_TORCH_CHECK(x.has_value() == y.has_value() && rows.has_value() == columns.has_value(),
-                  "ssimfast: x and y, rows and columns come in pairs");
-  if (x.has_value()) {
-    check_pair(*x, *y);
-    check_pair(*x, finest);
-  }
-  for (size_t j = 1; j < grads.size(); ++j) {
-    STD_TORCH_CHECK(grads[j].dim() == 4 && grads[j].size(0) == finest.size(0) &&
-                        grads[j].size(1) == finest.size(1) &&
-                        grads[j].scalar_type() == arithmetic_dtype(finest),
-                    "ssimfast: the gradients of coarser scales do not fit the finest");
-    for (int64_t i = 2; i < 4; ++i)
-      STD_TORCH_CHECK(grads[j].size(i) == PooledAxis(pooling, grads[j - 1].size(i)).size,
-                      "ssimfast: scale ", j, " has the wrong size");
-  }
-  for (const Tensor& grad : grads) check_device(grad, finest);
-  check_device(slopes, finest);
-  check_device(upstream, finest);
-  for (const std::optional<Tensor>* tensor : {&x, &y, &rows, &columns})
-    if (tensor->has_value()) check_device(**tensor, finest);
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 2 * kPatch;
-  STD_TORCH_CHECK(finest.size(2) <= kMost && finest.size(3) <= kMost,
-                  "ssimfast: an image has at most ", kMost, " rows and columns");
-}
-
 template <class A>
 Level<A> level_of(const Tensor& grad, Pooling pooling) {
   const PooledAxis rows(pooling, grad.size(2)), columns(pooling, grad.size(3));
@@ -166,9 +120,11 @@ Tensor collapse(std::vector<Tensor> grads, const Tensor& slopes, const Tensor& u
                 double scale, int64_t pooling, std::optional<Tensor> x, std::optional<Tensor> y,
                 std::vector<double> pixel_weights, std::optional<Tensor> rows,
                 std::optional<Tensor> columns) {
-  check_pooling(pooling);
-  check_pyramid(grads, slopes, upstream, Pooling(pooling), x, y, pixel_weights, rows, columns);
+  check_pyramid(grads, slopes, upstream, pooling, x, y, pixel_weights, rows, columns);
   const Tensor& finest = grads[0];
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 2 * kPatch;
+  STD_TORCH_CHECK(finest.size(2) <= kMost && finest.size(3) <= kMost,
+                  "ssimfast: an image has at most ", kMost, " rows and columns");
   const Launcher launch(finest);
   const Tensor out = poisoned(torch::stable::empty_like(finest));
   if (finest.numel() == 0) return out;

@@ -10,6 +10,7 @@
 
 #include "../tensor.h"
 #include "image.cuh"
+#include "plan.h"
 
 #if defined(SSIMFAST_EMULATED)
 // Tests call the emulated kernels on tensors of the CPU, by a namespace of their own.
@@ -103,7 +104,11 @@ inline Tensor output(const Tensor& like, const std::vector<int64_t>& shape, Scal
   return poisoned(new_tensor(like, shape, dtype));
 }
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// The elements of a tensor that kernels may write.
+template <class A>
+A* data(const Tensor& tensor) {
+  return static_cast<A*>(const_cast<void*>(tensor.const_data_ptr()));
+}
 
 inline Dtype dtype_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -123,12 +128,8 @@ inline Dtype dtype_of(const Tensor& tensor) {
 
 template <class A>
 Image<A> image_of(const Tensor& tensor) {
-  return {const_cast<void*>(tensor.const_data_ptr()),
-          tensor.stride(0),
-          tensor.stride(1),
-          tensor.stride(2),
-          tensor.stride(3),
-          dtype_of(tensor)};
+  return {data<void>(tensor), tensor.stride(0), tensor.stride(1),
+          tensor.stride(2),   tensor.stride(3), dtype_of(tensor)};
 }
 
 // Calls body(A{}) with the arithmetic type of the tensor's dtype.

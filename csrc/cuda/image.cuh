@@ -40,6 +40,12 @@ SSIMFAST_DEVICE T from_arithmetic(A v) {
   }
 }
 
+// -1, 0 or 1; NaN for NaN.
+template <class A>
+SSIMFAST_DEVICE A sign(A a) {
+  return A(a > 0) - A(a < 0) + (a - a);
+}
+
 // A tensor (N, C, H, W) of any strides, expanded ones (stride 0) included. Offsets are in elements
 // and have 64 bits.
 template <class A>

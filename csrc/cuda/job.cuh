@@ -94,8 +94,9 @@ SSIMFAST_DEVICE A median(A value, bool counts, int lane) {
 
 // Of s: `low`, unless the images are so far from the range (a bias, another unit) that s would
 // round off more than either image did. There it is the median of some values of the area, which
-// outliers do not move. Of d: the median, unless some pixels are equal, which have to stay so.
-// Every warp computes them for itself, of the same values.
+// outliers do not move. Of d: the median, unless some pixels are equal, which have to stay so, or
+// signs are asked for, which a small d would lose. Every warp computes them for itself, of the same
+// values.
 template <class A>
 SSIMFAST_DEVICE Levels<A> choose_levels(const Job<A>& job, const Area& area, int lane) {
   constexpr A kFarAway = 4;
@@ -114,9 +115,10 @@ SSIMFAST_DEVICE Levels<A> choose_levels(const Job<A>& job, const Area& area, int
   const A d = (lane % 2 == 0 ? value - other : other - value) * job.scale;
   const A middle_d = median(d, d - d == 0, lane);
   int equal = d == 0;
+  const bool needs_sign = job.weight[kL1] != 0 || job.weight[kBlurredL1] != 0;
   for (int mask = kWarp / 2; mask > 0; mask /= 2) equal |= from_lane_xor(equal, mask);
   return {distance > kFarAway || distance < -kFarAway ? middle : job.low,
-          equal != 0 ? A(0) : middle_d};
+          equal != 0 || needs_sign ? A(0) : middle_d};
 }
 
 template <class A>
@@ -133,10 +135,9 @@ SSIMFAST_DEVICE A pixel_count(const Job<A>& job, int64_t row, int64_t column) {
 // The derivative of the terms over pixels by d.
 template <class A>
 SSIMFAST_DEVICE A by_difference(const Job<A>& job, A d, int64_t row, int64_t column) {
-  const A sign = A(d > 0) - A(d < 0) + (d - d);  // NaN for NaN
   A l1 = job.weight[kL1];
   if (job.weight[kBlurredL1] != 0) l1 += job.weight[kBlurredL1] * pixel_count(job, row, column);
-  return l1 * sign + 2 * job.weight[kL2] * d;
+  return l1 * sign(d) + 2 * job.weight[kL2] * d;
 }
 
 // The similarity of a distance; below -1 by rounding only. NaN stays.

@@ -8,15 +8,13 @@
 
 namespace ssimfast::cuda {
 
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // What the plan depends on: the shape, and how many blocks the device runs at a time.
 struct Extent {
   int64_t planes, height, width, margin;
   int halo, spread;  // of the window; of statistics beyond the own pixels
 };
-
-inline int64_t waves(int64_t blocks, int64_t at_a_time) {
-  return (blocks + at_a_time - 1) / at_a_time;
-}
 
 // Fewer threads than these leave a multiprocessor waiting for its memory: a step takes no less
 // time.
@@ -39,31 +37,31 @@ inline Plan make_plan(const Extent& extent, int multiprocessors) {
   double least_cost = 0;
   for (int threads = kMostThreads; threads >= 64; threads -= 32) {
     const int step = threads - 2 * spread;
-    const int64_t strips = columns <= threads ? 1 : 1 + (columns - threads + step - 1) / step;
+    const int64_t strips = columns <= threads ? 1 : 1 + divide_up(columns - threads, step);
     const int resident = std::max(1, kResidentThreads / threads);
     const int64_t at_a_time = int64_t(multiprocessors) * resident;
     const int width_of_a_step = std::max(resident * threads, kLeastThreads);
     const int64_t most_runs = std::max<int64_t>(1, height / kLeastRows);
     // For each number of waves, the most runs that it holds.
-    const int64_t least_waves = waves(planes * strips, at_a_time);
+    const int64_t least_waves = divide_up(planes * strips, at_a_time);
     for (int64_t wave = least_waves; wave < least_waves + kWavesTried; ++wave) {
       const int64_t runs = std::min(wave * at_a_time / (planes * strips), most_runs);
-      const int64_t rows = (height + runs - 1) / runs;
-      const double cost = double(waves(planes * strips * runs, at_a_time)) *
+      const int64_t rows = divide_up(height, runs);
+      const double cost = double(divide_up(planes * strips * runs, at_a_time)) *
                           double(rows + shared_rows) * double(width_of_a_step);
       if (least_cost == 0 || cost < least_cost) {
         least_cost = cost;
         // The same strips a little closer, if that makes every one of them aligned.
         int64_t aligned = step;
         if (strips > 1) {
-          aligned = (columns - threads + strips - 2) / (strips - 1);
-          aligned = (aligned + kAlignment - 1) / kAlignment * kAlignment;
+          aligned = divide_up(columns - threads, strips - 1);
+          aligned = divide_up(aligned, kAlignment) * kAlignment;
         }
         best = {threads,
                 first_column,
                 int(strips),
                 int(aligned <= step ? aligned : step),
-                int((height + rows - 1) / rows),
+                int(divide_up(height, rows)),
                 int(rows)};
       }
     }

@@ -19,11 +19,9 @@
 
 namespace ssimfast::cuda {
 
-constexpr int kMaxScales = 16;
-
 constexpr int kSumThreads = 512;
 constexpr int kSumWarps = kSumThreads / kWarp;
-constexpr int64_t kSumShared = (kSumWarps * kTerms + 2 * kMaxScales) * sizeof(double);
+constexpr int64_t kSumShared = (kSumWarps * kTerms + 2 * kMostScales) * sizeof(double);
 constexpr int kEveryTerm = (1 << kTerms) - 1;
 
 struct Sums {
@@ -82,7 +80,7 @@ SSIMFAST_DEVICE double weighted_sum(const double (&weights)[kTerms], const Share
 // ---- one scale ----------------------------------------------------------------------------------
 
 // Makes one record of every `run` records of a group (the last may be of fewer). For groups of so
-// many records that finish_terms, one block a group, would take long: it adds some 100 GB/s.
+// many records that finish_terms, one block a group, would take long.
 struct FoldRecords {
   const double* records;
   int64_t groups, count;  // records of each group
@@ -157,8 +155,8 @@ struct ScaleRecords {
 // terms of its finest scale with MS-SSIM among them, and the slopes. The records of the coarsest
 // scale hold kSsim, of the others kContrastStructure.
 struct CombinePlanes {
-  ScaleRecords scales[kMaxScales];
-  double exponents[kMaxScales];
+  ScaleRecords scales[kMostScales];
+  double exponents[kMostScales];
   int scale_count;
   int64_t groups, planes;      // planes of a group: 1 or, if joint, the channels
   bool absolute;               // negative means count as positive, else as 0
@@ -185,7 +183,7 @@ SSIMFAST_DEVICE double slope_of_power(double exponent, double ms_ssim, double me
 
 static __global__ void __launch_bounds__(kSumThreads, 1) combine_planes(const CombinePlanes p) {
   const Shared<double> rows(dynamic_shared()), sums = rows + kSumWarps * kTerms;
-  const Shared<double> powers = sums + kMaxScales;
+  const Shared<double> powers = sums + kMostScales;
   const int thread = int(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
   const ScaleRecords& finest = p.scales[0];
   // Read even if it is not wanted as a term.
@@ -197,7 +195,7 @@ static __global__ void __launch_bounds__(kSumThreads, 1) combine_planes(const Co
                             finest_terms, thread, kSumThreads),
                 rows);
       // Coarser scales have few records: a warp for each. Those without one go along.
-      static_assert(1 + kSumWarps >= kMaxScales);
+      static_assert(1 + kSumWarps >= kMostScales);
       const int j = 1 + warp;
       double sum = 0;
       if (j < p.scale_count) {

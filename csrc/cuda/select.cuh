@@ -6,23 +6,32 @@
 
 namespace ssimfast::cuda {
 
-using SweepKernel = void (*)(const Job<float>, const Plan);
+// A kernel, and the shared memory of its blocks by their threads.
+struct Fused {
+  void (*kernel)(const Job<float>, const Plan) = nullptr;
+  int (*shared_bytes)(int threads) = nullptr;
+};
+
+template <class T, int K, Pass kPass, bool kPlain>
+Fused fused() {
+  return {sweep<T, K, kPass, kPlain>, Sizes<K, kPass>::shared_bytes};
+}
 
 template <class T, int K>
-SweepKernel select_pass(Pass pass, bool plain) {
+Fused select_pass(Pass pass, bool plain) {
   switch (pass) {
     case Pass::kForward:
-      return sweep<T, K, Pass::kForward, false>;
+      return fused<T, K, Pass::kForward, false>();
     case Pass::kGradientX:
-      return plain ? sweep<T, K, Pass::kGradientX, true> : sweep<T, K, Pass::kGradientX, false>;
+      return plain ? fused<T, K, Pass::kGradientX, true>() : fused<T, K, Pass::kGradientX, false>();
     case Pass::kGradientBoth:
-      return sweep<T, K, Pass::kGradientBoth, false>;
+      return fused<T, K, Pass::kGradientBoth, false>();
   }
-  return nullptr;
+  return {};
 }
 
 template <int K>
-SweepKernel select_sweep(Dtype dtype, Pass pass, bool plain) {
+Fused select_sweep(Dtype dtype, Pass pass, bool plain) {
   switch (dtype) {
     case Dtype::kFloat32:
       return select_pass<float, K>(pass, plain);
@@ -33,7 +42,7 @@ SweepKernel select_sweep(Dtype dtype, Pass pass, bool plain) {
     case Dtype::kFloat64:
       break;
   }
-  return nullptr;
+  return {};
 }
 
 }  // namespace ssimfast::cuda

@@ -16,9 +16,9 @@
 
 namespace ssimfast::cuda {
 
-extern template SweepKernel select_sweep<7>(Dtype, Pass, bool);
-extern template SweepKernel select_sweep<9>(Dtype, Pass, bool);
-extern template SweepKernel select_sweep<11>(Dtype, Pass, bool);
+extern template Fused select_sweep<7>(Dtype, Pass, bool);
+extern template Fused select_sweep<9>(Dtype, Pass, bool);
+extern template Fused select_sweep<11>(Dtype, Pass, bool);
 
 namespace {
 
@@ -48,34 +48,23 @@ Job<A> make_job(const Tensor& x, const Tensor& y, const Settings& settings) {
   return job;
 }
 
-template <class A>
-bool any_pixel_term(const Job<A>& job) {
+bool any_pixel_term(const Job<float>& job) {
   bool any = false;
   for (int t = kL1; t < kTerms; ++t) any = any || job.wanted[t] || job.weight[t] != 0;
   return any;
 }
 
-// The kernel of a job, if it is one of the fused ones; null for any other.
-template <class A>
-SweepKernel fused_kernel(const Job<A>& job, Pass pass) {
-  if constexpr (std::is_same_v<A, float>) {
-    const bool only_ssim = !any_pixel_term(job) && !job.wanted[kContrastStructure] &&
-                           job.weight[kContrastStructure] == 0;
-    const bool plain = only_ssim && job.plane_weight == nullptr && job.upstreams == 0 &&
-                       job.pooling == Pooling::kNone && job.grad_scale == 1;
-    if (job.taps[job.window / 2] >= float(kLargestCentreTap)) return nullptr;
-    if (job.window == 7) return select_sweep<7>(job.x.dtype, pass, plain);
-    if (job.window == 9) return select_sweep<9>(job.x.dtype, pass, plain);
-    if (job.window == 11) return select_sweep<11>(job.x.dtype, pass, plain);
-  }
-  return nullptr;
-}
-
-template <Pass kPass>
-int64_t shared_bytes(int window, int threads) {
-  return window == 7   ? Sizes<7, kPass>::shared_bytes(threads)
-         : window == 9 ? Sizes<9, kPass>::shared_bytes(threads)
-                       : Sizes<11, kPass>::shared_bytes(threads);
+// The fused kernel of a job, if there is one.
+Fused fused_of(const Job<float>& job, Pass pass) {
+  const bool only_ssim = !any_pixel_term(job) && !job.wanted[kContrastStructure] &&
+                         job.weight[kContrastStructure] == 0;
+  const bool plain = only_ssim && job.plane_weight == nullptr && job.upstreams == 0 &&
+                     job.pooling == Pooling::kNone && job.grad_scale == 1;
+  if (job.taps[job.window / 2] >= float(kLargestCentreTap)) return {};
+  if (job.window == 7) return select_sweep<7>(job.x.dtype, pass, plain);
+  if (job.window == 9) return select_sweep<9>(job.x.dtype, pass, plain);
+  if (job.window == 11) return select_sweep<11>(job.x.dtype, pass, plain);
+  return {};
 }
 
 void check_grid(int64_t blocks) {
@@ -100,21 +89,21 @@ std::optional<Records> sweep_images(Job<A> job, Pass pass, bool with_sums, const
     check_grid(job.planes * tiles);
     if (!with_sums) return;
     records = {output(x, {job.planes * tiles * kTerms}, ScalarType::Double), tiles};
-    job.partial = static_cast<double*>(records->of.mutable_data_ptr());
+    job.partial = data<double>(records->of);
   };
   const bool gradient = pass != Pass::kForward;
-  if (const SweepKernel kernel = fused_kernel(job, pass)) {
-    const int halo = job.window / 2;
-    const Plan plan =
-        make_plan({job.planes, job.height, job.width, job.margin, halo, gradient ? halo : 0},
-                  launch.multiprocessors());
-    const int64_t tiles = int64_t(plan.strips) * plan.runs;
-    new_records(tiles);
-    const int64_t bytes = gradient ? shared_bytes<Pass::kGradientX>(job.window, plan.threads)
-                                   : shared_bytes<Pass::kForward>(job.window, plan.threads);
-    if constexpr (std::is_same_v<A, float>)
-      launch(kernel, job.planes * tiles, plan.threads, bytes, job, plan);
-    return records;
+  if constexpr (std::is_same_v<A, float>) {
+    if (const Fused fused = fused_of(job, pass); fused.kernel != nullptr) {
+      const int halo = job.window / 2;
+      const Plan plan =
+          make_plan({job.planes, job.height, job.width, job.margin, halo, gradient ? halo : 0},
+                    launch.multiprocessors());
+      const int64_t tiles = int64_t(plan.strips) * plan.runs;
+      new_records(tiles);
+      launch(fused.kernel, job.planes * tiles, plan.threads, fused.shared_bytes(plan.threads), job,
+             plan);
+      return records;
+    }
   }
   const PixelGrid grid{divide_up(job.height * job.width, kPixelThreads)};
   new_records(grid.tiles);
@@ -123,25 +112,22 @@ std::optional<Records> sweep_images(Job<A> job, Pass pass, bool with_sums, const
   const auto intermediate = [&] {
     return output(x, {job.planes * job.height * job.width * 4}, dtype);
   };
-  const auto data = [](const Tensor& tensor) {
-    return static_cast<Four<A>*>(const_cast<void*>(tensor.const_data_ptr()));
-  };
   const Tensor first = intermediate();
   std::optional<Tensor> second;
   if (gradient) second = intermediate();
   constexpr int64_t kSums = kPixelThreads / kWarp * kTerms * sizeof(double);
-  launch(row_moments<A>, blocks, kPixelThreads, 0, job, grid, data(first));
-  launch(statistics<A>, blocks, kPixelThreads, kSums, job, grid, data(first),
-         gradient ? data(*second) : nullptr);
+  launch(row_moments<A>, blocks, kPixelThreads, 0, job, grid, data<Four<A>>(first));
+  launch(statistics<A>, blocks, kPixelThreads, kSums, job, grid, data<Four<A>>(first),
+         gradient ? data<Four<A>>(*second) : nullptr);
   if (gradient) {
-    launch(column_adjoint<A>, blocks, kPixelThreads, 0, job, grid, data(*second), data(first));
-    launch(gradients<A>, blocks, kPixelThreads, 0, job, grid, data(first),
+    launch(column_adjoint<A>, blocks, kPixelThreads, 0, job, grid, data<Four<A>>(*second),
+           data<Four<A>>(first));
+    launch(gradients<A>, blocks, kPixelThreads, 0, job, grid, data<Four<A>>(first),
            pass == Pass::kGradientBoth ? 2 : 1);
   }
-  if (job.pooling != Pooling::kNone)
-    launch(pool_pair<A>,
-           divide_up(job.planes * job.pooled_rows.size * job.pooled_columns.size, kPixelThreads),
-           kPixelThreads, 0, job);
+  const int64_t pooled = job.planes * job.pooled_rows.size * job.pooled_columns.size;
+  if (job.pooling != Pooling::kNone && pooled > 0)
+    launch(pool_pair<A>, divide_up(pooled, kPixelThreads), kPixelThreads, 0, job);
   return records;
 }
 
@@ -181,8 +167,7 @@ void set_pooled(Job<A>& job, int64_t pooling, const std::vector<Tensor>& pooled)
   job.pooling = Pooling(pooling);
   job.pooled_rows = PooledAxis(job.pooling, job.height);
   job.pooled_columns = PooledAxis(job.pooling, job.width);
-  for (size_t i = 0; i < pooled.size(); ++i)
-    job.pooled[i] = static_cast<A*>(const_cast<void*>(pooled[i].const_data_ptr()));
+  for (size_t i = 0; i < pooled.size(); ++i) job.pooled[i] = data<A>(pooled[i]);
 }
 
 std::vector<int64_t> kept_shape(const Tensor& x, int64_t kept) {
@@ -210,7 +195,7 @@ Groups folded(const Records& records, int64_t groups, int64_t planes, int wanted
   FoldRecords fold{records.data(), groups, planes * records.tiles, kFoldedRun, wanted, nullptr};
   if (fold.count <= kLongList) return {groups, fold.count, fold.records};
   scratch = output(records.of, {groups * fold.runs() * kTerms}, ScalarType::Double);
-  fold.out = static_cast<double*>(scratch->mutable_data_ptr());
+  fold.out = data<double>(*scratch);
   launch(fold_records, std::min<int64_t>(groups * fold.runs(), 1 << 16), kSumThreads, kSumShared,
          fold);
   return {groups, fold.runs(), fold.out};
@@ -288,8 +273,8 @@ Similarity similarity(const Tensor& x, const Tensor& y, const Settings& settings
                           positions_per_pixel(x, settings),
                           static_cast<int>(request.wanted),
                           {},
-                          static_cast<double*>(const_cast<void*>(terms.const_data_ptr())),
-                          static_cast<A*>(const_cast<void*>(value.const_data_ptr()))};
+                          data<double>(terms),
+                          data<A>(value)};
     for (int t = 0; t < kTerms; ++t) finish.weights[t] = request.weights[t];
     launch(finish_terms<A>, std::min<int64_t>(groups, 1 << 20), kSumThreads, kSumShared, finish);
   });
@@ -307,8 +292,8 @@ SweepScales sweep_scales(Tensor x, Tensor y, std::vector<double> window, double 
                          int64_t gradients, bool late) {
   Settings settings{std::move(window), c1, c2, low, scale, same};
   const int scales = static_cast<int>(scale_weights.size());
-  STD_TORCH_CHECK(1 <= scales && scales <= kMaxScales, "ssimfast: scales must be 1 to ", kMaxScales,
-                  ", got ", scales);
+  STD_TORCH_CHECK(1 <= scales && scales <= kMostScales, "ssimfast: scales must be 1 to ",
+                  kMostScales, ", got ", scales);
   check_pooling(pooling);
   STD_TORCH_CHECK(Pooling(pooling) != Pooling::kNone, "ssimfast: scales need a pooling");
   Request finest{0, weights, std::nullopt, rows, columns, 1, kept, gradients, pooling};
@@ -317,7 +302,6 @@ SweepScales sweep_scales(Tensor x, Tensor y, std::vector<double> window, double 
       finest.wanted |= int64_t(1) << t;
   check(x, y, settings);
   check(finest);
-  STD_TORCH_CHECK(x.numel() > 0, "ssimfast: scales of an empty tensor");
   const int64_t batch = x.size(0), channels = x.size(1), planes = batch * channels;
   const ScalarType dtype = arithmetic_dtype(x);
   const Tensor value = output(x, kept_shape(x, kept), dtype), terms = new_terms(x, kept);
@@ -333,14 +317,15 @@ SweepScales sweep_scales(Tensor x, Tensor y, std::vector<double> window, double 
   combine.absolute = absolute;
   combine.least_mean = kLeastMean;
   combine.slope = weights[kContrastStructure] / double(planes / value.numel());
-  combine.wanted = static_cast<int>(finest.wanted);
+  combine.wanted = static_cast<int>(finest.wanted) | (scales == 1 ? 1 << kSsim : 0);
   combine.positions_per_pixel = positions_per_pixel(x, settings);
-  combine.plane_terms = static_cast<double*>(const_cast<void*>(plane_terms.const_data_ptr()));
-  combine.slopes = static_cast<double*>(const_cast<void*>(slopes.const_data_ptr()));
+  combine.plane_terms = data<double>(plane_terms);
+  combine.slopes = data<double>(slopes);
   dispatch_arithmetic(x, [&](auto zero) {
     using A = decltype(zero);
     for (int j = 0; j < scales; ++j) {
       check(x, y, settings);
+      STD_TORCH_CHECK(x.numel() > 0, "ssimfast: scale ", j, " is empty");
       const bool coarsest = j == scales - 1;
       const Term mean = coarsest ? kSsim : kContrastStructure;
       const int64_t here = j == 0 && late ? 0 : gradients, pool = coarsest ? 0 : pooling;
@@ -374,12 +359,8 @@ SweepScales sweep_scales(Tensor x, Tensor y, std::vector<double> window, double 
     }
     launch(combine_planes, std::min<int64_t>(combine.groups, 1 << 20), kSumThreads, kSumShared,
            combine);
-    CombineGroups<A> combined{combine.plane_terms,
-                              value.numel(),
-                              planes / value.numel(),
-                              {},
-                              static_cast<double*>(const_cast<void*>(terms.const_data_ptr())),
-                              static_cast<A*>(const_cast<void*>(value.const_data_ptr()))};
+    CombineGroups<A> combined{combine.plane_terms, value.numel(), planes / value.numel(), {},
+                              data<double>(terms), data<A>(value)};
     for (int t = 0; t < kTerms; ++t) combined.weights[t] = weights[t];
     launch(combine_groups<A>, std::min<int64_t>(combined.groups, 1 << 20), kSumThreads, kSumShared,
            combined);

@@ -107,7 +107,7 @@ class Sweep {
   // variances of s and of d.
   float mean[2][kSeen] = {}, variance[2][kSeen] = {};
   // Gradients of the rows to come, as far as they are known.
-  float pending[kAdjoints][K > 1 ? K - 1 : 1] = {};
+  float pending[kAdjoints][K - 1] = {};
 
  public:
   SSIMFAST_DEVICE Sweep(const Job<float>& job, const Plan& plan)
@@ -427,11 +427,11 @@ class Sweep {
         float out[4];
 #pragma unroll
         for (int a = 0; a < kAdjoints; ++a) {
-          out[a] = job.taps[0] * partial[a] + (K > 1 ? pending[a][0] : 0);
+          out[a] = job.taps[0] * partial[a] + pending[a][0];
 #pragma unroll
           for (int j = 0; j + 1 < K - 1; ++j)
             pending[a][j] = pending[a][j + 1] + job.taps[j + 1] * partial[a];
-          if (K > 1) pending[a][K - 2] = job.taps[K - 1] * partial[a];
+          pending[a][K - 2] = job.taps[K - 1] * partial[a];
         }
         exchange.set(place(i, thread + Size::kPad),
                      make_float4(out[0], out[1], out[2], kBoth ? out[3] : 0));
