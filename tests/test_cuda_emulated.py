@@ -247,6 +247,8 @@ def test_inputs_that_nobody_chose(seed, monkeypatch):
     height, width = (size + choose(0, 1, 5, 14, 33, 70) for _ in range(2))
     width += choose(0, 0, 200, 311)
     low, high = choose((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
+    if dtype == torch.float16:  # which a mean of many gradients leaves at its lower end
+        height, width, low, high = min(height, size + 14), min(width, size + 33), 0.0, 1.0
     x, y = (low + (high - low) * image for image in pair(*planes, height, width))
     layout = choose(
         lambda t: t,
