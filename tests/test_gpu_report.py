@@ -200,7 +200,9 @@ def test_skipped(): pass
         run_tests(tmp_path, code)
     shown = capsys.readouterr().out
     assert "| 1 | 2 | 1 |" in shown and "The first of 2 failures" in shown
-    assert "- `test_chosen.test_wrong: ValueError: off by one`" in shown
+    assert (
+        "test_chosen.test_wrong: ValueError: off by one`" in shown
+    )  # below the root that pytest finds
     assert "- 1: not today" in shown
 
 
