@@ -96,6 +96,12 @@ SSIMFAST_DEVICE V from_lane_xor(V value, int mask) {
   return __shfl_xor_sync(kEveryLane, value, mask, kWarp);
 }
 
+// The sum over a warp, the same bits in each lane.
+SSIMFAST_DEVICE double warp_sum(double value) {
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) value += from_lane_xor(value, mask);
+  return value;
+}
+
 // ---- arithmetic -----------------------------------------------------------------------------
 
 // 1 / v. In float right to one unit in the last place: one instruction, where a division takes

@@ -169,8 +169,7 @@ SSIMFAST_DEVICE void write_sums(const Job<A>& job, int64_t tile, const Sum<A> (&
                                 Shared<double> scratch) {
   const int thread = threadIdx.x, warps = blockDim.x / kWarp;
   for (int t = 0; t < kTerms; ++t) {
-    double total = sums[t].total();
-    for (int mask = kWarp / 2; mask > 0; mask /= 2) total += from_lane_xor(total, mask);
+    const double total = warp_sum(sums[t].total());
     if (thread % kWarp == 0) scratch.set(t * warps + thread / kWarp, total);
   }
   __syncthreads();

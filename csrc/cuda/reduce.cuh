@@ -49,12 +49,6 @@ SSIMFAST_DEVICE Sums sum_records(const double* records, int64_t count, int wante
   return sums;
 }
 
-// The sum over a warp, the same bits in each lane.
-SSIMFAST_DEVICE double warp_sum(double value) {
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) value += from_lane_xor(value, mask);
-  return value;
-}
-
 // The sums over each warp of a block, a row of `rows` for each; total() then adds these.
 SSIMFAST_DEVICE void sum_warps(const Sums& sums, const Shared<double>& rows) {
   const int thread = int(threadIdx.x);
