@@ -31,9 +31,11 @@ images. ``scale_grad`` turns a gradient into that by the images: ``* upstream * 
 ``combine_scales`` makes MS-SSIM of the terms of all scales: the value ``weights`` times (SSIM,
 MS-SSIM, L1, L2, blurred L1), these five, and the slopes of the value by the sums of each scale.
 ``sweep_scales`` is the sweeps of all scales and what combines them, for a backend that does it in
-fewer launches: the value, the terms, the slopes, and the gradients scale by scale (none of the
-finest if ``late``). Of a negative mean it takes the size (``absolute``) or 0; means are averaged
-over channels first if ``joint``.
+fewer launches: the value, the terms, the slopes, ``plane_weights`` of the finest scale, and the
+gradients scale by scale. Only if ``late`` are there plane weights, else none (0,): then the finest
+scale is left out of the gradients, its slope is that of the gradient which these weights make.
+Of a negative mean it takes the size (``absolute``) or 0; means are averaged over channels first if
+``joint``.
 ``collapse`` sums the gradients of all scales, times these slopes, and adds those of the terms over
 pixels (weights: L1, L2, blurred L1).
 """
@@ -76,7 +78,7 @@ _SCHEMAS = {
     "sweep_scales": (
         f"({_PAIR}, float[] scale_weights, int pooling, bool absolute, bool joint, "
         "float[] weights, Tensor? rows, Tensor? columns, int kept, int gradients, bool late) "
-        "-> (Tensor, Tensor, Tensor, Tensor[])"
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor[])"
     ),
     "collapse": (
         "(Tensor[] grads, Tensor slopes, Tensor upstream, float scale, int pooling, Tensor? x, "
@@ -180,13 +182,14 @@ def _fake_sweep_scales(x, y, *arguments):
     value = x.new_empty(x.shape[:kept], dtype=reference.result_dtype(x.dtype))
     terms = x.new_empty((*x.shape[:kept], reference.TERMS), dtype=widest)
     slopes = x.new_empty((*x.shape[:2], len(scale_weights)), dtype=widest)
+    finest_weights = x.new_empty((*x.shape[:2], 2) if late else (0,), dtype=value.dtype)
     grads = []
     for scale in range(len(scale_weights)):
         if scale > 0:
             x, y = _fake_pooled(x, pooling), _fake_pooled(y, pooling)
         if scale > 0 or not late:
             grads += _fake_grads(x, y, gradients)
-    return value, terms, slopes, grads
+    return value, terms, slopes, finest_weights, grads
 
 
 def _fake_combine_scales(terms, scale_weights, negative, joint, weights, kept, positions):
@@ -350,13 +353,13 @@ class MultiScale(torch.autograd.Function):
         needs = ctx.needs_input_grad[:2]
         x, y = _in_order(x, y, needs)
         late = weights[reference.SSIM] != 0
-        ctx.call = (settings, scales, weights, kept, late)
-        value, terms, slopes, grads = _of_all_scales(
+        ctx.call = (settings, scales, weights, late)
+        value, terms, slopes, finest_weights, grads = _of_all_scales(
             x, y, settings, scales, weights, rows, columns, kept, sum(needs), late
         )
         keeps_images = late or any(weights[reference.L1 :])
         images = (x, y) if keeps_images else (None, None)
-        ctx.save_for_backward(slopes, *images, rows, columns, *grads)
+        ctx.save_for_backward(slopes, finest_weights, *images, rows, columns, *grads)
         ctx.mark_non_differentiable(terms)
         ctx.set_materialize_grads(False)  # of the terms: zeros that nobody reads
         return value, terms
@@ -368,17 +371,14 @@ class MultiScale(torch.autograd.Function):
             return (None,) * 8
         needs = ctx.needs_input_grad[:2]
         count = sum(needs)
-        slopes, x, y, rows, columns, *grads = ctx.saved_tensors
-        settings, (scale_weights, pooling, *_), weights, kept, late = ctx.call
+        slopes, finest_weights, x, y, rows, columns, *grads = ctx.saved_tensors
+        settings, (scale_weights, pooling, *_), weights, late = ctx.call
         scales = len(scale_weights)
         # One list a scale, of one gradient an image that needs one.
         grads = [grads[i : i + count] for i in range(0, len(grads), count)]
         if late:
-            group = positions(x, settings, kept)
-            plane_weights, slopes = _finest_weights(slopes, weights[reference.SSIM], group)
-            plane_weights = plane_weights.to(reference.result_dtype(x.dtype))
             finest = _similarity(
-                *(x, y, *settings, 0, [0.0] * reference.TERMS, plane_weights),
+                *(x, y, *settings, 0, [0.0] * reference.TERMS, finest_weights),
                 *(None, None, 1, 0, count, 0),
             )[2]
             grads = [finest, *grads]
@@ -456,6 +456,7 @@ def _compose_scales(x, y, settings, scales, weights, rows, columns, kept, gradie
     scale_weights, pooling, negative, joint, reflect = scales
     window, c1, c2, *_, same = settings
     dtype = reference.result_dtype(x.dtype)
+    group = positions(x, settings, kept)
     terms, grads, counts = [], [], []
     for scale in range(len(scale_weights)):
         finest, coarsest = scale == 0, scale == len(scale_weights) - 1
@@ -483,7 +484,10 @@ def _compose_scales(x, y, settings, scales, weights, rows, columns, kept, gradie
     value, out, slopes = _combine_scales(
         terms, scale_weights, negative, joint, weights, kept, counts
     )
-    return value.to(dtype), out, slopes, grads
+    finest_weights = slopes.new_empty((0,))
+    if late:
+        finest_weights, slopes = _finest_weights(slopes, weights[reference.SSIM], group)
+    return value.to(dtype), out, slopes, finest_weights.to(dtype), grads
 
 
 def _unpad_reflection(grad: Tensor, halo: int, size) -> Tensor:
@@ -545,4 +549,4 @@ def multi_scale(
     """
     if _needs_autograd(x, y):
         return MultiScale.apply(x, y, settings, scales, weights, rows, columns, kept)
-    return _of_all_scales(x, y, settings, scales, weights, rows, columns, kept, 0, True)[:2]
+    return _of_all_scales(x, y, settings, scales, weights, rows, columns, kept, 0, False)[:2]

@@ -114,8 +114,11 @@ OTHERS = {
     ],
     "reduce": [
         "fold_records",
-        "combine_planes",
-        *(f"{k}<{a}>" for k in ("finish_terms", "combine_groups") for a in ("float", "double")),
+        *(
+            f"{k}<{a}>"
+            for k in ("finish_terms", "combine_planes", "combine_groups")
+            for a in ("float", "double")
+        ),
     ],
     "gradients": [
         f"{kernel}<{arithmetic}>"

@@ -50,8 +50,11 @@ def test_kernel_and_reference_give_the_same_tensors(name, dtype, layout, monkeyp
     by_reference = getattr(reference, name, ops._sweep_scales_by_ops)
     use_reference(monkeypatch)  # for the one that is made of others
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float64: 1e-9}[dtype]
-    for more in (False, True):
-        arguments = test_ops.arguments(name, more, dtype, layout)
+    calls = [test_ops.arguments(name, more, dtype, layout) for more in (False, True)]
+    if name == "sweep_scales":  # SSIM beside MS-SSIM of one scale, whose weights are added
+        x, y, *settings = calls[1][:8]
+        calls.append((x, y, *settings, [0.7], *calls[1][9:]))
+    for arguments in calls:
         got, want = test_ops.flat(kernel(*arguments)), test_ops.flat(by_reference(*arguments))
         for g, w in zip(got, want, strict=True):
             assert g.stride() == w.stride() and g.dtype == w.dtype
@@ -158,20 +161,28 @@ class Recorded(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("scales", [0, 1, 3])
-def test_torch_runs_nothing_of_its_own_in_a_training_step(scales):
+BOTH = {"ssim": 0.3, "ms_ssim": 0.4, "l1": 0.1, "gaussian_l1": 0.2, "weights": [0.5, 0.5]}
+LOSSES = {
+    "ssim": (ssimfast.SSIM(), 3),  # forward, and backward of each image
+    "one_scale": (ssimfast.MSSSIM(weights=[1.0]), 3),
+    "three_scales": (ssimfast.MSSSIM(weights=[1 / 3] * 3), 3),
+    "ssim_and_two_scales": (ssimfast.SimilarityLoss(**BOTH), 4),  # and the finest scale again
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_torch_runs_nothing_of_its_own_in_a_training_step(name):
+    loss, count = LOSSES[name]
     x, y = (image.requires_grad_() for image in pair(2, 3, 48, 52))
+    loss(x, y)  # makes the counts of the blurred L1, once
     with Recorded() as recorded:
-        if scales == 0:
-            value = ssimfast.ssim(x, y)
-        else:
-            value = ssimfast.ms_ssim(x, y, weights=[1 / scales] * scales)
-        value.backward()
+        loss(x, y).backward()
     ours = [name for name in recorded.names if name.startswith(emulated.NAMESPACE)]
     others = set(recorded.names) - set(ours)
-    assert len(ours) == 3  # forward, and backward of each image
-    # Views, and the one that `backward` starts with.
-    assert others <= {"aten.detach.default", "aten.ones_like.default"}, others
+    assert len(ours) == count
+    # Views, what `backward` starts with, and the constant in w (1 - SSIM), added to one number.
+    assert others <= {"aten.detach.default", "aten.ones_like.default", "aten.add.Tensor"}, others
+    assert recorded.names.count("aten.add.Tensor") == (count == 4)
 
 
 def test_more_planes_than_a_grid_has_rows():

@@ -35,7 +35,7 @@ REGISTERS = {
     "pool_pair<*>": 40,
     "fold_records": 88,
     "finish_terms<*>": 72,
-    "combine_planes": 88,
+    "combine_planes<*>": 88,
     "combine_groups<*>": 72,
     "scale_runs<*>": 48,
     "scale_elements<*>": 48,

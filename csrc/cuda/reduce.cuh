@@ -147,7 +147,9 @@ struct ScaleRecords {
 
 // What reference.combine_scales makes of each plane or, if means are joint, of each image: the
 // terms of its finest scale with MS-SSIM among them, and the slopes. The records of the coarsest
-// scale hold kSsim, of the others kContrastStructure.
+// scale hold kSsim, of the others kContrastStructure. If the finest scale waits for backward, also
+// what _finest_weights in ssimfast/ops.py makes of the slopes.
+template <class A>
 struct CombinePlanes {
   ScaleRecords scales[kMostScales];
   double exponents[kMostScales];
@@ -160,6 +162,9 @@ struct CombinePlanes {
   double positions_per_pixel;  // of the finest scale
   double* plane_terms;         // (N * C, kTerms), with MS-SSIM in the place of kContrastStructure
   double* slopes;              // (N * C, scale_count)
+  A* finest_weights;           // if it waits: (N * C, 2), of SSIM and of contrast-structure
+  double by_ssim;              // the weight of SSIM beside MS-SSIM
+  double value_positions;      // of the finest scale, that a value is the mean of
 
   // Which term's mean a scale contributes.
   SSIMFAST_INLINE Term mean_of(int scale) const {
@@ -168,14 +173,16 @@ struct CombinePlanes {
 };
 
 // The same arithmetic as there, NaN included.
+template <class A>
 SSIMFAST_DEVICE double slope_of_power(double exponent, double ms_ssim, double mean, double size,
-                                      const CombinePlanes& p) {
+                                      const CombinePlanes<A>& p) {
   const double slope = exponent * ms_ssim / (size < p.least_mean ? p.least_mean : size);
   const double by_mean = mean > 0 ? 1.0 : p.absolute && mean < 0 ? -1.0 : 0.0;
   return slope * by_mean;
 }
 
-static __global__ void __launch_bounds__(kSumThreads, 1) combine_planes(const CombinePlanes p) {
+template <class A>
+__global__ void __launch_bounds__(kSumThreads, 1) combine_planes(const CombinePlanes<A> p) {
   const Shared<double> rows(dynamic_shared()), sums = rows + kSumWarps * kTerms;
   const Shared<double> powers = sums + kMostScales;
   const int thread = int(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
@@ -220,13 +227,25 @@ static __global__ void __launch_bounds__(kSumThreads, 1) combine_planes(const Co
     __syncthreads();
     double ms_ssim = 1;
     for (int j = 0; j < p.scale_count; ++j) ms_ssim *= powers[j];
-    const double slope = thread < p.scale_count
-                             ? slope_of_power(p.exponents[thread], ms_ssim, mean, size, p) *
-                                   p.slope / p.scales[thread].positions
-                             : 0.0;
+    double slope = thread < p.scale_count
+                       ? slope_of_power(p.exponents[thread], ms_ssim, mean, size, p) * p.slope /
+                             p.scales[thread].positions
+                       : 0.0;
+    double by_ssim = 0, by_contrast = 0;
+    if (p.finest_weights != nullptr && thread == 0) {
+      const double largest = fabs(p.by_ssim) > 1 ? fabs(p.by_ssim) : 1.0;
+      const double by_mean = slope * p.value_positions / largest;
+      by_ssim = p.by_ssim / largest + (p.mean_of(0) == kSsim ? by_mean : 0.0);
+      by_contrast = p.mean_of(0) == kSsim ? 0.0 : by_mean;
+      slope = largest / p.value_positions;
+    }
     for (int64_t plane = group * p.planes; plane < (group + 1) * p.planes; ++plane) {
       if (thread < p.scale_count) write(p.slopes + plane * p.scale_count + thread, slope);
       if (thread == 0) write(p.plane_terms + plane * kTerms + kContrastStructure, ms_ssim);
+      if (p.finest_weights != nullptr && thread == 0) {
+        write(p.finest_weights + 2 * plane + kSsim, A(by_ssim));
+        write(p.finest_weights + 2 * plane + kContrastStructure, A(by_contrast));
+      }
     }
   }
 }

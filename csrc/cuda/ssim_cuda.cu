@@ -281,7 +281,7 @@ Similarity similarity(const Tensor& x, const Tensor& y, const Settings& settings
   return {value, terms, grads, pooled};
 }
 
-using SweepScales = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
+using SweepScales = std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
 // All scales of MS-SSIM and what makes one loss of them: see `sweep_scales` in ssimfast/ops.py,
 // which is the same in terms of the other ops.
@@ -307,22 +307,27 @@ SweepScales sweep_scales(Tensor x, Tensor y, std::vector<double> window, double 
   const Tensor value = output(x, kept_shape(x, kept), dtype), terms = new_terms(x, kept);
   const Tensor slopes = output(x, {batch, channels, scales}, ScalarType::Double);
   const Tensor plane_terms = output(x, {planes * kTerms}, ScalarType::Double);
+  std::vector<int64_t> weights_shape{0};
+  if (late) weights_shape = {batch, channels, 2};
+  const Tensor finest_weights = output(x, weights_shape, dtype);
   std::vector<Tensor> grads;
   std::vector<Records> records;  // what must live until the launches are queued
   const Launcher launch(x);
-  CombinePlanes combine{};
-  combine.scale_count = scales;
-  combine.groups = joint ? batch : planes;
-  combine.planes = joint ? channels : 1;
-  combine.absolute = absolute;
-  combine.least_mean = kLeastMean;
-  combine.slope = weights[kContrastStructure] / double(planes / value.numel());
-  combine.wanted = static_cast<int>(finest.wanted) | (scales == 1 ? 1 << kSsim : 0);
-  combine.positions_per_pixel = positions_per_pixel(x, settings);
-  combine.plane_terms = data<double>(plane_terms);
-  combine.slopes = data<double>(slopes);
   dispatch_arithmetic(x, [&](auto zero) {
     using A = decltype(zero);
+    CombinePlanes<A> combine{};
+    combine.scale_count = scales;
+    combine.groups = joint ? batch : planes;
+    combine.planes = joint ? channels : 1;
+    combine.absolute = absolute;
+    combine.least_mean = kLeastMean;
+    combine.slope = weights[kContrastStructure] / double(planes / value.numel());
+    combine.wanted = static_cast<int>(finest.wanted) | (scales == 1 ? 1 << kSsim : 0);
+    combine.positions_per_pixel = positions_per_pixel(x, settings);
+    combine.plane_terms = data<double>(plane_terms);
+    combine.slopes = data<double>(slopes);
+    if (late) combine.finest_weights = data<A>(finest_weights);
+    combine.by_ssim = weights[kSsim];
     for (int j = 0; j < scales; ++j) {
       check(x, y, settings);
       STD_TORCH_CHECK(x.numel() > 0, "ssimfast: scale ", j, " is empty");
@@ -357,7 +362,8 @@ SweepScales sweep_scales(Tensor x, Tensor y, std::vector<double> window, double 
       settings.low = 0;
       settings.scale = 1;
     }
-    launch(combine_planes, std::min<int64_t>(combine.groups, 1 << 20), kSumThreads, kSumShared,
+    combine.value_positions = combine.scales[0].positions * double(planes) / double(value.numel());
+    launch(combine_planes<A>, std::min<int64_t>(combine.groups, 1 << 20), kSumThreads, kSumShared,
            combine);
     CombineGroups<A> combined{combine.plane_terms, value.numel(), planes / value.numel(), {},
                               data<double>(terms), data<A>(value)};
@@ -365,7 +371,7 @@ SweepScales sweep_scales(Tensor x, Tensor y, std::vector<double> window, double 
     launch(combine_groups<A>, std::min<int64_t>(combined.groups, 1 << 20), kSumThreads, kSumShared,
            combined);
   });
-  return {value, terms, slopes, grads};
+  return {value, terms, slopes, finest_weights, grads};
 }
 
 }  // namespace
