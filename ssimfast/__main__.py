@@ -27,8 +27,8 @@ def report() -> str:
             f"built with torch {extension.built_with_torch}, stable ABI of torch 2.10"
         )
         if (number := extension.cuda_runtime_version) is not None:
-            version = f"{number // 1000}.{number % 1000 // 10}"
-            lines.append(f"CUDA kernels: compiled with CUDA {version}")
+            cuda = f"{number // 1000}.{number % 1000 // 10}"
+            lines.append(f"CUDA kernels: compiled with CUDA {cuda}")
     for device, backend in ops.backends().items():
         lines.append(f"{device:5} -> {backend} ({_reason(device, backend)})")
     return "\n".join(lines)
@@ -39,11 +39,15 @@ def _reason(device: str, backend: str) -> str:
         return (
             f"compiled kernel, {ops.extension.instruction_set()}, {torch.get_num_threads()} threads"
         )
+    if backend == "triton":
+        import triton  # not before it is known to be there
+
+        return f"Triton {triton.__version__} kernels, compiled at first use"
     if backend == "cuda":
         return f"compiled kernels, {torch.cuda.device_count()} devices"
-    if device == "cuda" and ops.extension is not None:
-        return "PyTorch operations: the extension was built without nvcc"
-    if device == "cpu":
+    if device == "cuda" and ops.extension is not None and torch.version.cuda is not None:
+        return "PyTorch operations: the extension was built without nvcc, and there is no Triton"
+    if device == "cpu" or (device == "cuda" and torch.version.cuda is not None):
         return "PyTorch operations: the extension was not built"
     return "PyTorch operations: this version has no kernel for it"
 

@@ -40,6 +40,7 @@ Of a negative mean it takes the size (``absolute``) or 0; means are averaged ove
 pixels (weights: L1, L2, blurred L1).
 """
 
+import os
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -125,17 +126,73 @@ def _load_extension() -> Any:
 extension = _load_extension()
 
 
-def backends() -> dict[str, str]:
-    """The backend that serves each kind of device: ``cpu``, ``cuda`` or ``reference``.
+_TRITON_OPS = (
+    "ssim_map",
+    "ssim_map_grad",
+    "components_map",
+    "components_map_grad",
+    "similarity",
+    "combine_scales",
+    "scale_grad",
+    "collapse",
+)
 
-    ``cpu`` and ``cuda`` are compiled kernels, ``reference`` is plain PyTorch operations.
+
+def _has_kernel(key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key("ssimfast::ssim_map", key)
+
+
+def _by_triton(name: str) -> Callable:
+    """An op that imports its kernels, and Triton with them, when it is called first."""
+
+    def op(*arguments):
+        from ssimfast import triton_backend
+
+        return triton_backend.OPS[name](*arguments)
+
+    return op
+
+
+def _register_triton() -> set[str]:
+    """Triton kernels for GPUs that have no compiled ones; the dispatch keys that they serve."""
+    chosen = os.environ.get("SSIMFAST_CUDA_BACKEND", "")
+    if chosen not in ("", "cuda", "triton"):
+        raise ValueError(f'SSIMFAST_CUDA_BACKEND must be "cuda" or "triton", got {chosen!r}')
+    keys = set()
+    if torch.version.cuda is not None or torch.version.hip is not None:
+        if chosen == "cuda" and not _has_kernel("CUDA"):
+            raise ImportError("SSIMFAST_CUDA_BACKEND=cuda, but ssimfast was built without nvcc")
+        if not _has_kernel("CUDA"):  # compiled ones stay away if Triton is chosen
+            keys.add("CUDA")
+    if torch.xpu.is_available():  # sums are in float64, which not all of them have
+        devices = range(torch.xpu.device_count())
+        if all(torch.xpu.get_device_properties(i).has_fp64 for i in devices):
+            keys.add("XPU")
+    if find_spec("triton") is None:
+        if keys and chosen == "triton":
+            raise ImportError("SSIMFAST_CUDA_BACKEND=triton, but triton is not installed")
+        return set()
+    for key in keys:
+        for name in _TRITON_OPS:
+            torch.library.impl(f"ssimfast::{name}", key)(_by_triton(name))
+    return keys
+
+
+_triton_keys = _register_triton()
+
+
+def backends() -> dict[str, str]:
+    """The backend that serves each kind of device: ``cpu``, ``cuda``, ``triton`` or ``reference``.
+
+    ``cpu`` and ``cuda`` are kernels compiled at installation, ``triton`` kernels compiled at first
+    use, ``reference`` is plain PyTorch operations.
     """
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     keys = {"cpu": "CPU", "cuda": "CUDA", "xpu": "XPU", "mps": "MPS"}
-    return {
-        device: device if has_kernel("ssimfast::ssim_map", key) else "reference"
-        for device, key in keys.items()
-    }
+    served = {}
+    for device, key in keys.items():
+        compiled = device if _has_kernel(key) else "reference"
+        served[device] = "triton" if key in _triton_keys else compiled
+    return served
 
 
 # ---- fake kernels: shapes, dtypes and strides of the results ------------------------------------

@@ -1,11 +1,18 @@
 """Fixtures: every test of values runs once for each backend that this machine has."""
 
+import importlib.util
+import os
+
 import comparison
 import emulated
 import pytest
 import torch
 
 from ssimfast import ops, reference
+
+# Without a card, Triton kernels are interpreted; Triton must know when it is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def use_reference(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,18 +30,31 @@ def use_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ops, f"_{name}", op)
 
 
-@pytest.fixture(params=["cpu", "reference", "cuda-emulated", "cuda"])
+def use_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls the Triton kernels, on the CPU interpreted, and else the reference."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+    from ssimfast import triton_backend
+
+    use_reference(monkeypatch)
+    for name, op in triton_backend.OPS.items():
+        monkeypatch.setattr(ops, f"_{name}", op)
+
+
+@pytest.fixture(params=["cpu", "reference", "cuda-emulated", "cuda", "triton"])
 def backend(request, monkeypatch):
-    if request.param.startswith("cuda"):
+    if not request.param.startswith(("cpu", "reference")):
         monkeypatch.setitem(comparison.TOLERANCES, torch.float32, comparison.CUDA_FLOAT32)
     if request.param == "reference":
         use_reference(monkeypatch)
     elif request.param == "cuda-emulated":
         use_emulated(monkeypatch)
-    elif request.param == "cuda":
+    elif request.param in ("cuda", "triton"):
         if not torch.cuda.is_available():
-            pytest.skip("no CUDA device")
-        if ops.backends()["cuda"] != "cuda":
+            pytest.skip("no CUDA device")  # test_triton.py interprets
+        if request.param == "triton":
+            use_triton(monkeypatch)
+        elif ops.backends()["cuda"] != "cuda":
             pytest.skip("built without CUDA kernels")
         with torch.device("cuda"):
             yield request.param

@@ -174,6 +174,7 @@ Tensor collapse(std::vector<Tensor> grads, const Tensor& slopes, const Tensor& u
 
 SSIMFAST_CUDA_LIBRARY(m) {
   using namespace ssimfast::cuda;
+  if (!is_chosen()) return;
   m.impl("scale_grad", TORCH_BOX(&scale_grad));
   m.impl("collapse", TORCH_BOX(&collapse));
 }

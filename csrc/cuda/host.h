@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <type_traits>
 #include <vector>
 
@@ -25,6 +26,8 @@
 namespace ssimfast::cuda {
 
 #if defined(SSIMFAST_EMULATED)
+
+inline bool is_chosen() { return true; }
 
 class Launcher {
  public:
@@ -52,6 +55,12 @@ inline Tensor poisoned(Tensor tensor) {
 }
 
 #else
+
+// Whether these kernels are to serve the device, and not those of Triton (ssimfast/ops.py).
+inline bool is_chosen() {
+  const char* backend = std::getenv("SSIMFAST_CUDA_BACKEND");
+  return backend == nullptr || std::strcmp(backend, "triton") != 0;
+}
 
 class Launcher {
  public:

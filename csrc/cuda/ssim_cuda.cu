@@ -390,6 +390,7 @@ int runtime_version() { return CUDART_VERSION; }
 }  // namespace ssimfast::cuda
 
 SSIMFAST_CUDA_LIBRARY(m) {
+  if (!ssimfast::cuda::is_chosen()) return;
   SSIMFAST_REGISTER_OPS(m, ssimfast::cuda::Cuda);
   m.impl("sweep_scales", TORCH_BOX(&ssimfast::cuda::sweep_scales));
 }

@@ -1,0 +1,379 @@
+"""The ops of ``ssimfast/ops.py`` by the kernels of ``triton_kernels.py``: plans and launches.
+
+A plan is chosen by size, not measured: nothing is tuned when a shape is seen for the first time,
+and results are the same bits from run to run. Kernels are compiled at their first call for a
+window, dtype and request (not for a size); ``warmup`` does that ahead.
+"""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from ssimfast import reference, triton_kernels
+
+_WARP = 32
+_MOST_COLUMNS = 256
+_RESIDENT_THREADS = 384  # of a multiprocessor, in blocks of 128, as registers allow
+_LEAST_ROWS = 16
+_LANES = 256  # that add up records
+_BLOCK = 1024  # elements of a program of the kernels that do one element at a time
+_ARITHMETIC = {torch.float32: tl.float32, torch.float64: tl.float64}
+
+
+def _on(device: torch.device) -> AbstractContextManager:
+    """Triton launches on the current device."""
+    if device.type == "cpu":  # interpreted
+        return nullcontext()
+    return torch.accelerator.device_index(device.index)
+
+
+@lru_cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type == "cpu":
+        return 1
+    properties = torch.get_device_module(device).get_device_properties(device)
+    for name in ("multi_processor_count", "gpu_subslice_count"):
+        if count := getattr(properties, name, 0):
+            return count
+    return 64
+
+
+def _dense(image: Tensor) -> Tensor:
+    """The image, or a copy, such that all strides are those of a copy."""
+    if torch.empty_like(image, device="meta").stride() == image.stride():
+        return image
+    return image.clone()
+
+
+def _alike(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Both images with the same dense strides."""
+    x = _dense(x)
+    if y.stride() == x.stride():
+        return x, y
+    return x, torch.empty_like(x).copy_(y)
+
+
+def _terms_of(bits: int) -> tuple[bool, ...]:
+    return tuple(bool(bits >> term & 1) for term in range(reference.TERMS))
+
+
+def _pixel_terms(weights: list[float]) -> tuple[bool, ...]:
+    """Of the weights of L1, L2 and blurred L1: which terms have one."""
+    weights = [0.0] * reference.L1 + (weights or [0.0] * 3)
+    return tuple(weight != 0 for weight in weights)
+
+
+def _rows_of_a_step(size: int, arithmetic: torch.dtype) -> int:
+    """As many as the registers of a thread hold the state of: see docs/triton.md."""
+    words = size * (2 if arithmetic == torch.float64 else 1)
+    return 4 if words <= 15 else 2 if words <= 25 else 1
+
+
+class _Sweep:
+    """A launch of ``triton_kernels.sweep``, as it is put together."""
+
+    def __init__(self, x, y, window, c1, c2, low, scale, same, gradients=0):
+        self.given = x, y
+        self.x, self.y = _alike(x, y)
+        self.window, self.same, self.gradients = tuple(window), same, gradients
+        self.constants = c1, c2, low, scale
+        self.arithmetic = reference.result_dtype(x.dtype)
+        self.halo = len(window) // 2
+        self.margin = 0 if same else self.halo
+        self.weights = [0.0] * reference.TERMS
+        self.grad_scale = 1.0
+        self.maps, self.upstreams = [], []
+        self.plane_weights = self.rows = self.columns = None
+        self.wanted = 0
+        self._plan()
+        self.grads = [torch.empty_like(self.x) for _ in range(gradients)]
+
+    def _plan(self) -> None:
+        """Few lanes that no pixel needs; long runs, if as many programs as the device holds."""
+        batch, channels, height, width = self.x.shape
+        self.step = _rows_of_a_step(len(self.window), self.arithmetic)
+        lost = 2 * self.halo * (2 if self.gradients else 1)
+        self.lanes = _WARP
+        while self.lanes < min(width + lost, _MOST_COLUMNS) or self.lanes <= lost:
+            self.lanes *= 2
+        self.strips = math.ceil(width / (self.lanes - lost))
+        at_a_time = _multiprocessors(self.x.device) * max(1, _RESIDENT_THREADS // self.lanes)
+        planes = max(1, batch * channels)
+        runs = max(1, at_a_time // (planes * self.strips))
+        rows = max(math.ceil(height / runs), _LEAST_ROWS)
+        self.run_rows = math.ceil(rows / self.step) * self.step
+        self.runs = math.ceil(height / self.run_rows)
+        self.tiles = self.strips * self.runs  # of a plane
+        self.programs = min(planes * self.tiles, 2 * at_a_time)
+
+    def map_shape(self) -> tuple[int, ...]:
+        lost = 2 * self.margin
+        batch, channels, height, width = self.x.shape
+        return batch, channels, height - lost, width - lost
+
+    def new_maps(self, count: int) -> list[Tensor]:
+        shape = self.map_shape()
+        self.maps = [self.x.new_empty(shape, dtype=self.arithmetic) for _ in range(count)]
+        return self.maps
+
+    def launch(self) -> Tensor | None:
+        """The records of all tiles, if sums are wanted."""
+        x = self.x
+        batch, channels, height, width = x.shape
+        planes = batch * channels
+        in_gradient = self.gradients > 0
+        pixel_terms = _pixel_terms(self.weights[reference.L1 :] if in_gradient else [])
+        adjoints = 2 + self.gradients if self.gradients else 0
+        size = (4 + 2 * adjoints) * self.step * (self.lanes + 2 * self.halo)
+        scratch = x.new_empty(self.programs * size, dtype=self.arithmetic)
+        records = None
+        if self.wanted:
+            shape = (planes * self.tiles, reference.TERMS)
+            records = x.new_empty(shape, dtype=torch.float64)
+
+        def pair(tensors: list[Tensor]) -> list[Tensor]:
+            return (tensors + [scratch, scratch])[:2]
+
+        with _on(x.device):
+            triton_kernels.sweep[(self.programs,)](
+                *(x, self.y, *(self.grads + [x, x])[:2], *pair(self.maps), *pair(self.upstreams)),
+                scratch if self.plane_weights is None else self.plane_weights,
+                *((scratch, scratch) if self.rows is None else (self.rows, self.columns)),
+                *(scratch if records is None else records, scratch, size, planes * self.tiles),
+                *(self.strips, self.runs, self.run_rows, channels, height, width, self.margin),
+                *(*x.stride(), *self.constants, *self.weights, self.grad_scale),
+                TAPS=self.window,
+                COLUMNS=self.lanes,
+                ROWS=self.step,
+                GRADIENTS=self.gradients,
+                MAPS=len(self.maps),
+                UPSTREAMS=len(self.upstreams),
+                PLANE_WEIGHTS=self.plane_weights is not None,
+                WANTED=_terms_of(self.wanted),
+                PIXEL_TERMS=pixel_terms,
+                A=_ARITHMETIC[self.arithmetic],
+                num_warps=self.lanes // _WARP,
+                num_stages=1,
+            )
+        return records
+
+    def gradients_as_promised(self) -> list[Tensor]:
+        """With the strides of a copy of each image."""
+        return [
+            grad if grad.stride() == like.stride() else like.copy_(grad)
+            for grad, like in zip(
+                self.grads,
+                (torch.empty_like(image, device="meta") for image in self.given),
+                strict=False,
+            )
+        ]
+
+
+# ---- maps ---------------------------------------------------------------------------------------
+
+
+def _maps(x: Tensor, y: Tensor, settings: tuple, count: int) -> list[Tensor]:
+    sweep = _Sweep(x, y, *settings)
+    maps = sweep.new_maps(count)
+    if x.numel() > 0:
+        sweep.launch()
+    return maps
+
+
+def _map_gradients(upstreams, x, y, settings: tuple, gradients: int) -> list[Tensor]:
+    sweep = _Sweep(x, y, *settings, gradients=gradients)
+    sweep.upstreams = [upstream.contiguous() for upstream in upstreams]
+    sweep.grad_scale = settings[4]
+    if x.numel() > 0:
+        sweep.launch()
+    return sweep.gradients_as_promised()
+
+
+def ssim_map(x: Tensor, y: Tensor, *settings) -> Tensor:
+    return _maps(x, y, settings, 1)[0]
+
+
+def ssim_map_grad(upstream: Tensor, x: Tensor, y: Tensor, *settings) -> list[Tensor]:
+    return _map_gradients([upstream], x, y, settings[:-1], settings[-1])
+
+
+def components_map(x: Tensor, y: Tensor, *settings) -> tuple[Tensor, Tensor]:
+    return tuple(_maps(x, y, settings, 2))
+
+
+def components_map_grad(by_luminance, by_contrast_structure, x, y, *settings) -> list[Tensor]:
+    upstreams = [by_luminance, by_contrast_structure]
+    return _map_gradients(upstreams, x, y, settings[:-1], settings[-1])
+
+
+# ---- losses -------------------------------------------------------------------------------------
+
+
+def similarity(x: Tensor, y: Tensor, *arguments):
+    *settings, wanted, weights, plane_weights, rows, columns, count = arguments[:-3]
+    kept, gradients, pooling = arguments[-3:]
+    sweep = _Sweep(x, y, *settings, gradients=gradients)
+    value = x.new_empty(x.shape[:kept], dtype=sweep.arithmetic)
+    terms = x.new_empty((*value.shape, reference.TERMS), dtype=reference.widest_dtype(x))
+    pooled = [] if pooling == reference.POOLINGS["none"] else _pooled(sweep, pooling)
+    if x.numel() == 0:
+        return value.zero_(), terms.zero_(), sweep.gradients_as_promised(), pooled
+    of_plane = math.prod(sweep.map_shape()[2:])
+    per_pixel = of_plane / math.prod(x.shape[2:])
+    sweep.wanted, sweep.plane_weights = wanted, plane_weights
+    sweep.rows, sweep.columns = rows, columns
+    sweep.weights = [
+        weight * (per_pixel if term >= reference.L1 else 1) for term, weight in enumerate(weights)
+    ]
+    records = sweep.launch()
+    if records is None:
+        return value.zero_(), terms.zero_(), sweep.gradients_as_promised(), pooled
+    groups = value.numel()
+    with _on(x.device):
+        triton_kernels.finish_terms[(groups,)](
+            *(records, terms, value, records.shape[0] // groups),
+            *(float(of_plane * (x.shape[0] * x.shape[1] // groups)), float(count), per_pixel),
+            *weights,
+            WANTED=_terms_of(wanted),
+            MEANS=False,
+            LANES=_LANES,
+        )
+    return value, terms, sweep.gradients_as_promised(), pooled
+
+
+def _pooled(sweep: _Sweep, pooling: int) -> list[Tensor]:
+    x = sweep.x
+    *planes, height, width = x.shape
+    up = 0 if pooling == reference.POOLINGS["floor"] else 1
+    shape = (*planes, (height + up) // 2, (width + up) // 2)
+    pooled = [x.new_empty(shape, dtype=sweep.arithmetic) for _ in range(2)]
+    count = pooled[0].numel()
+    if count == 0:
+        return pooled
+    shifted = pooling == reference.POOLINGS["pad"]
+    shifts = (height % 2, width % 2) if shifted else (0, 0)
+    with _on(x.device):
+        triton_kernels.pool_pair[(math.ceil(count / _BLOCK),)](
+            *(x, sweep.y, *pooled, count, x.shape[1], height, width, *shape[2:], *shifts),
+            *(*x.stride(), *sweep.constants[2:]),
+            BLOCK=_BLOCK,
+            A=_ARITHMETIC[sweep.arithmetic],
+        )
+    return pooled
+
+
+def combine_scales(
+    terms: list[Tensor],
+    scale_weights: list[float],
+    negative: str,
+    joint: bool,
+    weights: list[float],
+    kept: int,
+    positions: list[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    if negative == "raise" or terms[0].numel() == 0:  # the means are looked at
+        return reference.combine_scales(
+            terms, scale_weights, negative, joint, weights, kept, positions
+        )
+    like = terms[0]
+    batch, channels = like.shape[:2]
+    shape = (batch, channels)[:kept]
+    groups = math.prod(shape)
+    planes = batch * channels // groups  # of each
+    plane_terms = like.new_empty((batch * channels, reference.TERMS), dtype=torch.float64)
+    slopes = like.new_empty((batch, channels, len(terms)))
+    out, value = like.new_empty((*shape, reference.TERMS)), like.new_empty(shape)
+    with _on(like.device):
+        triton_kernels.combine_scales[(batch if joint else batch * channels,)](
+            *(tuple(term.contiguous() for term in terms), plane_terms, slopes),
+            *(channels if joint else 1, weights[reference.MS_SSIM] / planes, reference.LEAST_MEAN),
+            tuple(int(count) for count in positions),
+            EXPONENTS=tuple(scale_weights),
+            ABSOLUTE=negative == "abs",
+        )
+        triton_kernels.finish_terms[(groups,)](
+            *(plane_terms, out, value, planes, 0.0, 1.0, 1.0, *weights),
+            WANTED=(True,) * reference.TERMS,
+            MEANS=True,
+            LANES=_LANES,
+        )
+    return value, out, slopes
+
+
+def _upstream_strides(upstream: Tensor) -> tuple[int, int]:
+    return (*upstream.stride(), 0, 0)[:2]
+
+
+def scale_grad(grad: Tensor, upstream: Tensor, scale: float, count: int) -> Tensor:
+    source = _dense(grad)
+    out = torch.empty_like(source)
+    batch, channels, *size = grad.shape
+    image_size = channels * math.prod(size)
+    if source.numel() == 0:
+        return out
+    if batch > 1 and source.stride(0) != image_size:
+        return reference.scale_grad(grad, upstream, scale, count)
+    with _on(grad.device):
+        triton_kernels.scale_grad[(math.ceil(grad.numel() / _BLOCK),)](
+            *(source, out, upstream, scale / count, grad.numel(), image_size, channels),
+            *(source.stride(1), *_upstream_strides(upstream)),
+            BLOCK=_BLOCK,
+            A=_ARITHMETIC[reference.result_dtype(grad.dtype)],
+        )
+    return out
+
+
+def collapse(
+    grads: list[Tensor],
+    slopes: Tensor,
+    upstream: Tensor,
+    scale: float,
+    pooling: int,
+    x: Tensor | None,
+    y: Tensor | None,
+    pixel_weights: list[float],
+    rows: Tensor | None,
+    columns: Tensor | None,
+) -> Tensor:
+    finest = _dense(grads[0])
+    out = torch.empty_like(finest)
+    if finest.numel() == 0:
+        return out
+    if x is not None:
+        x, y = (i if i.stride() == out.stride() else torch.empty_like(out).copy_(i) for i in (x, y))
+    batch, channels, height, width = finest.shape
+    arithmetic = reference.result_dtype(finest.dtype)
+    per_pixel = upstream.numel() / finest.numel()
+    with _on(finest.device):
+        triton_kernels.collapse[(math.ceil(finest.numel() / _BLOCK),)](
+            (finest, *(grad.contiguous() for grad in grads[1:])),
+            *(finest if x is None else x, finest if y is None else y, out, slopes.contiguous()),
+            *(upstream, *((finest, finest) if rows is None else (rows, columns))),
+            *(finest.numel(), channels, height, width, *finest.stride()),
+            *(*_upstream_strides(upstream), scale, per_pixel, *pixel_weights),
+            SCALES=len(grads),
+            POOLING=pooling,
+            PIXEL_TERMS=_pixel_terms([] if x is None else pixel_weights),
+            BLOCK=_BLOCK,
+            A=_ARITHMETIC[arithmetic],
+        )
+    return out
+
+
+OPS = {
+    function.__name__: function
+    for function in (
+        ssim_map,
+        ssim_map_grad,
+        components_map,
+        components_map_grad,
+        similarity,
+        combine_scales,
+        scale_grad,
+        collapse,
+    )
+}

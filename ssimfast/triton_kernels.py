@@ -1,0 +1,701 @@
+"""Triton kernels: the fused sweep over two images, and what is around it.
+
+``sweep`` marches down a strip of columns, ROWS rows a step, as the CUDA kernel does (docs/triton.md
+has the counts behind the differences). Triton has no shared memory that a kernel may index, so
+neighbours in a row meet in a few rows of global memory that belong to one program and stay in L1:
+
+1. a thread's column: rows of x and y -> s, d -> vertical means and variances -> scratch
+2. along rows: these -> horizontal filter -> SSIM, sums, maps, partial derivatives -> scratch
+3. along rows: adjoint rows of the step before -> horizontal adjoint -> rows of gradients
+4. a thread's column: partial derivatives -> vertical adjoint -> scratch
+
+with a barrier after 1 and after 3. Symbols follow docs/mathematics.md. ``A`` is the dtype of the
+arithmetic. Nothing is specialised on a number that changes from batch to batch: a kernel is
+compiled once for a window, a dtype and what is asked for, whatever the size of the images.
+"""
+
+import triton
+import triton.language as tl
+
+# Of ssimfast.reference, for kernels, which see globals only as these.
+_SSIM, _CONTRAST_STRUCTURE, _L1, _L2, _BLURRED_L1 = (tl.constexpr(term) for term in range(5))
+_TERMS = tl.constexpr(5)
+
+# Windows of a step share one centre for their differences only if the Gaussian is wide.
+_LARGEST_CENTRE_TAP = tl.constexpr(0.35)
+
+# Maps of the scratch memory: means and variances of s and of d, then the partial derivatives, then
+# as many adjoint rows.
+_MOMENTS = tl.constexpr(4)
+
+
+def jit(function):
+    """``triton.jit`` that compiles one kernel for all sizes, strides and alignments."""
+    annotations = function.__annotations__
+    plain = [n for n in function.__code__.co_varnames[: function.__code__.co_argcount]]
+    plain = [n for n in plain if annotations.get(n) is not tl.constexpr]
+    return triton.jit(do_not_specialize=plain, do_not_specialize_on_alignment=plain)(function)
+
+
+# ---- one position -------------------------------------------------------------------------------
+
+
+@triton.jit
+def vertical_moments(values, taps, WIDE: tl.constexpr, ROWS: tl.constexpr):
+    """Means and variances of ROWS windows, of the tuple of all rows that they see. Windows of a
+    wide Gaussian share the row that is subtracted before anything is squared."""
+    K: tl.constexpr = len(taps)
+    near = values[(K - 1 + ROWS) // 2]
+    e = ()
+    e2 = ()
+    for k in tl.static_range(K - 1 + ROWS if WIDE else 0):
+        e = e + (values[k] - near,)
+        e2 = e2 + (e[k] * e[k],)
+    means = ()
+    variances = ()
+    for r in tl.static_range(ROWS):
+        if not WIDE:
+            near = values[r + K // 2]
+            e = ()
+            e2 = ()
+            for k in tl.static_range(r + K):
+                e = e + (values[k] - near,)
+                e2 = e2 + (e[k] * e[k],)
+        mean = taps[0] * e[r]
+        square = taps[0] * e2[r]
+        for k in tl.static_range(1, K):
+            mean = tl.fma(taps[k], e[r + k], mean)
+            square = tl.fma(taps[k], e2[r + k], square)
+        means = means + (near + mean,)
+        variances = variances + (square - mean * mean,)
+    return means, variances
+
+
+@triton.jit
+def horizontal_moments(means, variances, taps):
+    """The mean and variance of a window of values that are means and have variances themselves.
+
+    Both are pointers to the first column of the window."""
+    K: tl.constexpr = len(taps)
+    near = tl.load(means + K // 2)
+    mean = tl.load(means) - near
+    square = taps[0] * tl.fma(mean, mean, tl.load(variances))
+    mean = taps[0] * mean
+    for k in tl.static_range(1, K):
+        e = tl.load(means + k) - near
+        mean = tl.fma(taps[k], e, mean)
+        square = tl.fma(taps[k], tl.fma(e, e, tl.load(variances + k)), square)
+    variance = square - mean * mean
+    return near + mean, tl.where(variance < 0, 0, variance)  # negative by rounding only
+
+
+@triton.jit
+def push(pending, value, taps):
+    """Adds a row to the rows that it is a part of: the one that is complete, and the others."""
+    K: tl.constexpr = len(taps)
+    done = taps[0] * value
+    rest = ()
+    if K > 1:
+        done += pending[0]
+        for k in tl.static_range(1, K - 1):
+            rest = rest + (tl.fma(taps[k], value, pending[k]),)
+        rest = rest + (taps[K - 1] * value,)
+    return done, rest
+
+
+@triton.jit
+def add(high, low, value):
+    """A sum in which little is lost: what each addition rounds off is kept beside it."""
+    total = high + value
+    return total, low + (value - (total - high))
+
+
+@triton.jit
+def total(high, low):
+    """Of all lanes. Infinite or NaN sums have no rest."""
+    lane = high.to(tl.float64) + tl.where(low - low == 0, low, 0)
+    return tl.sum(tl.sum(lane, 1), 0)
+
+
+@triton.jit
+def similarity_of(half_distance):
+    """Below -1 by rounding only. NaN stays."""
+    value = 1 - 2 * half_distance
+    return tl.where(value < -1, -1, value)
+
+
+@triton.jit
+def sign(v):
+    return tl.where(v > 0, 1.0, tl.where(v < 0, -1.0, 0.0)).to(v.dtype)
+
+
+@triton.jit
+def median(value):
+    """Of those of 16 values that are finite; 0 if none is."""
+    index = tl.arange(0, 16)
+    finite = value - value == 0
+    value = tl.where(finite, value, 0)
+    other, here = value[None, :], value[:, None]
+    before = (other < here) | ((other == here) & (index[None, :] < index[:, None]))
+    rank = tl.sum((before & finite[None, :]).to(tl.int32), 1)
+    count = tl.sum(finite.to(tl.int32), 0)
+    return tl.sum(tl.where(finite & (rank == count // 2), value, 0), 0)
+
+
+# ---- the sweep ----------------------------------------------------------------------------------
+
+
+@jit
+def sweep(
+    x,
+    y,
+    by_x,
+    by_y,
+    map_0,
+    map_1,
+    upstream_0,
+    upstream_1,
+    plane_weights,
+    counts_by_row,
+    counts_by_column,
+    records,
+    scratch,
+    scratch_size: tl.int64,
+    tiles,
+    strips,
+    runs,
+    run_rows,
+    channels,
+    height,
+    width,
+    margin,
+    by_image: tl.int64,
+    by_channel: tl.int64,
+    by_row: tl.int64,
+    by_column: tl.int64,
+    c1: tl.float64,
+    c2: tl.float64,
+    low: tl.float64,
+    scale: tl.float64,
+    weight_ssim: tl.float64,
+    weight_contrast: tl.float64,
+    weight_l1: tl.float64,
+    weight_l2: tl.float64,
+    weight_blurred: tl.float64,
+    grad_scale: tl.float64,
+    TAPS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+    GRADIENTS: tl.constexpr,
+    MAPS: tl.constexpr,
+    UPSTREAMS: tl.constexpr,
+    PLANE_WEIGHTS: tl.constexpr,
+    WANTED: tl.constexpr,
+    PIXEL_TERMS: tl.constexpr,
+    A: tl.constexpr,
+):
+    """WANTED: which terms are summed. PIXEL_TERMS: which of those over pixels are in the gradient.
+    MAPS, UPSTREAMS: maps that are written, and gradients by maps: one (SSIM) or two (luminance,
+    contrast-structure)."""
+    K: tl.constexpr = len(TAPS)
+    HALO: tl.constexpr = K // 2
+    WIDE: tl.constexpr = TAPS[HALO] < _LARGEST_CENTRE_TAP and K > ROWS
+    SPREAD: tl.constexpr = HALO if GRADIENTS > 0 else 0  # of statistics beyond the own pixels
+    OWN: tl.constexpr = COLUMNS - 2 * HALO - 2 * SPREAD
+    PITCH: tl.constexpr = COLUMNS + 2 * HALO
+    PLANE: tl.constexpr = ROWS * PITCH
+    ADJOINTS: tl.constexpr = 0 if GRADIENTS == 0 else 2 + GRADIENTS
+    PARTIALS: tl.constexpr = _MOMENTS * PLANE
+    DONE: tl.constexpr = PARTIALS + ADJOINTS * PLANE
+    PIXEL_SUM: tl.constexpr = WANTED[_L1] or WANTED[_L2] or WANTED[_BLURRED_L1]
+    ANY_SUM: tl.constexpr = WANTED[_SSIM] or WANTED[_CONTRAST_STRUCTURE] or PIXEL_SUM
+
+    scratch += tl.program_id(0) * scratch_size
+    lanes = tl.arange(0, COLUMNS)
+    in_row = tl.arange(0, ROWS)[:, None]
+    in_column = lanes[None, :]
+    square = scratch + in_row * PITCH + in_column  # of a map of the scratch memory
+    zero = tl.full((COLUMNS,), 0, A)
+    zeros = tl.full((ROWS, COLUMNS), 0, A)
+    unit_low = tl.full((), low, A)
+    unit_scale = tl.full((), scale, A)
+    two_c1 = 2 * tl.full((), c1, A)
+    two_c2 = 2 * tl.full((), c2, A)
+    by_ssim = tl.full((), weight_ssim, A)
+    by_contrast = tl.full((), weight_contrast, A)
+
+    taps = ()
+    for k in tl.static_range(K):
+        taps = taps + (tl.full((), TAPS[k], A),)
+
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        plane = tile // (strips * runs)
+        own_row = tile // strips % runs * run_rows
+        own_column = tile % strips * OWN
+        own_row_end = tl.minimum(own_row + run_rows, height)
+        own_column_end = tl.minimum(own_column + OWN, width)
+        first_row = own_row - HALO - SPREAD
+        first_column = own_column - HALO - SPREAD
+        start = (plane // channels).to(tl.int64) * by_image
+        start += (plane % channels).to(tl.int64) * by_channel
+        if PLANE_WEIGHTS:
+            by_ssim = tl.load(plane_weights + 2 * plane).to(A)
+            by_contrast = tl.load(plane_weights + 2 * plane + 1).to(A)
+
+        # Constants that are subtracted from s and d, which filters then round off less. Of both
+        # images: the low end, unless they are far from the range. Of d: its median, unless some
+        # pixels are equal, which have to stay so, or signs are asked for.
+        index = tl.arange(0, 16)
+        at_row = own_row + (2 * (index // 4) + 1) * (own_row_end - own_row) // 8
+        at_column = own_column + (2 * (index % 4) + 1) * (own_column_end - own_column) // 8
+        sample = start + at_row.to(tl.int64) * by_row + at_column * by_column
+        some_x = tl.load(x + sample).to(A)
+        some_y = tl.load(y + sample).to(A)
+        middle = median((some_x + some_y) * 0.5)
+        far = tl.abs((middle - unit_low) * unit_scale) > 4
+        level = tl.where(far, middle, unit_low)
+        some_d = (some_x - some_y) * unit_scale
+        equal = tl.sum((some_d == 0).to(tl.int32), 0) > 0
+        SIGNED: tl.constexpr = PIXEL_TERMS[_L1] or PIXEL_TERMS[_BLURRED_L1]
+        level_d = tl.where(equal or SIGNED, 0, median(some_d))
+        black_s = 2 * (unit_low - level) * unit_scale
+        black_d = -level_d
+
+        column = first_column + lanes
+        column_inside = (column >= 0) & (column < width)
+        column_at = column.to(tl.int64) * by_column
+        # Of statistics, and of own pixels.
+        centre_column = first_column + HALO + in_column
+        centre_column_valid = (centre_column >= margin) & (centre_column < width - margin)
+        centre_column_own = (centre_column >= own_column) & (centre_column < own_column_end)
+        pixel_column = own_column + in_column
+        pixel_column_own = pixel_column < own_column_end
+
+        s = (zero,) * (K - 1 + ROWS)
+        d = (zero,) * (K - 1 + ROWS)
+        pending_0 = (zero,) * (K - 1)
+        pending_1 = (zero,) * (K - 1)
+        pending_2 = (zero,) * (K - 1)
+        pending_3 = (zero,) * (K - 1)
+        sum_ssim, rest_ssim = zeros, zeros
+        sum_contrast, rest_contrast = zeros, zeros
+        sum_l1, rest_l1 = zeros, zeros
+        sum_l2, rest_l2 = zeros, zeros
+        sum_blurred, rest_blurred = zeros, zeros
+
+        # Rows from which gradients are written, one step after their adjoint rows are complete.
+        first_pixel = own_row if GRADIENTS == 0 else own_row - 4 * HALO - ROWS
+        steps = own_row_end - first_row + HALO + SPREAD
+        steps = (steps + ROWS - 1) // ROWS + (1 if GRADIENTS > 0 else 0)
+        for step in tl.range(0, steps, num_stages=1):
+            # 1. Vertical means and variances.
+            row = first_row + step * ROWS
+            fresh_s = ()
+            fresh_d = ()
+            for r in tl.static_range(ROWS):
+                inside = column_inside & (row + r >= 0) & (row + r < height)
+                offsets = start + (row + r).to(tl.int64) * by_row + column_at
+                new_x = tl.load(x + offsets, mask=inside, other=0).to(A)
+                new_y = tl.load(y + offsets, mask=inside, other=0).to(A)
+                new_s = ((new_x - level) + (new_y - level)) * unit_scale
+                new_d = (new_x - new_y) * unit_scale - level_d
+                fresh_s = fresh_s + (tl.where(inside, new_s, black_s),)
+                fresh_d = fresh_d + (tl.where(inside, new_d, black_d),)
+            s = s[ROWS:] + fresh_s
+            d = d[ROWS:] + fresh_d
+            mean_s, var_s = vertical_moments(s, taps, WIDE, ROWS)
+            mean_d, var_d = vertical_moments(d, taps, WIDE, ROWS)
+            for r in tl.static_range(ROWS):
+                to = scratch + r * PITCH + lanes
+                tl.store(to, mean_s[r])
+                tl.store(to + PLANE, var_s[r])
+                tl.store(to + 2 * PLANE, mean_d[r])
+                tl.store(to + 3 * PLANE, var_d[r])
+            tl.debug_barrier()
+
+            # 2. Horizontal ones, and the statistics of ROWS rows.
+            m_s, v_s = horizontal_moments(square, square + PLANE, taps)
+            m_d, v_d = horizontal_moments(square + 2 * PLANE, square + 3 * PLANE, taps)
+            centre_row = row - HALO + in_row
+            valid = centre_column_valid & (centre_row >= margin) & (centre_row < height - margin)
+            own = valid & centre_column_own & (centre_row >= own_row) & (centre_row < own_row_end)
+            mu_s = m_s - black_s
+            mu_d = m_d + level_d
+            # Numerators and denominators are twice those of docs/mathematics.md; what cancels in
+            # 1 - SSIM has cancelled.
+            ms = mu_s * mu_s + two_c1
+            md = mu_d * mu_d
+            vs = v_s + two_c2
+            n1 = ms - md
+            d1 = ms + md
+            n2 = vs - v_d
+            d2 = vs + v_d
+            r0 = 1 / (d1 * d2)
+            r1 = r0 * d2
+            r2 = r0 * d1
+            half_distance = (ms * v_d + md * vs) * r0
+            if WANTED[_SSIM]:
+                sum_ssim, rest_ssim = add(sum_ssim, rest_ssim, tl.where(own, half_distance, 0))
+            if WANTED[_CONTRAST_STRUCTURE]:
+                term = tl.where(own, v_d * r2, 0)
+                sum_contrast, rest_contrast = add(sum_contrast, rest_contrast, term)
+            in_map = (centre_row - margin).to(tl.int64) * (width - 2 * margin)
+            in_map += centre_column - margin
+            in_map += plane.to(tl.int64) * (height - 2 * margin) * (width - 2 * margin)
+            if MAPS == 1:
+                tl.store(map_0 + in_map, similarity_of(half_distance), mask=own)
+            if MAPS == 2:
+                tl.store(map_0 + in_map, similarity_of(md * r1), mask=own)
+                tl.store(map_1 + in_map, similarity_of(v_d * r2), mask=own)
+            if GRADIENTS > 0:
+                if UPSTREAMS == 2:
+                    up_luminance = tl.load(upstream_0 + in_map, mask=valid, other=0)
+                    up_contrast = tl.load(upstream_1 + in_map, mask=valid, other=0)
+                    slope_luminance = 4 * up_luminance * r1 * r1
+                    slope_contrast = 4 * up_contrast * r2 * r2
+                else:
+                    up_ssim = by_ssim
+                    if UPSTREAMS == 1:
+                        up_ssim = tl.load(upstream_0 + in_map, mask=valid, other=0)
+                    slope_luminance = 4 * (up_ssim * n2 * r2) * r1 * r1
+                    slope_contrast = 4 * (up_ssim * n1 * r1 + by_contrast) * r2 * r2
+                if K == 1:  # no variance: what cancels would leave its rounding errors
+                    slope_contrast = zeros
+                by_var_s = slope_contrast * v_d
+                by_var_d = -slope_contrast * vs
+                if GRADIENTS == 2:
+                    by_mean = mu_s * md * slope_luminance - by_var_s * m_s
+                    by_mean_d = -mu_d * ms * slope_luminance - by_var_d * m_d
+                    tl.store(square + PARTIALS + 3 * PLANE, tl.where(valid, by_mean_d, 0))
+                else:
+                    by_mean = mu_d * (mu_s * mu_d - ms) * slope_luminance
+                    by_mean += -by_var_s * m_s - by_var_d * m_d
+                tl.store(square + PARTIALS, tl.where(valid, by_mean, 0))
+                tl.store(square + PARTIALS + PLANE, tl.where(valid, by_var_s, 0))
+                tl.store(square + PARTIALS + 2 * PLANE, tl.where(valid, by_var_d, 0))
+
+            # 3. Own pixels: their sums, and rows of gradients.
+            if GRADIENTS > 0 or PIXEL_SUM:
+                pixel_row = first_pixel + step * ROWS + in_row
+                own = pixel_column_own & (pixel_row >= own_row) & (pixel_row < own_row_end)
+                at = start + pixel_row.to(tl.int64) * by_row + pixel_column.to(tl.int64) * by_column
+                value_x = tl.load(x + at, mask=own, other=0).to(A)
+                value_y = tl.load(y + at, mask=own, other=0).to(A)
+                difference = (value_x - value_y) * unit_scale
+                if WANTED[_L1]:
+                    sum_l1, rest_l1 = add(sum_l1, rest_l1, tl.abs(difference))
+                if WANTED[_L2]:
+                    sum_l2, rest_l2 = add(sum_l2, rest_l2, difference * difference)
+                count = zeros
+                if WANTED[_BLURRED_L1] or PIXEL_TERMS[_BLURRED_L1]:
+                    count = tl.load(counts_by_row + pixel_row, mask=own, other=0).to(A)
+                    count *= tl.load(counts_by_column + pixel_column, mask=own, other=0).to(A)
+                if WANTED[_BLURRED_L1]:
+                    term = tl.abs(difference) * count
+                    sum_blurred, rest_blurred = add(sum_blurred, rest_blurred, term)
+            if GRADIENTS > 0:
+                by_s = zeros
+                var_s_part = zeros
+                var_d_part = zeros
+                by_d = zeros
+                for k in tl.static_range(K):
+                    complete = square + DONE + k
+                    by_s = tl.fma(taps[k], tl.load(complete), by_s)
+                    var_s_part = tl.fma(taps[k], tl.load(complete + PLANE), var_s_part)
+                    var_d_part = tl.fma(taps[k], tl.load(complete + 2 * PLANE), var_d_part)
+                    if GRADIENTS == 2:
+                        by_d = tl.fma(taps[k], tl.load(complete + 3 * PLANE), by_d)
+                own_s = ((value_x - level) + (value_y - level)) * unit_scale
+                by_s += own_s * var_s_part
+                by_d += (difference - level_d) * var_d_part
+                if PIXEL_TERMS[_L1] or PIXEL_TERMS[_L2] or PIXEL_TERMS[_BLURRED_L1]:
+                    l1 = tl.full((), weight_l1, A) + tl.full((), weight_blurred, A) * count
+                    by_d += l1 * sign(difference) + 2 * tl.full((), weight_l2, A) * difference
+                out_scale = tl.full((), grad_scale, A)
+                tl.store(by_x + at, ((by_s + by_d) * out_scale).to(by_x.dtype.element_ty), mask=own)
+                if GRADIENTS == 2:
+                    out = (by_s - by_d) * out_scale
+                    tl.store(by_y + at, out.to(by_y.dtype.element_ty), mask=own)
+            tl.debug_barrier()
+
+            # 4. The vertical adjoint.
+            if GRADIENTS > 0:
+                for r in tl.static_range(ROWS):
+                    source = scratch + PARTIALS + r * PITCH + lanes
+                    to = scratch + DONE + r * PITCH + lanes
+                    done, pending_0 = push(pending_0, tl.load(source), taps)
+                    tl.store(to, done)
+                    done, pending_1 = push(pending_1, tl.load(source + PLANE), taps)
+                    tl.store(to + PLANE, done)
+                    done, pending_2 = push(pending_2, tl.load(source + 2 * PLANE), taps)
+                    tl.store(to + 2 * PLANE, done)
+                    if GRADIENTS == 2:
+                        done, pending_3 = push(pending_3, tl.load(source + 3 * PLANE), taps)
+                        tl.store(to + 3 * PLANE, done)
+
+        if ANY_SUM:
+            to = records + tl.cast(tile, tl.int64) * _TERMS
+            tl.store(to + _SSIM, total(sum_ssim, rest_ssim))
+            tl.store(to + _CONTRAST_STRUCTURE, total(sum_contrast, rest_contrast))
+            tl.store(to + _L1, total(sum_l1, rest_l1))
+            tl.store(to + _L2, total(sum_l2, rest_l2))
+            tl.store(to + _BLURRED_L1, total(sum_blurred, rest_blurred))
+
+
+# ---- reductions ---------------------------------------------------------------------------------
+
+
+@jit
+def finish_terms(
+    records,
+    terms,
+    value,
+    count,
+    positions: tl.float64,
+    divisor: tl.float64,
+    positions_per_pixel: tl.float64,
+    weight_0: tl.float64,
+    weight_1: tl.float64,
+    weight_2: tl.float64,
+    weight_3: tl.float64,
+    weight_4: tl.float64,
+    WANTED: tl.constexpr,
+    MEANS: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """The terms and the value of a group of planes, of its ``count`` records.
+
+    MEANS: records are the terms of planes, of which the mean is taken, not the sums of tiles."""
+    weights = (weight_0, weight_1, weight_2, weight_3, weight_4)
+    group = tl.program_id(0).to(tl.int64)
+    lanes = tl.arange(0, LANES)
+    result = tl.full((), 0, tl.float64)
+    for t in tl.static_range(_TERMS):
+        term = tl.full((), 0, tl.float64)
+        if WANTED[t]:
+            sums = tl.full((LANES,), 0, tl.float64)
+            for first in range(0, count, LANES):
+                index = first + lanes
+                record = records + (group * count + index) * _TERMS + t
+                sums += tl.load(record, mask=index < count, other=0)
+            term = tl.sum(sums, 0)
+            if MEANS:
+                term = term / count
+            elif t < _L1:
+                term = (positions - 2 * term) / divisor
+            else:
+                term = term * positions_per_pixel / divisor
+            if weights[t] != 0:
+                result += weights[t] * term
+        tl.store(terms + group * _TERMS + t, term)
+    tl.store(value + group, result.to(value.dtype.element_ty))
+
+
+@jit
+def combine_scales(
+    terms,
+    plane_terms,
+    slopes,
+    planes,
+    weight: tl.float64,
+    least_mean: tl.float64,
+    positions,
+    EXPONENTS: tl.constexpr,
+    ABSOLUTE: tl.constexpr,
+):
+    """reference.combine_scales of a plane or, if means are joint, of the ``planes`` of an image.
+
+    ``terms``: a tuple of pointers, one a scale; ``positions``: of each. ``weight``: of MS-SSIM in
+    the value, by the planes that a value is the mean of."""
+    SCALES: tl.constexpr = len(EXPONENTS)
+    first = tl.program_id(0).to(tl.int64) * planes
+    means = ()
+    sizes = ()
+    ms_ssim = tl.full((), 1, tl.float64)
+    for j in tl.static_range(SCALES):
+        mean = tl.full((), 0, tl.float64)
+        for i in range(0, planes):
+            at = (first + i) * _TERMS + (_SSIM if j == SCALES - 1 else _CONTRAST_STRUCTURE)
+            mean += tl.load(terms[j] + at).to(tl.float64)
+        mean = mean / planes
+        size = tl.abs(mean) if ABSOLUTE else tl.where(mean < 0, 0, mean)  # NaN stays
+        if EXPONENTS[j] != 0:
+            ms_ssim *= tl.exp(EXPONENTS[j] * tl.log(size))
+        means = means + (mean,)
+        sizes = sizes + (size,)
+    for i in range(0, planes):
+        plane = first + i
+        for j in tl.static_range(SCALES):
+            slope = EXPONENTS[j] * ms_ssim / tl.where(sizes[j] < least_mean, least_mean, sizes[j])
+            slope *= tl.where(means[j] > 0, 1, tl.where(means[j] < 0, -1 if ABSOLUTE else 0, 0))
+            tl.store(slopes + plane * SCALES + j, slope * weight / positions[j])
+        for t in tl.static_range(_TERMS):
+            term = ms_ssim
+            if t != _CONTRAST_STRUCTURE:  # in its place
+                term = tl.load(terms[0] + plane * _TERMS + t).to(tl.float64)
+            tl.store(plane_terms + plane * _TERMS + t, term)
+
+
+# ---- the next scale -----------------------------------------------------------------------------
+
+
+@jit
+def pool_pair(
+    x,
+    y,
+    pooled_x,
+    pooled_y,
+    count: tl.int64,
+    channels,
+    height,
+    width,
+    pooled_height,
+    pooled_width,
+    shift_rows,
+    shift_columns,
+    by_image: tl.int64,
+    by_channel: tl.int64,
+    by_row: tl.int64,
+    by_column: tl.int64,
+    low: tl.float64,
+    scale: tl.float64,
+    BLOCK: tl.constexpr,
+    A: tl.constexpr,
+):
+    """Means of 2 x 2 pixels of both images in unit range, of contiguous results."""
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < count
+    j = (index % pooled_width).to(tl.int32)
+    i = (index // pooled_width % pooled_height).to(tl.int32)
+    plane = index // pooled_width // pooled_height
+    start = plane // channels * by_image + plane % channels * by_channel
+    sum_x = tl.full((BLOCK,), 0, A)
+    sum_y = tl.full((BLOCK,), 0, A)
+    unit_low = tl.full((), low, A)
+    unit_scale = tl.full((), scale, A)
+    for k in tl.static_range(4):
+        # What lies before the first pixel is black; after the last one it is that again.
+        row = tl.minimum(2 * i - shift_rows + k // 2, height - 1)
+        column = tl.minimum(2 * j - shift_columns + k % 2, width - 1)
+        seen = inside & (row >= 0) & (column >= 0)
+        at = start + row * by_row + column * by_column
+        value_x = (tl.load(x + at, mask=seen, other=0).to(A) - unit_low) * unit_scale
+        value_y = (tl.load(y + at, mask=seen, other=0).to(A) - unit_low) * unit_scale
+        sum_x += tl.where(seen, value_x, 0)
+        sum_y += tl.where(seen, value_y, 0)
+    tl.store(pooled_x + index, 0.25 * sum_x, mask=inside)
+    tl.store(pooled_y + index, 0.25 * sum_y, mask=inside)
+
+
+# ---- backward of one-pass losses ----------------------------------------------------------------
+
+
+@jit
+def scale_grad(
+    grad,
+    out,
+    upstream,
+    factor: tl.float64,
+    count: tl.int64,
+    image_size: tl.int64,
+    channels,
+    by_channel: tl.int64,
+    upstream_by_image: tl.int64,
+    upstream_by_channel: tl.int64,
+    BLOCK: tl.constexpr,
+    A: tl.constexpr,
+):
+    """A gradient times one factor a plane. Elements are numbered as they lie in memory, images one
+    after another."""
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < count
+    at = index // image_size * upstream_by_image
+    at += index // by_channel % channels * upstream_by_channel
+    by_plane = tl.load(upstream + at, mask=inside, other=0).to(tl.float64)
+    by_plane *= tl.full((), factor, tl.float64)
+    value = tl.load(grad + index, mask=inside, other=0).to(A) * by_plane.to(A)
+    tl.store(out + index, value.to(out.dtype.element_ty), mask=inside)
+
+
+@jit
+def collapse(
+    grads,
+    x,
+    y,
+    out,
+    slopes,
+    upstream,
+    counts_by_row,
+    counts_by_column,
+    count: tl.int64,
+    channels,
+    height,
+    width,
+    by_image: tl.int64,
+    by_channel: tl.int64,
+    by_row: tl.int64,
+    by_column: tl.int64,
+    upstream_by_image: tl.int64,
+    upstream_by_channel: tl.int64,
+    scale: tl.float64,
+    per_pixel: tl.float64,
+    weight_l1: tl.float64,
+    weight_l2: tl.float64,
+    weight_blurred: tl.float64,
+    SCALES: tl.constexpr,
+    POOLING: tl.constexpr,
+    PIXEL_TERMS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    A: tl.constexpr,
+):
+    """The gradients of all scales, times their slopes, at a block of pixels of the finest scale.
+
+    ``grads``: a tuple of SCALES pointers, of which the first has the strides of the images and the
+    others are contiguous. POOLING: 1 "floor", 2 "pad", 3 "replicate", as in reference.POOLINGS."""
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < count
+    column = (index % width).to(tl.int32)
+    row = (index // width % height).to(tl.int32)
+    plane = index // width // height
+    image, channel = plane // channels, plane % channels
+    at = image * by_image + channel * by_channel + row * by_row + column * by_column
+    slopes += plane * SCALES
+    slope = tl.load(slopes, mask=inside, other=0).to(A)
+    sum_of_scales = tl.load(grads[0] + at, mask=inside, other=0).to(A) * slope
+    seen = inside
+    share = tl.full((BLOCK,), 1, A)
+    here_row, here_column = row, column
+    rows, columns = height, width
+    for j in tl.static_range(1, SCALES):
+        share *= 0.25
+        if POOLING == 3:  # the last of an odd number counts twice
+            share *= tl.where((rows % 2 == 1) & (here_row == rows - 1), 2, 1)
+            share *= tl.where((columns % 2 == 1) & (here_column == columns - 1), 2, 1)
+        if POOLING == 2:  # a black one is before the first
+            here_row += rows % 2
+            here_column += columns % 2
+        if POOLING != 1:
+            rows, columns = rows + 1, columns + 1
+        rows, columns = rows // 2, columns // 2
+        here_row, here_column = here_row // 2, here_column // 2
+        seen = seen & (here_row < rows) & (here_column < columns)
+        at_scale = (plane * rows + here_row) * columns + here_column
+        slope = tl.load(slopes + j, mask=inside, other=0).to(A)
+        here = tl.load(grads[j] + at_scale, mask=seen, other=0).to(A)
+        sum_of_scales += share * slope * here
+    at_plane = image * upstream_by_image + channel * upstream_by_channel
+    factor = tl.load(upstream + at_plane, mask=inside, other=0).to(tl.float64)
+    factor *= tl.full((), scale, tl.float64)
+    if PIXEL_TERMS[_L1] or PIXEL_TERMS[_L2] or PIXEL_TERMS[_BLURRED_L1]:
+        value_x = tl.load(x + at, mask=inside, other=0).to(A)
+        value_y = tl.load(y + at, mask=inside, other=0).to(A)
+        difference = (value_x - value_y) * tl.full((), scale, A)
+        l1 = tl.full((BLOCK,), weight_l1, A)
+        if PIXEL_TERMS[_BLURRED_L1]:
+            counts = tl.load(counts_by_row + row, mask=inside, other=0).to(A)
+            counts *= tl.load(counts_by_column + column, mask=inside, other=0).to(A)
+            l1 += tl.full((), weight_blurred, A) * counts
+        by_d = l1 * sign(difference) + 2 * tl.full((), weight_l2, A) * difference
+        sum_of_scales += by_d * tl.full((), per_pixel, A)
+    value = sum_of_scales * factor.to(A)
+    tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)

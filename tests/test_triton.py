@@ -1,0 +1,313 @@
+"""The Triton kernels, interpreted where there is no card: small images, for the interpreter takes
+about a second for each sweep. On a card, every test of values runs on them (`triton` in its id).
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import comparison
+import pytest
+import test_ops
+import torch
+from comparison import (
+    assert_components_match_oracle,
+    assert_matches_oracle,
+    assert_ms_ssim_matches_oracle,
+    assert_similarity_matches_oracle,
+    loosened,
+)
+from conftest import use_triton
+
+import ssimfast
+from ssimfast import ops, reference
+from ssimfast.arguments import gaussian_taps
+
+pytest.importorskip("triton")
+# Lanes that no result depends on hold anything.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+
+from ssimfast import triton_backend  # noqa: E402
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+MEAN = {"reductions": ("mean",)}
+
+
+@pytest.fixture(autouse=True)
+def backend(monkeypatch):
+    monkeypatch.setitem(comparison.TOLERANCES, torch.float32, comparison.CUDA_FLOAT32)
+    use_triton(monkeypatch)
+    if torch.cuda.is_available():
+        with torch.device("cuda"):
+            yield
+    else:
+        yield
+
+
+def pair(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.rand(shape, dtype=torch.float64)
+    return x.to(dtype), (0.7 * x + 0.3 * torch.rand(shape, dtype=torch.float64)).to(dtype)
+
+
+# ---- ops ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype, layout", [
+    *((torch.float32, layout) for layout in test_ops.LAYOUTS),
+    (torch.bfloat16, "channels_last"),
+    (torch.float64, "contiguous"),
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("name", triton_backend.OPS)
+def test_kernel_and_reference_give_the_same_tensors(name, dtype, layout):
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float64: 1e-12}[dtype]
+    for more in (False, True):
+        arguments = test_ops.arguments(name, more, dtype, layout)
+        got = test_ops.flat(triton_backend.OPS[name](*arguments))
+        want = test_ops.flat(getattr(reference, name)(*arguments))
+        for g, w in zip(got, want, strict=True):
+            assert g.stride() == w.stride() and g.dtype == w.dtype
+            torch.testing.assert_close(g, w, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("pooling", [1, 2, 3])
+@pytest.mark.parametrize("height, width", [(9, 12), (10, 13), (11, 15)])
+def test_pyramids_of_every_pooling(pooling, height, width):
+    x, y = pair(2, 2, height, width)
+    settings = (gaussian_taps(1, 1.5), 1e-4, 9e-4, -1.0, 0.5, True)
+    rest = (1, [1.0, 0.0, 0.0, 0.0, 0.0], None, None, None, 1, 0, 0, pooling)
+    pooled = triton_backend.similarity(x, y, *settings, *rest)[3]
+    for got, want in zip(pooled, reference.similarity(x, y, *settings, *rest)[3], strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
+    grads, image = [], x
+    for _ in range(3):
+        grads.append(torch.rand(image.shape))
+        image = reference.pool(image, pooling)
+    arguments = (grads, torch.rand(2, 2, 3).double(), torch.rand(2, 2), 0.5, pooling)
+    pixels = (x, y, [0.3, 0.0, 0.2], torch.rand(height), torch.rand(width))
+    for optional in (pixels, (None, None, [0.0] * 3, None, None)):
+        got = triton_backend.collapse(*arguments, *optional)
+        want = reference.collapse(*arguments, *optional)
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+
+
+# ---- values and gradients -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("window_size", [1, 3, 5, 7, 9, 13])
+def test_windows(window_size, padding):
+    x, y = pair(1, 1, window_size + 4, window_size + 7)
+    window = {"window_size": window_size, "sigma": window_size / 6}
+    assert_matches_oracle(x, y, padding=padding, **window, **MEAN)
+
+
+def test_the_largest_window():
+    x, y = pair(1, 1, 33, 35, dtype=torch.float64)
+    assert_matches_oracle(x, y, window_size=33, sigma=5.0, **MEAN)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_reduction(dtype):
+    assert_matches_oracle(*pair(2, 1, 13, 17, dtype=dtype))
+
+
+def test_components():
+    assert_components_match_oracle(*pair(1, 2, 13, 16), padding="same")
+
+
+@pytest.mark.parametrize("height, width", [(3, 250), (37, 12)], ids=["strips", "runs"])
+def test_every_side_of_a_cut(height, width):
+    x, y = pair(1, 1, height, width)
+    assert_matches_oracle(x, y, padding="same", window_size=7, **MEAN)
+
+
+def test_more_planes_than_programs():
+    assert_matches_oracle(*pair(15, 1, 4, 5), padding="same", window_size=3, **MEAN)
+
+
+@pytest.mark.parametrize("sigma", [0.3, 1e3])
+def test_narrow_and_flat_windows(sigma):
+    tolerances = {"mean": 2e-7, "map": 1e-6, "grad": 2e-5}
+    edges = torch.zeros(1, 1, 12, 14)
+    edges[..., ::3] = 1
+    assert_matches_oracle(edges, 1 - edges, tolerances, window_size=3, sigma=sigma, **MEAN)
+
+
+@pytest.mark.parametrize("value_range", [(-1.0, 1.0), (0.0, 255.0), (-1000.0, 3000.0)])
+def test_value_ranges(value_range):
+    low, high = value_range
+    x, y = ((high - low) * image + low for image in pair(1, 1, 12, 14))
+    assert_matches_oracle(x, y, value_range=value_range, reductions=("batch",))
+
+
+def test_constants():
+    assert_matches_oracle(*pair(1, 1, 12, 14), k1=0.05, k2=0.0, reductions=("sum",))
+
+
+HARD = {
+    "far_from_the_range": (1000 + torch.rand(1, 1, 14, 15), 1000 + torch.rand(1, 1, 14, 15), 1.0),
+    "faint_noise": (
+        0.6 + 1e-4 * torch.randn(1, 1, 14, 15),
+        0.6 + 1e-4 * torch.randn(1, 1, 14, 15),
+        1e-3,
+    ),
+    "two_constants": (torch.full((1, 1, 13, 14), 0.2), torch.full((1, 1, 13, 14), 0.8), 1.0),
+    "nearly_equal": (torch.full((1, 1, 13, 14), 0.6), torch.full((1, 1, 13, 14), 0.6) + 1e-7, 1.0),
+}
+
+
+@pytest.mark.parametrize("case", HARD)
+def test_hard_data(case):
+    x, y, data_range = HARD[case]
+    tolerances = loosened({"mean": 2e-7, "map": 1e-6, "grad": 1e-5}, "triton")
+    assert_matches_oracle(x, y, tolerances, data_range=data_range, reductions=("none",))
+
+
+def test_equal_images_give_exactly_one_and_no_gradient():
+    x = torch.rand(1, 1, 13, 14).requires_grad_()
+    value = ssimfast.ssim(x, x.detach().clone())
+    value.backward()
+    assert value == 1 and (x.grad == 0).all()
+    assert (ssimfast.ssim(x, x.detach(), reduction="none") == 1).all()
+
+
+def test_never_above_one():
+    x = 1e3 * torch.rand(1, 1, 12, 13)
+    for y in (x + 1e-4, -x):
+        values = ssimfast.ssim(x, y, reduction="none")
+        assert values.max() <= 1 and values.min() >= -1
+
+
+@pytest.mark.parametrize("window_size", [3, 7])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_and_infinity_reach_their_windows_and_no_other(bad, window_size):
+    halo, centre = window_size // 2, 13
+    x, y = pair(1, 1, 27, 27)
+    x[0, 0, centre, centre] = bad
+    x.requires_grad_()
+    window = {"window_size": window_size, "padding": "same", "sigma": 1e3}
+    values = ssimfast.ssim(x, y, reduction="none", **window)
+    away = (torch.arange(27) - centre).abs()
+    away = torch.maximum(away[:, None], away)
+    assert torch.equal(values.isnan()[0, 0], away <= halo)
+    value = ssimfast.ssim(x, y, **window)
+    value.backward()
+    grad = x.grad[0, 0]
+    assert value.isnan() and grad[centre, centre].isnan()
+    assert not grad[away > 2 * halo].isnan().any()
+
+
+@pytest.mark.parametrize("arguments", [
+    {"weights": (0.4, 0.6), "reductions": ("mean", "none")},
+    {"weights": (0.4, 0.6), "odd": "pad", "channels": "joint", "reductions": ("batch",)},
+    {"weights": (1.0,), "negative": "abs", "reductions": ("mean",)},
+], ids=str)  # fmt: skip
+def test_ms_ssim(arguments):
+    assert_ms_ssim_matches_oracle(*pair(1, 2, 13, 15), window_size=5, **arguments)
+
+
+@pytest.mark.parametrize("mixture", [
+    {"ssim": 0.5, "l1": 0.2, "l2": 0.3, "gaussian_l1": 0.4},
+    {"ssim": 0.0, "ms_ssim": 0.84, "gaussian_l1": 0.16, "weights": (0.4, 0.6)},
+    {"ssim": 3.0, "ms_ssim": 0.5, "l1": 0.2, "weights": (0.4, 0.6)},
+], ids=["ssim", "ms_ssim", "both"])  # fmt: skip
+def test_mixtures(mixture):
+    x, y = pair(2, 1, 13, 15)
+    assert_similarity_matches_oracle(x, y, window_size=5, reductions=("batch",), **mixture)
+
+
+def test_gradcheck():
+    x, y = (image.requires_grad_() for image in pair(1, 1, 4, 5, dtype=torch.float64))
+
+    def function(x, y):
+        return ssimfast.ssim(x, y, window_size=3, padding="same")
+
+    torch.autograd.gradcheck(function, (x, y), fast_mode=True)
+
+
+def test_the_same_bits_from_run_to_run():
+    x, y = pair(2, 1, 21, 23)
+    results = []
+    for _ in range(2):
+        a = x.clone().requires_grad_()
+        value = ssimfast.similarity_loss(a, y, ssim=0.5, l1=0.5)
+        value.backward()
+        results.append((value.detach(), a.grad))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 16, 16), (2, 0, 16, 16)], ids=str)
+def test_empty_batch(shape):
+    x = torch.rand(shape, requires_grad=True)
+    ssimfast.ssim(x, torch.rand(shape), reduction="sum").backward()
+    assert x.grad.shape == x.shape
+
+
+# ---- plans --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gradients", [0, 1, 2])
+@pytest.mark.parametrize("multiprocessors", [1, 28, 132])
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1, 1, 1), (1, 3, 256, 256), (16, 3, 64, 64), (8, 3, 1080, 1920), (1, 1, 4320, 7680)],
+    ids=str,
+)
+def test_plans_cover_every_pixel(shape, multiprocessors, gradients, monkeypatch):
+    monkeypatch.setattr(triton_backend, "_multiprocessors", lambda device: multiprocessors)
+    images = torch.empty(shape, device="meta")
+    for size in (1, 7, 11, 33):
+        window = [1 / size] * size
+        plan = triton_backend._Sweep(
+            images, images, window, 1e-4, 9e-4, 0, 1, True, gradients=gradients
+        )
+        lost = (size - 1) * (2 if gradients else 1)
+        assert plan.lanes - lost >= 1 and plan.lanes % 32 == 0 and plan.lanes <= 512
+        assert (
+            (plan.strips - 1) * (plan.lanes - lost) < shape[3] <= plan.strips * (plan.lanes - lost)
+        )
+        assert (plan.runs - 1) * plan.run_rows < shape[2] <= plan.runs * plan.run_rows
+        tiles = shape[0] * shape[1] * plan.tiles
+        assert 1 <= plan.programs <= tiles
+        if size == 11 and shape == (1, 3, 256, 256) and multiprocessors == 132:
+            assert tiles >= 40  # of images as CycleGAN has them
+
+
+# ---- who serves a GPU ---------------------------------------------------------------------------
+
+
+def served(backend: str, *arguments: str) -> subprocess.CompletedProcess:
+    script = "import ssimfast, sys; print(ssimfast.backends()['cuda'], 'triton' in sys.modules)"
+    environment = {**os.environ, "SSIMFAST_CUDA_BACKEND": backend, "PYTHONWARNINGS": "ignore"}
+    root = Path(ssimfast.__file__).parents[1]
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="torch is no CUDA build")
+def test_triton_can_be_chosen():
+    done = served("triton")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[0] == "triton"
+    assert "Overriding" not in done.stderr
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="torch is no CUDA build")
+def test_compiled_kernels_can_be_asked_for():
+    done = served("cuda")
+    if ops.extension is not None and ops.extension.cuda_runtime_version is not None:
+        assert done.stdout.split()[0] == "cuda"
+    else:
+        assert "built without nvcc" in done.stderr
+
+
+def test_another_backend_is_refused():
+    done = served("opencl")
+    assert done.returncode != 0
+    assert "SSIMFAST_CUDA_BACKEND must be" in done.stderr and "'opencl'" in done.stderr
