@@ -27,7 +27,7 @@ import time
 import traceback
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
@@ -42,12 +42,14 @@ import memory
 from tasks import TASKS, Loss, inputs, training_step
 
 import ssimfast
+from ssimfast import ops
 
 ROOT = Path(__file__).resolve().parents[1]
 # The entries of TASKS that are backends of ours. Ratios are to the first; others are compared.
 OUR_BACKENDS = ["ssimfast"]
 PEERS = {"fused-ssim": "fused_ssim", "fussim": "fussim", "pytorch-msssim": "pytorch_msssim"}
 COMPILED = "pytorch-msssim, compiled"
+TRITON = "ssimfast, Triton"
 LOSSES = ["SSIM", "MS-SSIM", "SSIM + L1", "mix (Zhao 2017)"]
 REPEATED = ["SSIM", "SSIM + L1", "components", "MS-SSIM", "SSIM + MS-SSIM", "mix (Zhao 2017)"]
 
@@ -606,13 +608,44 @@ def _fused_peer(module: str, task: str, x: Tensor, y: Tensor) -> Tensor:
     return loss + by_l1 * (x - y).abs().mean() if by_l1 else loss
 
 
-def installed_libraries() -> list[str]:
-    return [*OUR_BACKENDS, *(name for name in PEERS if importlib.util.find_spec(PEERS[name]))]
+@contextmanager
+def served_by_triton() -> Iterator[None]:
+    """The ops of ssimfast are Triton's, whatever kernels were compiled at installation."""
+    from ssimfast import triton_backend
+
+    known = {name: getattr(ops, f"_{name}") for name in (*triton_backend.OPS, "sweep_scales")}
+    of_triton = {**triton_backend.OPS, "sweep_scales": ops._sweep_scales_by_ops}
+    try:
+        for name, op in of_triton.items():
+            setattr(ops, f"_{name}", op)
+        yield
+    finally:
+        for name, op in known.items():
+            setattr(ops, f"_{name}", op)
+
+
+def _runner(name: str) -> Callable:
+    """Calls a function with the ops of that column of a table."""
+
+    def run(function: Callable, *arguments):
+        with served_by_triton() if name == TRITON else nullcontext():
+            return function(*arguments)
+
+    return run
+
+
+def installed_libraries(card: Card) -> list[str]:
+    columns = list(OUR_BACKENDS)
+    has_triton = importlib.util.find_spec("triton") is not None
+    if has_triton and ssimfast.backends()[card.device] == "cuda":
+        columns.append(TRITON)
+    return columns + [name for name in PEERS if importlib.util.find_spec(PEERS[name])]
 
 
 def libraries_of(task: str, columns: Sequence[str]) -> dict[str, Loss]:
     """The losses of those of the libraries that have the task."""
     losses = dict(TASKS[task])
+    losses[TRITON] = losses[OUR_BACKENDS[0]]
     for name in ("fused-ssim", "fussim"):
         if task in _FACTORS:
             losses[name] = partial(_fused_peer, PEERS[name], task)
@@ -646,13 +679,29 @@ def compared(
     steps: dict[str, Step] = {}
     for name, loss in losses.items():
         reason = None
+        run = _runner(name)
         if name != OUR_BACKENDS[0]:
-            reason = reason_to_exclude(loss, x, y, expected)
+            start = time.monotonic()
+            reason = run(reason_to_exclude, loss, x, y, expected)
+            if name == TRITON:
+                first_calls[str(case)] = time.monotonic() - start
         if reason is None:
-            steps[name] = partial(training_step, loss, x, y)
+            steps[name] = partial(run, training_step, loss, x, y)
         else:
             excluded.append(f"{name}, {case}: {reason}")
     return steps
+
+
+# Seconds of the first step by Triton, which compiles what no step before it needed.
+first_calls: dict[str, float] = {}
+
+
+def say_first_calls(least: float = 0.5) -> None:
+    slow = {case: seconds for case, seconds in first_calls.items() if seconds > least}
+    if slow:
+        say("\nFirst steps by Triton, which compile their kernels:\n")
+    for case, seconds in slow.items():
+        say(f"- {case}: {seconds:.1f} s")
 
 
 def say_excluded(excluded: Sequence[str]) -> None:
@@ -666,12 +715,13 @@ def speed(context: Context) -> None:
     torch.backends.cudnn.allow_tf32 = False  # else the peers round to it
     say("Forward and backward, median ms (in brackets: how many times as long as")
     say(f"{OUR_BACKENDS[0]}), libraries in turns, TF32 off, {context.card.clock}.\n")
-    columns, excluded = installed_libraries(), []
+    columns, excluded = installed_libraries(context.card), []
     todo, compiled = timed(context.quick), timed_compiled(context.quick)
     left_out = speed_table(context, todo, columns, excluded)
     if compiled and "pytorch-msssim" in columns:
         say("\nThe same with torch.compile around pytorch-msssim:\n")
         left_out += speed_table(context, compiled, [*OUR_BACKENDS, COMPILED], excluded)
+    say_first_calls()
     say_excluded(excluded)
     if left_out:
         raise Failed("no time was left for: " + "; ".join(map(str, left_out)))
@@ -725,7 +775,7 @@ def bandwidth(context: Context) -> None:
 
 
 def memory_of_step(context: Context) -> None:
-    columns = installed_libraries()
+    columns = installed_libraries(context.card)
     say("Peak memory of forward and backward beyond the two inputs, in image-sized tensors (the")
     say("gradient is one of them), float32.\n")
     head("loss", "images", *columns)
@@ -735,7 +785,7 @@ def memory_of_step(context: Context) -> None:
         for shape in shapes:
             losses = libraries_of(task, columns)
             cells = {
-                name: _extra_images(context.card, task, name, loss, shape, failures)
+                name: _runner(name)(_extra_images, context.card, task, name, loss, shape, failures)
                 for name, loss in losses.items()
             }
             row(task, named(shape), *(cells.get(name, "-") for name in columns))

@@ -6,6 +6,7 @@ from ssimfast.functional import ms_ssim, similarity_loss, ssim, ssim_components
 from ssimfast.measures import SSIMComponents
 from ssimfast.modules import MSSSIM, SSIM, MixLoss, MSSSIMLoss, SimilarityLoss, SSIMLoss
 from ssimfast.ops import backends
+from ssimfast.warming import warmup
 
 try:
     __version__ = version("ssimfast")
@@ -25,4 +26,5 @@ __all__ = [
     "similarity_loss",
     "ssim",
     "ssim_components",
+    "warmup",
 ]

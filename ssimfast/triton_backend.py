@@ -16,7 +16,6 @@ from torch import Tensor
 from ssimfast import reference, triton_kernels
 
 _WARP = 32
-_MOST_COLUMNS = 256
 _RESIDENT_THREADS = 384  # of a multiprocessor, in blocks of 128, as registers allow
 _LEAST_ROWS = 16
 _LANES = 256  # that add up records
@@ -73,6 +72,11 @@ def _rows_of_a_step(size: int, arithmetic: torch.dtype) -> int:
     return 4 if words <= 15 else 2 if words <= 25 else 1
 
 
+# To fit more threads, ptxas spills a few registers of most sweeps with gradients unless it is told
+# how many there are (docs/triton.md). HIP knows no such option.
+_ALL_REGISTERS = {} if torch.version.cuda is None else {"maxnreg": 255}
+
+
 class _Sweep:
     """A launch of ``triton_kernels.sweep``, as it is put together."""
 
@@ -97,10 +101,10 @@ class _Sweep:
         batch, channels, height, width = self.x.shape
         self.step = _rows_of_a_step(len(self.window), self.arithmetic)
         lost = 2 * self.halo * (2 if self.gradients else 1)
-        self.lanes = _WARP
-        while self.lanes < min(width + lost, _MOST_COLUMNS) or self.lanes <= lost:
-            self.lanes *= 2
-        self.strips = math.ceil(width / (self.lanes - lost))
+        widths = [n for n in (32, 64, 128, 256) if n > lost]
+        strips = {n: math.ceil(width / (n - lost)) for n in widths}
+        self.lanes = min(reversed(widths), key=lambda n: n * strips[n])  # the widest of the best
+        self.strips = strips[self.lanes]
         at_a_time = _multiprocessors(self.x.device) * max(1, _RESIDENT_THREADS // self.lanes)
         planes = max(1, batch * channels)
         runs = max(1, at_a_time // (planes * self.strips))
@@ -127,9 +131,12 @@ class _Sweep:
         planes = batch * channels
         in_gradient = self.gradients > 0
         pixel_terms = _pixel_terms(self.weights[reference.L1 :] if in_gradient else [])
+        size = len(self.window)
+        fits = size <= 11 if self.gradients == 0 else size == 11 and self.gradients == 1
+        fits = fits and not any(pixel_terms)
         adjoints = 2 + self.gradients if self.gradients else 0
-        size = (4 + 2 * adjoints) * self.step * (self.lanes + 2 * self.halo)
-        scratch = x.new_empty(self.programs * size, dtype=self.arithmetic)
+        scratch_size = (4 + 2 * adjoints) * self.step * (self.lanes + 2 * self.halo)
+        scratch = x.new_empty(self.programs * scratch_size, dtype=self.arithmetic)
         records = None
         if self.wanted:
             shape = (planes * self.tiles, reference.TERMS)
@@ -143,7 +150,12 @@ class _Sweep:
                 *(x, self.y, *(self.grads + [x, x])[:2], *pair(self.maps), *pair(self.upstreams)),
                 scratch if self.plane_weights is None else self.plane_weights,
                 *((scratch, scratch) if self.rows is None else (self.rows, self.columns)),
-                *(scratch if records is None else records, scratch, size, planes * self.tiles),
+                *(
+                    scratch if records is None else records,
+                    scratch,
+                    scratch_size,
+                    planes * self.tiles,
+                ),
                 *(self.strips, self.runs, self.run_rows, channels, height, width, self.margin),
                 *(*x.stride(), *self.constants, *self.weights, self.grad_scale),
                 TAPS=self.window,
@@ -158,19 +170,18 @@ class _Sweep:
                 A=_ARITHMETIC[self.arithmetic],
                 num_warps=self.lanes // _WARP,
                 num_stages=1,
+                **({} if fits else _ALL_REGISTERS),
             )
         return records
 
     def gradients_as_promised(self) -> list[Tensor]:
         """With the strides of a copy of each image."""
-        return [
-            grad if grad.stride() == like.stride() else like.copy_(grad)
-            for grad, like in zip(
-                self.grads,
-                (torch.empty_like(image, device="meta") for image in self.given),
-                strict=False,
-            )
-        ]
+        promised = []
+        for image, grad in zip(self.given, self.grads, strict=False):
+            strides = torch.empty_like(image, device="meta").stride()
+            same = strides == grad.stride()
+            promised.append(grad if same else torch.empty_like(image).copy_(grad))
+        return promised
 
 
 # ---- maps ---------------------------------------------------------------------------------------

@@ -365,8 +365,8 @@ def natural_loop(blocks: dict[int, Block], head: int, tail: int) -> set[int]:
     return loop
 
 
-def main_loop(blocks: dict[int, Block]) -> tuple[int, dict[int, Block]]:
-    """The largest loop with barriers: its first block, and its blocks without the ways out."""
+def loops_with_barriers(blocks: dict[int, Block]) -> list[tuple[int, dict[int, Block]]]:
+    """Of each its first block, and its blocks without the ways out; the smallest loop first."""
     reachable, waiting = set(), [min(blocks)]
     while waiting:
         address = waiting.pop()
@@ -381,12 +381,18 @@ def main_loop(blocks: dict[int, Block]) -> tuple[int, dict[int, Block]]:
     ]
     # With barriers. ptxas ends a function with a jump to itself, which is none.
     loops = [pair for pair in loops if any(blocks[a].barrier for a in pair[1])]
-    head, loop = max(loops, key=lambda pair: sum(blocks[a].counts.instructions for a in pair[1]))
-    return head, {
-        a: Block(b.counts, b.barrier, [n for n in b.next if n in loop])
-        for a, b in blocks.items()
-        if a in loop
-    }
+    loops.sort(key=lambda pair: sum(blocks[a].counts.instructions for a in pair[1]))
+    return [
+        (
+            head,
+            {
+                a: Block(b.counts, b.barrier, [n for n in b.next if n in loop])
+                for a, b in blocks.items()
+                if a in loop
+            },
+        )
+        for head, loop in loops
+    ]
 
 
 def order_of(loop: dict[int, Block], start: int) -> tuple[list[int], set[tuple[int, int]]]:
@@ -503,7 +509,7 @@ def loop_of(kernel: Kernel) -> Loop:
 
 def phases_of(code: list[Instruction], chunk: int, group: int) -> Loop:
     """The main loop of a kernel that loads chunks and stores groups of so many bytes."""
-    head, loop = main_loop(blocks_of(code))
+    head, loop = loops_with_barriers(blocks_of(code))[-1]
     total = Counts()
     for block in loop.values():
         total = total.plus(block.counts)

@@ -218,6 +218,39 @@ def test_tests_that_hang_are_stopped_and_the_finished_ones_counted(tmp_path, cap
     assert "| passed | failed | skipped |\n|---|---|---|\n| 1 | 0 | 0 |" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+def test_triton_is_timed_beside_the_compiled_kernels(monkeypatch, capsys):
+    pytest.importorskip("triton")
+    from ssimfast import ops, triton_backend
+
+    calls = []
+
+    def counted(name, op):
+        def call(*arguments):
+            calls.append(name)
+            return op(*arguments)
+
+        return call
+
+    every = {name: counted(name, op) for name, op in triton_backend.OPS.items()}
+    known = ops._similarity
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu_report, "first_calls", {})
+        case = gpu_report.Timed("SSIM", (1, 1, 12, 13))
+        patch.setattr(triton_backend, "OPS", every)
+        excluded: list[str] = []
+        steps = gpu_report.compared(case, ["ssimfast", gpu_report.TRITON], CPU, excluded)
+        assert excluded == []
+        assert list(steps) == ["ssimfast", gpu_report.TRITON]
+        calls.clear()
+        steps["ssimfast"]()
+        assert calls == [] and ops._similarity is known
+        steps[gpu_report.TRITON]()
+        assert calls == ["similarity", "scale_grad"] and ops._similarity is known
+        gpu_report.say_first_calls(least=0.0)
+    assert re.search(r"- SSIM, 1x1x12x13, float32: \d+\.\d s", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize("off", [1e-3, float("nan")])
 def test_a_wrong_op_fails_the_agreement(monkeypatch, capsys, off):
     def wrong(x, y):
@@ -313,7 +346,7 @@ def fake_peers(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("loss", ["SSIM", "SSIM + L1"])
 def test_speed_compares_peers_that_agree(fake_peers, capsys, loss):
-    columns = gpu_report.installed_libraries()
+    columns = gpu_report.installed_libraries(CPU)
     assert columns == ["ssimfast", "fused-ssim", "fussim", "pytorch-msssim"]
     excluded: list[str] = []
     todo = [Timed(loss, SMALL, dtype) for dtype in (torch.float32, torch.float16)]

@@ -70,6 +70,17 @@ def test_kernel_and_reference_give_the_same_tensors(name, dtype, layout):
             torch.testing.assert_close(g, w, rtol=tolerance, atol=tolerance)
 
 
+def test_images_of_two_layouts():
+    x, y = pair(2, 3, 5, 6)
+    y = y.contiguous(memory_format=torch.channels_last)
+    a, b = x.clone().requires_grad_(), y.clone().requires_grad_()
+    ssimfast.ssim(a, b, window_size=3).backward()
+    c, d = x.clone().requires_grad_(), y.contiguous().requires_grad_()
+    ssimfast.ssim(c, d, window_size=3).backward()
+    assert torch.equal(a.grad, c.grad) and torch.equal(b.grad, d.grad)
+    assert b.grad.stride() == b.stride()
+
+
 @pytest.mark.parametrize("pooling", [1, 2, 3])
 @pytest.mark.parametrize("height, width", [(9, 12), (10, 13), (11, 15)])
 def test_pyramids_of_every_pooling(pooling, height, width):
@@ -272,6 +283,38 @@ def test_plans_cover_every_pixel(shape, multiprocessors, gradients, monkeypatch)
         assert 1 <= plan.programs <= tiles
         if size == 11 and shape == (1, 3, 256, 256) and multiprocessors == 132:
             assert tiles >= 40  # of images as CycleGAN has them
+
+
+# ---- warm-up ------------------------------------------------------------------------------------
+
+
+def test_warmup_calls_every_kernel_of_a_training_step(monkeypatch):
+    called = []
+    for name in ("similarity", "scale_grad"):
+
+        def op(*arguments, name=name, op=triton_backend.OPS[name]):
+            called.append((name, arguments[0].shape, arguments[0].dtype))
+            return op(*arguments)
+
+        monkeypatch.setattr(ops, f"_{name}", op)
+    loss = ssimfast.SSIMLoss(window_size=3)
+    device = torch.get_default_device()
+    shapes, dtypes = [(1, 1, 4, 5), (2, 1, 4, 4)], [torch.float32, torch.float16]
+    ssimfast.warmup(shapes, dtypes, losses=[loss], device=device)
+    for shape in shapes:
+        for dtype in dtypes:
+            # Alone, to one image, to both; and three gradients in backward.
+            assert called.count(("similarity", shape, dtype)) == 3
+            assert called.count(("scale_grad", shape, dtype)) == 3
+
+
+def test_warmup_refuses_what_it_cannot_call():
+    with pytest.raises(ValueError, match=r"shapes must be \(N, C, H, W\), got \(3, 4\)"):
+        ssimfast.warmup([(3, 4)], device="cpu")
+    with pytest.raises(TypeError, match="dtypes must be floating dtypes of torch, got torch.int8"):
+        ssimfast.warmup([(1, 1, 16, 16)], [torch.int8], device="cpu")
+    with pytest.raises(TypeError, match="losses must be functions of two images, got 'ssim'"):
+        ssimfast.warmup([(1, 1, 16, 16)], losses=["ssim"], device="cpu")
 
 
 # ---- who serves a GPU ---------------------------------------------------------------------------

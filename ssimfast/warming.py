@@ -1,0 +1,64 @@
+"""What a first call costs, paid ahead of the first batch."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from ssimfast.functional import ssim
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def warmup(
+    shapes: Iterable[Sequence[int]],
+    dtypes: Iterable[torch.dtype] = (torch.float32,),
+    *,
+    losses: Iterable[Loss] = (ssim,),
+    device: torch.device | str | None = None,
+) -> None:
+    """Calls losses once, forward alone and with a gradient to one image and to both.
+
+    Triton compiles a kernel at its first call, one to six seconds each: for a window, a dtype and
+    what is asked for; not for a size, but for four widths of a strip (docs/triton.md). It keeps
+    what it compiled on disk. Afterwards a training step compiles nothing, which capturing a CUDA
+    graph takes for granted. The other backends have little to prepare.
+
+    Args:
+        shapes: of images (N, C, H, W), each as large as ``losses`` ask for.
+        dtypes: floating dtypes of the images.
+        losses: functions of two images such as modules of ssimfast with the arguments that
+            training will use.
+        device: of the images; the accelerator of this machine if not given, else the CPU.
+
+    Raises:
+        TypeError: a dtype is not a floating one, or a loss is not callable.
+        ValueError: a shape is not four sizes; or what a loss raises.
+    """
+    if device is None:
+        device = torch.accelerator.current_accelerator() or "cpu"
+    losses, dtypes, shapes = list(losses), list(dtypes), [tuple(shape) for shape in shapes]
+    for dtype in dtypes:
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise TypeError(f"dtypes must be floating dtypes of torch, got {dtype!r}")
+    for loss in losses:
+        if not callable(loss):
+            raise TypeError(f"losses must be functions of two images, got {loss!r}")
+    for shape in shapes:
+        if len(shape) != 4:
+            raise ValueError(f"shapes must be (N, C, H, W), got {shape}")
+    for shape in shapes:
+        for dtype in dtypes:
+            for loss in losses:
+                _call(loss, *torch.rand(2, *shape, device=device).to(dtype))
+    if torch.device(device).type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _call(loss: Loss, x: Tensor, y: Tensor) -> None:
+    with torch.no_grad():
+        loss(x, y)
+    with torch.enable_grad():
+        for second in (y, y.clone().requires_grad_()):
+            first = x.clone().requires_grad_()
+            loss(first, second).sum().backward()

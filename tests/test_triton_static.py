@@ -1,0 +1,113 @@
+"""What can be known of the Triton kernels without a GPU: registers, instructions, compilations."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sass
+
+pytest.importorskip("triton")
+TESTS = Path(__file__).parent
+PLAIN = "ssim, float32, window 11, 1 gradients"
+
+# Of an iteration of one lane in the sweep with the gradient to one image, window 11, four rows:
+# instructions for a pixel of it. Measured, and a little more; docs/triton.md.
+BUDGET = {"fp": 290, "loads": 86, "stores": 12, "instructions": 480}
+MOST_SHARED = 48 * 1024
+
+
+def ahead(script: str) -> str:
+    """What a Python prints in which Triton compiles."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(TESTS), *sys.path])
+    environment["PYTHONWARNINGS"] = "ignore"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def compiled() -> list[dict]:
+    if sass.tool("cuobjdump") is None or sass.tool("nvdisasm") is None:
+        pytest.skip("neither Triton nor CUDA brings cuobjdump and nvdisasm here")
+    script = "import sys, triton_ahead; sys.argv.append('--json'); triton_ahead.main()"
+    return json.loads(ahead(script))
+
+
+def test_every_kernel_is_compiled_for_every_target(compiled):
+    kernels = {one["kernel"] for one in compiled}
+    assert kernels == {
+        "sweep",
+        "finish_terms",
+        "combine_scales",
+        "pool_pair",
+        "scale_grad",
+        "collapse",
+    }
+    targets = {one["target"] for one in compiled if one["label"] == PLAIN}
+    assert {"sm_80", "sm_90", "sm_100", "sm_120"} <= targets
+
+
+def test_nothing_is_spilled(compiled):
+    spilled = {(c["label"], c["target"]): c["stack"] for c in compiled if c["stack"] > 0}
+    assert spilled == {}
+
+
+def test_shared_memory_is_small(compiled):
+    assert max(one["shared"] for one in compiled) <= MOST_SHARED
+
+
+def test_instructions_are_within_their_budget(compiled):
+    loops = [c["loop"] for c in compiled if c["label"] == PLAIN and c["loop"] is not None]
+    assert len(loops) == 4
+    for loop in loops:
+        for name, most in BUDGET.items():
+            assert most / 2 < loop[name] / 4 <= most, name  # far fewer would be a miscount
+
+
+def test_barriers_stand_between_what_is_written_and_what_is_read(compiled):
+    """Neighbours meet in global memory: the compiler must move no access across a barrier."""
+    for one in compiled:
+        if one["label"] != PLAIN or one["loop"] is None:
+            continue
+        order = ["L" if n in ("LDG", "LD") else "S" if n in ("STG", "ST") else "B"
+                 for n in one["loop"]["order"]]  # fmt: skip
+        assert order.count("B") == 2
+        first = order.index("B")
+        between, last = order[first + 1 :], 0
+        last = between.index("B")
+        phases = order[:first], between[:last], between[last + 1 :]
+        # The loop may begin with any phase: rows of images in, 16 moments out; 11 taps of seven
+        # maps in, 3 partial derivatives and a gradient out, of four rows; those in, as many out.
+        counts = sorted((p.count("L"), p.count("S")) for p in merged(phases))
+        assert counts == [(20, 28), (4 * (7 * 11 + 2), 16)], (one["target"], counts)
+
+
+def merged(phases: tuple[list, ...]) -> list[list]:
+    """Of the three pieces of a loop that two barriers cut, the first and the last are one phase."""
+    return [phases[2] + phases[0], phases[1]]
+
+
+def test_crops_of_any_size_need_no_other_kernels():
+    """Two hundred sizes, four widths of a strip: as many kernels as widths."""
+    random.seed(0)
+    sizes = [(random.randint(11, 600), random.randint(11, 600)) for _ in range(200)]
+    script = f"""
+import torch, triton_ahead as ahead
+kernels = set()
+for height, width in {sizes}:
+    x = torch.empty(1, 3, height, width + 3)[..., 3:]
+    arguments = (1, [1.0, 0, 0, 0, 0], None, None, None, height * width, 0, 1, 1)
+    kernels |= set(ahead.launches_of("similarity", x, x, *ahead.settings(11), *arguments))
+    kernels |= set(ahead.launches_of("scale_grad", x, torch.zeros(()), 1.0, height * width))
+print(sorted(k.kernel for k in kernels))
+"""
+    kernels = json.loads(ahead(script).replace("'", '"'))
+    assert kernels.count("sweep") <= 4
+    assert [kernels.count(k) for k in ("finish_terms", "pool_pair", "scale_grad")] == [1, 1, 1]

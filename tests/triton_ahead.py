@@ -1,0 +1,288 @@
+"""Compiles the Triton kernels without a GPU, as the backend would launch them, and counts.
+
+A launch is recorded, not run: which kernel, its constants, the types of its arguments. So what is
+compiled here is what a card would compile. ``python tests/triton_ahead.py`` prints the tables of
+docs/triton.md; with ``--json`` it prints the figures of some, for test_triton_static.py, which
+cannot compile itself where Triton interprets.
+"""
+
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import sass
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from ssimfast import reference, triton_backend, triton_kernels
+from ssimfast.arguments import gaussian_taps
+
+NVIDIA = (80, 90, 100, 120)
+AMD = ("gfx942",)
+KERNELS = ("sweep", "finish_terms", "combine_scales", "pool_pair", "scale_grad", "collapse")
+SHAPES = sass.SHAPES
+POINTERS = {
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+}
+
+
+class Launch(NamedTuple):
+    """A kernel as it is compiled: what two launches must share to share a binary."""
+
+    kernel: str
+    signature: tuple[tuple[str, Any], ...]  # types of arguments by name
+    constants: tuple[tuple[str, Any], ...]
+    options: tuple[tuple[str, int], ...]  # of the compiler
+
+
+def type_of(value: Any, declared: str) -> Any:
+    if isinstance(value, tuple):
+        return tuple(type_of(v, "") for v in value)
+    if isinstance(value, torch.Tensor):
+        return POINTERS[value.dtype]
+    return declared or ("i32" if -(2**31) <= value < 2**31 else "i64")
+
+
+class Recorder:
+    """In the place of a kernel: notes its launches."""
+
+    def __init__(self, kernel: triton.JITFunction, launches: list[Launch]):
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid):
+        def launch(*arguments, **rest):
+            options = {o: rest.pop(o) for o in ("num_warps", "num_stages", "maxnreg") if o in rest}
+            constants = rest
+            names = [p.name for p in self.kernel.params]
+            given = dict(zip(names, arguments, strict=False))
+            assert set(given) | set(constants) == set(names)
+            types = {
+                p.name: "constexpr"
+                if p.name in constants
+                else type_of(given[p.name], p.annotation_type or "")
+                for p in self.kernel.params
+            }
+            self.launches.append(
+                Launch(
+                    self.kernel.__name__,
+                    tuple(types.items()),
+                    tuple(constants.items()),
+                    tuple(options.items()),
+                )
+            )
+
+        return launch
+
+
+def launches_of(op: str, *arguments) -> list[Launch]:
+    """What an op would launch."""
+    launches: list[Launch] = []
+    kernels = {name: getattr(triton_kernels, name) for name in KERNELS}
+    try:
+        for name, kernel in kernels.items():
+            setattr(triton_kernels, name, Recorder(kernel, launches))
+        triton_backend.OPS[op](*arguments)
+    finally:
+        for name, kernel in kernels.items():
+            setattr(triton_kernels, name, kernel)
+    return launches
+
+
+class Compiled(NamedTuple):
+    label: str
+    kernel: str
+    target: str
+    registers: int
+    stack: int  # bytes of local memory, spills among them
+    shared: int
+    seconds: float
+    loop: dict | None  # of the sweep: counts of an iteration; see `loop_of`
+
+
+def compile_launch(label: str, launch: Launch, target: GPUTarget, folder: Path) -> Compiled:
+    source = ASTSource(
+        getattr(triton_kernels, launch.kernel),
+        signature=dict(launch.signature),
+        constexprs=dict(launch.constants),
+    )
+    options = dict(launch.options)
+    if target.backend == "hip":
+        options.pop("maxnreg", None)
+    start = time.perf_counter()
+    compiled = triton.compile(source, target=target, options=options)
+    seconds = time.perf_counter() - start
+    if target.backend == "hip":
+        used = compiled.asm["amdgcn"]
+        figures = {
+            name: int(used.split(f".{name}:")[-1].split()[0])
+            for name in ("vgpr_count", "vgpr_spill_count")
+        }
+        return Compiled(
+            *(label, launch.kernel, target.arch, figures["vgpr_count"]),
+            *(figures["vgpr_spill_count"], compiled.metadata.shared, seconds, None),
+        )
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    usage = sass.run(sass.tool("cuobjdump") or "cuobjdump", "-res-usage", str(cubin))
+    figures = dict(part.split(":") for part in usage.split() if part.count(":") == 1 and part[0:3])
+    loop = loop_of(cubin) if launch.kernel == "sweep" else None
+    return Compiled(
+        *(label, launch.kernel, f"sm_{target.arch}", int(figures["REG"]), int(figures["STACK"])),
+        *(compiled.metadata.shared, seconds, loop),
+    )
+
+
+def loop_of(cubin: Path) -> dict:
+    """Counts of one iteration of the sweep, of one lane; and of its barriers, in their order with
+    the accesses to global memory between them."""
+    code = sass.parse(sass.run(sass.tool("nvdisasm") or "nvdisasm", "-c", str(cubin)))
+    _, loop = sass.loops_with_barriers(sass.blocks_of(code))[0]
+    inside = [i for i in code if any(a <= i.address for a in loop)]
+    begin, end = min(loop), max(loop)
+    following = min((a for a in sass.blocks_of(code) if a > end), default=end + 16)
+    inside = [i for i in code if begin <= i.address < following]
+    total = sass.Counts()
+    for i in inside:
+        total = total.plus(i.counts())
+    order = [i.name for i in inside if i.name in ("LDG", "LD", "STG", "ST", "BAR")]
+    return {
+        "fp": total.fp,
+        "loads": sum(name in ("LDG", "LD") for name in order),
+        "stores": sum(name in ("STG", "ST") for name in order),
+        "load_bytes": total.load_bytes,
+        "instructions": total.instructions,
+        "order": order,
+    }
+
+
+# ---- what is compiled ---------------------------------------------------------------------------
+
+
+def images(dtype: torch.dtype, size: int = 40) -> list[torch.Tensor]:
+    return [torch.zeros(1, 3, size, size, dtype=dtype) for _ in range(2)]
+
+
+def settings(size: int, sigma: float = 1.5) -> tuple:
+    return gaussian_taps(size // 2, sigma), 1e-4, 9e-4, 0.0, 1.0, False
+
+
+def similarity_launches(size: int, dtype: torch.dtype, gradients: int, more: bool) -> list[Launch]:
+    weights = [0.5, 0.0, 0.2, 0.3, 0.4] if more else [1.0, 0.0, 0.0, 0.0, 0.0]
+    arithmetic = reference.result_dtype(dtype)
+    counts = [torch.zeros(40, dtype=arithmetic)] * 2 if more else [None, None]
+    wanted = sum(1 << term for term, weight in enumerate(weights) if weight)
+    return launches_of(
+        "similarity", *images(dtype), *settings(size), wanted, weights, None, *counts, 1, 0,
+        gradients, 1 if more else 0,
+    )  # fmt: skip
+
+
+def plain_launches() -> Iterator[tuple[str, Launch]]:
+    """The sweep of SSIM alone."""
+    for size in (7, 9, 11, 21, 33):
+        for gradients in (0, 1, 2):
+            launch = similarity_launches(size, torch.float32, gradients, False)[0]
+            yield f"ssim, float32, window {size}, {gradients} gradients", launch
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        launch = similarity_launches(11, dtype, 1, False)[0]
+        yield f"ssim, {str(dtype)[6:]}, window 11, 1 gradients", launch
+
+
+def other_launches() -> Iterator[tuple[str, Launch]]:
+    """A mixture, maps, and all other kernels."""
+    for launch in similarity_launches(11, torch.float32, 2, True):
+        yield "mixture, float32, window 11, 2 gradients", launch
+    x, y = images(torch.float32)
+    maps = [torch.zeros(1, 3, 30, 30)] * 2
+    for op, arguments in {
+        "components_map": (x, y, *settings(11)),
+        "components_map_grad": (*maps, x, y, *settings(11), 2),
+        "ssim_map": (x, y, *settings(11)),
+        "ssim_map_grad": (maps[0], x, y, *settings(11), 1),
+        "scale_grad": (x, torch.zeros(()), 1.0, 1),
+    }.items():
+        for launch in launches_of(op, *arguments):
+            yield f"{op}, float32", launch
+    terms = [torch.zeros(1, 3, reference.TERMS, dtype=torch.float64)] * 5
+    pyramid = [x, *(torch.zeros(1, 3, 40 >> j, 40 >> j) for j in range(1, 5))]
+    arguments = (terms, [0.2] * 5, "relu", False, [0.0, 1.0, 0.0, 0.0, 0.0], 0, [900] * 5)
+    for launch in launches_of("combine_scales", *arguments):
+        yield "combine_scales, 5 scales", launch
+    slopes, pixels = torch.zeros(1, 3, 5, dtype=torch.float64), (x, y, [0.1, 0.1, 0.1])
+    arguments = (pyramid, slopes, torch.zeros(()), 1.0, 1, *pixels, *[torch.zeros(40)] * 2)
+    for launch in launches_of("collapse", *arguments):
+        yield "collapse, 5 scales and pixel terms", launch
+
+
+PLAIN = "ssim, float32, window 11, 1 gradients"
+
+
+def chosen(every: bool) -> Iterator[tuple[str, Launch, GPUTarget]]:
+    """What is compiled for which target. A test has not the time for every pair of them."""
+    targets = [GPUTarget("cuda", a, 32) for a in NVIDIA]
+    targets += [GPUTarget("hip", a, 64) for a in AMD if "amd" in triton.backends.backends]
+    for number, (label, launch) in enumerate([*plain_launches(), *other_launches()]):
+        for k, target in enumerate(targets):
+            if every or label == PLAIN or k == number % len(targets):
+                yield label, launch, target
+
+
+def compile_all(every: bool, folder: Path) -> list[Compiled]:
+    return [compile_launch(*one, folder) for one in chosen(every)]
+
+
+# ---- what a pixel costs -------------------------------------------------------------------------
+
+
+def per_pixel(loop: dict, shape: sass.Shape, multiprocessors: int, size: int = 11) -> dict:
+    """Of one pixel of one channel, from the counts of an iteration and the plan; of the gradient
+    to one image."""
+    known = triton_backend._multiprocessors
+    triton_backend._multiprocessors = lambda device: multiprocessors
+    try:
+        x = torch.empty(tuple(shape), device="meta")
+        plan = triton_backend._Sweep(x, x, *settings(size), gradients=1)
+    finally:
+        triton_backend._multiprocessors = known
+    lost = 4 * (size // 2)
+    steps = 0
+    for run in range(plan.runs):
+        rows = min(plan.run_rows, shape.height - run * plan.run_rows)
+        steps += math.ceil((rows + lost) / plan.step) + 1
+    lanes = plan.lanes * plan.strips * steps / (shape.height * shape.width)
+    keys = ("fp", "loads", "stores", "instructions")
+    cut = f"{plan.lanes} lanes, {plan.strips} strips, {plan.runs} runs of {plan.run_rows}"
+    return {"plan": cut, **{key: loop[key] * lanes for key in keys}}
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        compiled = compile_all("--json" not in sys.argv, Path(name))
+        if "--json" in sys.argv:
+            print(json.dumps([c._asdict() for c in compiled]))
+            return
+        print(sass.header("kernel", "target", "registers", "local bytes", "shared bytes", "s"))
+        for c in compiled:
+            figures = (c.registers, c.stack, c.shared, f"{c.seconds:.1f}")
+            print(sass.row(f"`{c.kernel}`: {c.label}", c.target, *figures))
+        print()
+        print(sass.header("shape", "device", "plan", "FP", "loads", "stores", "instructions"))
+        (loop,) = (c.loop for c in compiled if c.label == PLAIN and c.target == "sm_90")
+        for shape in SHAPES:
+            cost = per_pixel(loop, shape, sass.DEVICES["H100"])
+            figures = [f"{cost[k]:.1f}" for k in ("fp", "loads", "stores", "instructions")]
+            print(sass.row(shape, "H100", cost["plan"], *figures))
+
+
+if __name__ == "__main__":
+    main()
