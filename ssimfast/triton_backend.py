@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssimfast import reference, triton_kernels
 
-_WARP = 32
+_WARP = 32 if torch.version.hip is None else 64
 _RESIDENT_THREADS = 384  # of a multiprocessor, in blocks of 128, as registers allow
 _LEAST_ROWS = 16
 _LANES = 256  # that add up records
@@ -101,7 +101,9 @@ class _Sweep:
         batch, channels, height, width = self.x.shape
         self.step = _rows_of_a_step(len(self.window), self.arithmetic)
         lost = 2 * self.halo * (2 if self.gradients else 1)
-        widths = [n for n in (32, 64, 128, 256) if n > lost]
+        # Three programs of 128 fit where one of 256 does: more only where the halo is wide.
+        most = 128 if lost <= 40 else 256
+        widths = [n for n in (32, 64, 128, 256) if lost < n <= most]
         strips = {n: math.ceil(width / (n - lost)) for n in widths}
         self.lanes = min(reversed(widths), key=lambda n: n * strips[n])  # the widest of the best
         self.strips = strips[self.lanes]
@@ -168,7 +170,7 @@ class _Sweep:
                 WANTED=_terms_of(self.wanted),
                 PIXEL_TERMS=pixel_terms,
                 A=_ARITHMETIC[self.arithmetic],
-                num_warps=self.lanes // _WARP,
+                num_warps=max(1, self.lanes // _WARP),
                 num_stages=1,
                 **({} if fits else _ALL_REGISTERS),
             )

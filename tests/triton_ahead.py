@@ -118,6 +118,8 @@ def compile_launch(label: str, launch: Launch, target: GPUTarget, folder: Path) 
     options = dict(launch.options)
     if target.backend == "hip":
         options.pop("maxnreg", None)
+        if launch.kernel == "sweep":  # as where torch is built for HIP
+            options["num_warps"] = max(1, options["num_warps"] // 2)
     start = time.perf_counter()
     compiled = triton.compile(source, target=target, options=options)
     seconds = time.perf_counter() - start
@@ -168,8 +170,11 @@ def loop_of(cubin: Path) -> dict:
 # ---- what is compiled ---------------------------------------------------------------------------
 
 
-def images(dtype: torch.dtype, size: int = 40) -> list[torch.Tensor]:
-    return [torch.zeros(1, 3, size, size, dtype=dtype) for _ in range(2)]
+HEIGHT, WIDTH = 40, 236  # wide enough for the widest strips
+
+
+def images(dtype: torch.dtype) -> list[torch.Tensor]:
+    return [torch.zeros(1, 3, HEIGHT, WIDTH, dtype=dtype) for _ in range(2)]
 
 
 def settings(size: int, sigma: float = 1.5) -> tuple:
@@ -179,7 +184,7 @@ def settings(size: int, sigma: float = 1.5) -> tuple:
 def similarity_launches(size: int, dtype: torch.dtype, gradients: int, more: bool) -> list[Launch]:
     weights = [0.5, 0.0, 0.2, 0.3, 0.4] if more else [1.0, 0.0, 0.0, 0.0, 0.0]
     arithmetic = reference.result_dtype(dtype)
-    counts = [torch.zeros(40, dtype=arithmetic)] * 2 if more else [None, None]
+    counts = [torch.zeros(n, dtype=arithmetic) if more else None for n in (HEIGHT, WIDTH)]
     wanted = sum(1 << term for term, weight in enumerate(weights) if weight)
     return launches_of(
         "similarity", *images(dtype), *settings(size), wanted, weights, None, *counts, 1, 0,
@@ -203,7 +208,7 @@ def other_launches() -> Iterator[tuple[str, Launch]]:
     for launch in similarity_launches(11, torch.float32, 2, True):
         yield "mixture, float32, window 11, 2 gradients", launch
     x, y = images(torch.float32)
-    maps = [torch.zeros(1, 3, 30, 30)] * 2
+    maps = [torch.zeros(1, 3, HEIGHT - 10, WIDTH - 10)] * 2
     for op, arguments in {
         "components_map": (x, y, *settings(11)),
         "components_map_grad": (*maps, x, y, *settings(11), 2),
@@ -214,12 +219,21 @@ def other_launches() -> Iterator[tuple[str, Launch]]:
         for launch in launches_of(op, *arguments):
             yield f"{op}, float32", launch
     terms = [torch.zeros(1, 3, reference.TERMS, dtype=torch.float64)] * 5
-    pyramid = [x, *(torch.zeros(1, 3, 40 >> j, 40 >> j) for j in range(1, 5))]
+    pyramid = [x, *(torch.zeros(1, 3, HEIGHT >> j, WIDTH >> j) for j in range(1, 5))]
     arguments = (terms, [0.2] * 5, "relu", False, [0.0, 1.0, 0.0, 0.0, 0.0], 0, [900] * 5)
     for launch in launches_of("combine_scales", *arguments):
         yield "combine_scales, 5 scales", launch
     slopes, pixels = torch.zeros(1, 3, 5, dtype=torch.float64), (x, y, [0.1, 0.1, 0.1])
-    arguments = (pyramid, slopes, torch.zeros(()), 1.0, 1, *pixels, *[torch.zeros(40)] * 2)
+    arguments = (
+        pyramid,
+        slopes,
+        torch.zeros(()),
+        1.0,
+        1,
+        *pixels,
+        torch.zeros(HEIGHT),
+        torch.zeros(WIDTH),
+    )
     for launch in launches_of("collapse", *arguments):
         yield "collapse, 5 scales and pixel terms", launch
 
