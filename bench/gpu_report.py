@@ -929,14 +929,14 @@ class Section:
 
 SECTIONS = [
     Section("machine", "The machine", 15, machine),
-    Section("tests", "Tests on the card", 125, tests),
+    Section("tests", "Tests on the card", 115, tests),
     Section("agreement", "Agreement with float64", 35, agreement),
-    Section("speed", "Speed", 140, speed),
+    Section("speed", "Speed", 165, speed),
     Section("bandwidth", "Bandwidth", 20, bandwidth),
     Section("memory", "Memory of a training step", 25, memory_of_step),
     Section("graphs", "CUDA graphs and streams", 25, graphs),
     Section("determinism", "Determinism", 20, determinism),
-    Section("sanitizer", "compute-sanitizer", 75, sanitizer),  # last: gets what the others left
+    Section("sanitizer", "compute-sanitizer", 60, sanitizer),  # last: gets what the others left
 ]
 
 OK, SKIPPED, FAILED, OUT_OF_TIME = "ran", "skipped", "**failed**", "**out of time**"

@@ -1,26 +1,181 @@
 """Losses on images in [-1, 1] and on the scores of the discriminators."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 
 from cyclegan.errors import UserError
-from ssimfast import MixLoss, MSSSIMLoss, SSIMLoss
+from cyclegan.features import ContextualLoss, Features, PerceptualLoss
+from ssimfast import SimilarityLoss, ssim
 
-CYCLE_LOSSES: dict[str, Callable[[], nn.Module]] = {
-    "l1": nn.L1Loss,
-    "ssim": lambda: SSIMLoss(value_range=(-1, 1)),
-    # As many scales as the images have room for.
-    "ms_ssim": lambda: MSSSIMLoss(value_range=(-1, 1), weights="auto"),
-    "mix": lambda: MixLoss(value_range=(-1, 1), weights="auto"),
+# The squared error of the article is a sum over 128 x 128 pixels of three channels.
+_ARTICLE_L2 = 5e-5 * 3 * 128 * 128
+
+# Factors of the terms of ssimfast.similarity_loss: means over images mapped to [0, 1], where the L1
+# of images in [-1, 1], as in Zhu et al. 2017, is 2*l1. docs/losses.md says where each comes from.
+MIXTURES: dict[str, dict[str, float]] = {
+    "l1": {"l1": 1.0},
+    "l2": {"l2": 1.0},
+    "ssim": {"ssim": 1.0},
+    "ms_ssim": {"ms_ssim": 1.0},
+    "mix": {"ms_ssim": 0.84, "gaussian_l1": 0.16},
+    "ssim_l1": {"ssim": 0.84, "gaussian_l1": 0.16},
+    "ssim_l2_a": {"ssim": 1.0, "l2": _ARTICLE_L2},
+    "ssim_l2_b": {"ssim": 0.84, "l2": 0.16 / 2},
+    "l1_l2": {"l1": 1.0, "l2": 1.0},
+    "ssim_l1l2_a": {"ssim": 0.84, "gaussian_l1": 0.16, "l2": _ARTICLE_L2},
+    "ssim_l1l2_b": {"ssim": 0.84, "gaussian_l1": 0.16 * 2 / 3, "l2": 0.16 / 2 / 3},
 }
+FEATURE_LOSSES: dict[str, type[nn.Module]] = {
+    "perceptual": PerceptualLoss,
+    "contextual": ContextualLoss,
+}
+CYCLE_LOSSES = (*MIXTURES, *FEATURE_LOSSES)
+TANDON_LOSSES = tuple(n for n in MIXTURES if n not in ("ms_ssim", "mix"))
+PRESETS = ("normalised", "tandon")
+
+_TERM = re.compile(r"\s*(?:([0-9.]+(?:e[+-]?[0-9]+)?)\s*\*\s*)?([A-Za-z_]\w*)\s*(?:\+|$)")
 
 
-def make_cycle_loss(name: str) -> nn.Module:
-    """The loss module(x, y) of that name: (N, 3, H, W) twice -> scalar, 0 where x equals y."""
-    if name not in CYCLE_LOSSES:
-        raise UserError(f"cycle_loss must be one of {', '.join(CYCLE_LOSSES)}; got {name!r}")
-    return CYCLE_LOSSES[name]()
+def parse_cycle_loss(text: str, preset: str = "normalised") -> dict[str, float]:
+    """Names and weights in a sum such as "ssim" or "0.84*ssim + 0.16*l1".
+
+    Raises:
+        UserError: not such a sum, a name that the preset does not have, a weight that is none.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"loss_preset must be one of {', '.join(PRESETS)}; got {preset!r}")
+    known = CYCLE_LOSSES if preset == "normalised" else TANDON_LOSSES
+    what = f"cycle_loss must be one of {', '.join(known)}, or a sum like 0.84*ssim+0.16*l1"
+    weights: dict[str, float] = {}
+    at = 0
+    while at < len(text) or not weights:
+        match = _TERM.match(text, at)
+        if match is None or match[2] not in known:
+            raise UserError(f"{what}; got {text!r}")
+        try:
+            weight = float(match[1] or 1)
+        except ValueError:
+            raise UserError(f"{what}; got {text!r}") from None
+        weights[match[2]] = weights.get(match[2], 0.0) + weight
+        at = match.end()
+    if text.rstrip().endswith("+"):
+        raise UserError(f"{what}; got {text!r}")
+    return weights
+
+
+class CycleLoss(nn.Module):
+    """A weighted sum of the named losses: terms of SSIM, L1 and L2 in one pass of ssimfast, two if
+    blurred L1 is asked for both beside SSIM and beside MS-SSIM."""
+
+    def __init__(self, weights: dict[str, float], features: Features | None = None):
+        super().__init__()
+        self.of_features = nn.ModuleDict()
+        self.weights = {name: weights[name] for name in weights if name in FEATURE_LOSSES}
+        for name in self.weights:
+            self.of_features[name] = FEATURE_LOSSES[name](features)
+        mixtures = [
+            {term: weight * factor for term, factor in MIXTURES[name].items()}
+            for name, weight in weights.items()
+            if name in MIXTURES
+        ]
+        several = _sum(m for m in mixtures if "ms_ssim" in m)
+        single = _sum(m for m in mixtures if "ms_ssim" not in m)
+        # Beside MS-SSIM, the Gaussian of a blurred L1 is that of the coarsest scale.
+        if several and "gaussian_l1" not in single:
+            several, single = _sum([several, single]), {}
+        self.mixtures = nn.ModuleList()
+        for factors, scales in ((single, {}), (several, {"weights": "auto"})):
+            if factors:
+                factors = {"ssim": 0.0, **factors}
+                self.mixtures.append(SimilarityLoss(value_range=(-1, 1), **factors, **scales))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Reconstructions and images, (N, 3, H, W) in [-1, 1], to a scalar."""
+        losses = [mixture(x, y) for mixture in self.mixtures]
+        losses += [weight * self.of_features[name](x, y) for name, weight in self.weights.items()]
+        return sum(losses[1:], losses[0])
+
+
+def _sum(mixtures: Iterable[dict[str, float]]) -> dict[str, float]:
+    factors: dict[str, float] = {}
+    for mixture in mixtures:
+        for term, factor in mixture.items():
+            factors[term] = factors.get(term, 0.0) + factor
+    return factors
+
+
+class TandonLoss(nn.Module):
+    """The losses of the article as its code computes them (github.com/Tandon-A/CycleGAN_ssim,
+    cycleGAN_loss.py), oddities included, so that published figures can be compared with.
+
+    SSIM is that of the first image of the batch alone, with the constants of a range of 1 on images
+    in [-1, 1]; some terms are sums over everything, others means; the Gaussian that weighs L1 and
+    L2 has a sigma of 0.5 and stands once, in the middle of the image: it sees nine pixels.
+    """
+
+    def __init__(self, weights: dict[str, float]):
+        super().__init__()
+        self.weights = dict(weights)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Reconstructions and images, (N, C, H, W) in [-1, 1], to a scalar."""
+        return sum(weight * self._named(name, x, y) for name, weight in self.weights.items())
+
+    def _named(self, name: str, x: Tensor, y: Tensor) -> Tensor:
+        d = x - y
+        if name == "l1":
+            return d.abs().mean()
+        if name == "l2":
+            return d.square().sum()
+        if name == "l1_l2":
+            return d.abs().sum() + d.square().sum()
+        distance = 1 - ssim(x[:1], y[:1], value_range=(0, 1))
+        in_the_middle = _centre_window(d) / (d.shape[0] * d.shape[1])
+        w1, w2 = (in_the_middle * d.abs()).sum(), (in_the_middle * d.square()).sum()
+        return {
+            "ssim": distance,
+            "ssim_l1": 0.84 * distance + 0.16 * w1,
+            "ssim_l2_a": distance + 5e-5 * d.square().sum(),
+            "ssim_l2_b": 0.84 * distance + 0.16 * w2 / 2,
+            "ssim_l1l2_a": 0.84 * distance + 0.16 * w1 + 5e-5 * d.square().sum(),
+            "ssim_l1l2_b": 0.84 * distance + 2 / 3 * 0.16 * w1 + 1 / 3 * 0.16 * w2 / 2,
+        }[name]
+
+
+def _centre_window(image: Tensor, sigma: float = 0.5) -> Tensor:
+    """A Gaussian over (H, W) that sums to 1, around pixel (H // 2, W // 2)."""
+    axes = [
+        torch.arange(size, dtype=image.dtype, device=image.device) - size // 2
+        for size in image.shape[-2:]
+    ]
+    rows, columns = (torch.exp(-axis.square() / (2 * sigma**2)) for axis in axes)
+    window = rows[:, None] * columns
+    return window / window.sum()
+
+
+def make_cycle_loss(
+    text: str,
+    preset: str = "normalised",
+    network: str = "vgg19",
+    layers: Iterable[str] = ("conv3_2", "conv4_2"),
+    weights_file: str = "",
+) -> nn.Module:
+    """The loss module(x, y) of a sum of names: (N, 3, H, W) twice -> scalar.
+
+    Args:
+        text: see `parse_cycle_loss`.
+        preset: "normalised": means, of images mapped to [0, 1]. "tandon": `TandonLoss`.
+        network, layers, weights_file: see `Features`; of "perceptual" and "contextual".
+    """
+    weights = parse_cycle_loss(text, preset)
+    if preset == "tandon":
+        return TandonLoss(weights)
+    needs_features = any(name in FEATURE_LOSSES for name in weights)
+    features = Features(network, layers, weights_file) if needs_features else None
+    return CycleLoss(weights, features)
 
 
 def lsgan_loss(scores: Tensor, target: float) -> Tensor:

@@ -18,7 +18,7 @@ from cyclegan.data import UnpairedImages, load_test_images
 from cyclegan.errors import UserError, check_seed
 from cyclegan.files import replacing, to_image, write_png
 from cyclegan.image_pool import ImagePool
-from cyclegan.losses import CYCLE_LOSSES, lsgan_loss, make_cycle_loss
+from cyclegan.losses import CYCLE_LOSSES, PRESETS, lsgan_loss, make_cycle_loss, parse_cycle_loss
 from cyclegan.networks import PatchDiscriminator, ResnetGenerator
 from ssimfast import ssim
 
@@ -45,8 +45,18 @@ class Settings:
     discriminator_width: int = setting("channels of the discriminators' first layer", 64)
     discriminator_layers: int = setting("layers of stride 2; 3 judge patches of 70 pixels", 3)
     cycle_loss: str = setting(
-        f"how a reconstruction is compared with the image: {', '.join(CYCLE_LOSSES)}", "ssim"
+        f"how a reconstruction is compared with the image: {', '.join(CYCLE_LOSSES)}, or a sum "
+        "like 0.84*ssim+0.16*l1",
+        "ssim",
     )
+    loss_preset: str = setting(
+        f"arithmetic of the cycle loss: {' or '.join(PRESETS)}; normalised has means, of images "
+        "mapped to 0 .. 1, tandon what the article's code computes",
+        "normalised",
+    )
+    feature_network: str = setting("of perceptual and contextual: vgg16, vgg19, alexnet", "vgg19")
+    feature_layers: str = setting("of this network, with commas", "conv3_2,conv4_2")
+    feature_weights: str = setting("file with its weights; none: torchvision downloads them", "")
     lambda_cycle: float = setting("weight of the cycle loss; the GAN loss has 1", 10.0)
     lambda_identity: float = setting("weight of the identity loss, times lambda_cycle", 0.5)
     learning_rate: float = setting("of Adam, for all four networks", 2e-4)
@@ -79,7 +89,7 @@ class Settings:
         fits = self.image_size % 4 == 0 and self.image_size >= smallest
         self._require("image_size", fits, f"a multiple of 4, at least {smallest}")
         check_seed(self.seed)
-        make_cycle_loss(self.cycle_loss)  # rejects unknown names
+        parse_cycle_loss(self.cycle_loss, self.loss_preset)  # rejects unknown names
 
     def _require(self, name: str, holds: bool, what: str) -> None:
         if not holds:
@@ -116,7 +126,10 @@ class Trainer:
         self.discriminator_b = PatchDiscriminator(*discriminator_shape).to(self.device)
         self.discriminators = (self.discriminator_a, self.discriminator_b)
 
-        self.cycle_loss = make_cycle_loss(s.cycle_loss)
+        layers = [name.strip() for name in s.feature_layers.split(",")]
+        self.cycle_loss = make_cycle_loss(
+            s.cycle_loss, s.loss_preset, s.feature_network, layers, s.feature_weights
+        ).to(self.device)
         self.pool_a = ImagePool(s.pool_size, seed=s.seed)
         self.pool_b = ImagePool(s.pool_size, seed=s.seed + 1)
         self.generator_optimizer = self._make_optimizer(self.generator_ab, self.generator_ba)

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from ssimfast import reference, triton_kernels
 
-_WARP = 32 if torch.version.hip is None else 64
 _RESIDENT_THREADS = 384  # of a multiprocessor, in blocks of 128, as registers allow
 _LEAST_ROWS = 16
+_LARGEST_WINDOW = 33
+_MOST_SCALES = 16
 _LANES = 256  # that add up records
 _BLOCK = 1024  # elements of a program of the kernels that do one element at a time
 _ARITHMETIC = {torch.float32: tl.float32, torch.float64: tl.float64}
@@ -41,9 +42,48 @@ def _multiprocessors(device: torch.device) -> int:
     return 64
 
 
+def _check_pair(x: Tensor, y: Tensor, size: int, same: bool) -> None:
+    """What would read outside of the images. (The public functions say more, and sooner.)"""
+    if x.shape != y.shape or x.dtype != y.dtype or x.device != y.device or x.dim() != 4:
+        kinds = [f"{tuple(i.shape)} {i.dtype} on {i.device}" for i in (x, y)]
+        raise RuntimeError(f"ssimfast: the images differ, or are no (N, C, H, W): {kinds}")
+    if not x.is_floating_point():
+        raise RuntimeError(f"ssimfast: images must be floating, got {x.dtype}")
+    if size % 2 == 0 or size > _LARGEST_WINDOW:
+        raise RuntimeError(f"ssimfast: the window must be odd, to {_LARGEST_WINDOW}, got {size}")
+    if not same and min(x.shape[2:]) < size and x.numel() > 0:
+        raise RuntimeError(f"ssimfast: no window of {size} fits into {tuple(x.shape[2:])}")
+
+
+def _numbers(given: Tensor | None, shape: tuple[int, ...], like: Tensor) -> Tensor | None:
+    """An optional argument, contiguous, checked."""
+    if given is None:
+        return None
+    if tuple(given.shape) != shape or given.device != like.device:
+        raise RuntimeError(f"ssimfast: {tuple(given.shape)} numbers for {shape}")
+    return given.contiguous()
+
+
+def _alike_in_memory(strides: tuple[int, ...], others: tuple[int, ...], shape) -> bool:
+    """Whether both say the same. A step along a dimension of one element is never made."""
+    return all(n == 1 or s == o for s, o, n in zip(strides, others, shape, strict=True))
+
+
+def _strides_of_a_copy(image: Tensor) -> tuple[int, ...]:
+    return torch.empty_like(image, device="meta").stride()
+
+
+@lru_cache
+def _warp(device: torch.device) -> int:
+    """Threads of a warp or wavefront."""
+    if torch.version.hip is None or device.type != "cuda":
+        return 32
+    return getattr(torch.cuda.get_device_properties(device), "warp_size", 64)
+
+
 def _dense(image: Tensor) -> Tensor:
-    """The image, or a copy, such that all strides are those of a copy."""
-    if torch.empty_like(image, device="meta").stride() == image.stride():
+    """The image, or a copy, such that it lies in memory as a copy does."""
+    if _alike_in_memory(_strides_of_a_copy(image), image.stride(), image.shape):
         return image
     return image.clone()
 
@@ -51,7 +91,7 @@ def _dense(image: Tensor) -> Tensor:
 def _alike(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Both images with the same dense strides."""
     x = _dense(x)
-    if y.stride() == x.stride():
+    if _alike_in_memory(x.stride(), y.stride(), x.shape):
         return x, y
     return x, torch.empty_like(x).copy_(y)
 
@@ -81,9 +121,10 @@ class _Sweep:
     """A launch of ``triton_kernels.sweep``, as it is put together."""
 
     def __init__(self, x, y, window, c1, c2, low, scale, same, gradients=0):
+        _check_pair(x, y, len(window), same)
         self.given = x, y
         self.x, self.y = _alike(x, y)
-        self.window, self.same, self.gradients = tuple(window), same, gradients
+        self.window, self.gradients = tuple(window), gradients
         self.constants = c1, c2, low, scale
         self.arithmetic = reference.result_dtype(x.dtype)
         self.halo = len(window) // 2
@@ -109,12 +150,12 @@ class _Sweep:
         self.strips = strips[self.lanes]
         at_a_time = _multiprocessors(self.x.device) * max(1, _RESIDENT_THREADS // self.lanes)
         planes = max(1, batch * channels)
-        runs = max(1, at_a_time // (planes * self.strips))
+        runs = max(1, at_a_time // max(1, planes * self.strips))
         rows = max(math.ceil(height / runs), _LEAST_ROWS)
         self.run_rows = math.ceil(rows / self.step) * self.step
         self.runs = math.ceil(height / self.run_rows)
         self.tiles = self.strips * self.runs  # of a plane
-        self.programs = min(planes * self.tiles, 2 * at_a_time)
+        self.programs = max(1, min(planes * self.tiles, 2 * at_a_time))
 
     def map_shape(self) -> tuple[int, ...]:
         lost = 2 * self.margin
@@ -170,7 +211,7 @@ class _Sweep:
                 WANTED=_terms_of(self.wanted),
                 PIXEL_TERMS=pixel_terms,
                 A=_ARITHMETIC[self.arithmetic],
-                num_warps=max(1, self.lanes // _WARP),
+                num_warps=max(1, self.lanes // _warp(x.device)),
                 num_stages=1,
                 **({} if fits else _ALL_REGISTERS),
             )
@@ -180,8 +221,7 @@ class _Sweep:
         """With the strides of a copy of each image."""
         promised = []
         for image, grad in zip(self.given, self.grads, strict=False):
-            strides = torch.empty_like(image, device="meta").stride()
-            same = strides == grad.stride()
+            same = _strides_of_a_copy(image) == grad.stride()
             promised.append(grad if same else torch.empty_like(image).copy_(grad))
         return promised
 
@@ -199,7 +239,7 @@ def _maps(x: Tensor, y: Tensor, settings: tuple, count: int) -> list[Tensor]:
 
 def _map_gradients(upstreams, x, y, settings: tuple, gradients: int) -> list[Tensor]:
     sweep = _Sweep(x, y, *settings, gradients=gradients)
-    sweep.upstreams = [upstream.contiguous() for upstream in upstreams]
+    sweep.upstreams = [_numbers(upstream, sweep.map_shape(), x) for upstream in upstreams]
     sweep.grad_scale = settings[4]
     if x.numel() > 0:
         sweep.launch()
@@ -237,8 +277,9 @@ def similarity(x: Tensor, y: Tensor, *arguments):
         return value.zero_(), terms.zero_(), sweep.gradients_as_promised(), pooled
     of_plane = math.prod(sweep.map_shape()[2:])
     per_pixel = of_plane / math.prod(x.shape[2:])
-    sweep.wanted, sweep.plane_weights = wanted, plane_weights
-    sweep.rows, sweep.columns = rows, columns
+    sweep.wanted = wanted
+    sweep.plane_weights = _numbers(plane_weights, (*x.shape[:2], 2), x)
+    sweep.rows, sweep.columns = _numbers(rows, x.shape[2:3], x), _numbers(columns, x.shape[3:], x)
     sweep.weights = [
         weight * (per_pixel if term >= reference.L1 else 1) for term, weight in enumerate(weights)
     ]
@@ -302,9 +343,11 @@ def combine_scales(
     out, value = like.new_empty((*shape, reference.TERMS)), like.new_empty(shape)
     with _on(like.device):
         triton_kernels.combine_scales[(batch if joint else batch * channels,)](
-            *(tuple(term.contiguous() for term in terms), plane_terms, slopes),
-            *(channels if joint else 1, weights[reference.MS_SSIM] / planes, reference.LEAST_MEAN),
-            tuple(int(count) for count in positions),
+            *(torch.stack(terms), plane_terms, slopes, channels if joint else 1),
+            *(weights[reference.MS_SSIM] / planes, reference.LEAST_MEAN),
+            *(float(count) for count in positions),
+            *(1.0 for _ in range(_MOST_SCALES - len(terms))),
+            batch * channels,
             EXPONENTS=tuple(scale_weights),
             ABSOLUTE=negative == "abs",
         )
@@ -357,7 +400,12 @@ def collapse(
     if finest.numel() == 0:
         return out
     if x is not None:
-        x, y = (i if i.stride() == out.stride() else torch.empty_like(out).copy_(i) for i in (x, y))
+        x, y = (
+            i
+            if _alike_in_memory(out.stride(), i.stride(), i.shape)
+            else torch.empty_like(out).copy_(i)
+            for i in (x, y)
+        )
     batch, channels, height, width = finest.shape
     arithmetic = reference.result_dtype(finest.dtype)
     per_pixel = upstream.numel() / finest.numel()

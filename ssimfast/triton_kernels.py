@@ -499,14 +499,36 @@ def combine_scales(
     planes,
     weight: tl.float64,
     least_mean: tl.float64,
-    positions,
+    position_0: tl.float64,
+    position_1: tl.float64,
+    position_2: tl.float64,
+    position_3: tl.float64,
+    position_4: tl.float64,
+    position_5: tl.float64,
+    position_6: tl.float64,
+    position_7: tl.float64,
+    position_8: tl.float64,
+    position_9: tl.float64,
+    position_10: tl.float64,
+    position_11: tl.float64,
+    position_12: tl.float64,
+    position_13: tl.float64,
+    position_14: tl.float64,
+    position_15: tl.float64,
+    count: tl.int64,
     EXPONENTS: tl.constexpr,
     ABSOLUTE: tl.constexpr,
 ):
     """reference.combine_scales of a plane or, if means are joint, of the ``planes`` of an image.
 
-    ``terms``: a tuple of pointers, one a scale; ``positions``: of each. ``weight``: of MS-SSIM in
-    the value, by the planes that a value is the mean of."""
+    ``terms``: (scales, ``count`` planes, terms). ``weight``: of MS-SSIM in the value, by the planes
+    that a value is the mean of. The positions of a plane are no tuple, for numbers in tuples are
+    specialised on."""
+    positions = (
+        (position_0, position_1, position_2, position_3, position_4, position_5, position_6)
+        + (position_7, position_8, position_9, position_10, position_11, position_12)
+        + (position_13, position_14, position_15)
+    )
     SCALES: tl.constexpr = len(EXPONENTS)
     first = tl.program_id(0).to(tl.int64) * planes
     means = ()
@@ -516,7 +538,7 @@ def combine_scales(
         mean = tl.full((), 0, tl.float64)
         for i in range(0, planes):
             at = (first + i) * _TERMS + (_SSIM if j == SCALES - 1 else _CONTRAST_STRUCTURE)
-            mean += tl.load(terms[j] + at).to(tl.float64)
+            mean += tl.load(terms + j * count * _TERMS + at).to(tl.float64)
         mean = mean / planes
         size = tl.abs(mean) if ABSOLUTE else tl.where(mean < 0, 0, mean)  # NaN stays
         if EXPONENTS[j] != 0:
@@ -532,7 +554,7 @@ def combine_scales(
         for t in tl.static_range(_TERMS):
             term = ms_ssim
             if t != _CONTRAST_STRUCTURE:  # in its place
-                term = tl.load(terms[0] + plane * _TERMS + t).to(tl.float64)
+                term = tl.load(terms + plane * _TERMS + t).to(tl.float64)
             tl.store(plane_terms + plane * _TERMS + t, term)
 
 

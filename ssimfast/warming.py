@@ -1,6 +1,7 @@
 """What a first call costs, paid ahead of the first batch."""
 
 from collections.abc import Callable, Iterable, Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -50,15 +51,19 @@ def warmup(
     for shape in shapes:
         for dtype in dtypes:
             for loss in losses:
-                _call(loss, *torch.rand(2, *shape, device=device).to(dtype))
+                values = torch.linspace(0, 1, 2 * prod(shape), device=device, dtype=dtype)
+                _call(loss, *values.view(2, *shape))
     if torch.device(device).type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 def _call(loss: Loss, x: Tensor, y: Tensor) -> None:
-    with torch.no_grad():
-        loss(x, y)
-    with torch.enable_grad():
-        for second in (y, y.clone().requires_grad_()):
-            first = x.clone().requires_grad_()
-            loss(first, second).sum().backward()
+    with torch.inference_mode(False):
+        x, y = x.clone(), y.clone()
+        with torch.no_grad():
+            loss(x, y)
+        with torch.enable_grad():
+            for second in (y, y.clone().requires_grad_()):
+                value = loss(x.clone().requires_grad_(), second)
+                value = value[0] if isinstance(value, tuple) else value  # beside its terms
+                value.sum().backward()

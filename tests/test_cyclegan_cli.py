@@ -140,7 +140,7 @@ def test_user_errors_are_one_line_that_names_the_cause(trained, tmp_path, capsys
     translate = ["translate", "--checkpoint"]
     cases = {
         "no such folder: nowhere/trainA": [*train, "nowhere"],
-        "cycle_loss must be one of l1, ssim, ms_ssim, mix; got 'l3'": [
+        "or a sum like 0.84*ssim+0.16*l1; got 'l3'": [
             *train,
             data,
             "--cycle-loss",

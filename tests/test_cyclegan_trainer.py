@@ -11,7 +11,6 @@ from PIL import Image
 
 import ssimfast
 from cyclegan.data import load_test_images
-from cyclegan.losses import CYCLE_LOSSES
 from cyclegan.networks import PatchDiscriminator, ResnetGenerator
 from cyclegan.trainer import NETWORKS, Settings, Trainer, linear_decay
 
@@ -112,7 +111,7 @@ def admissible(settings, size, layers):
         return None
 
 
-@pytest.mark.parametrize("cycle_loss", CYCLE_LOSSES)
+@pytest.mark.parametrize("cycle_loss", ["l1", "ssim", "ms_ssim", "mix"])
 @pytest.mark.parametrize("lambda_identity", [0.0, 0.5])
 def test_a_step_has_the_losses_and_gradients_of_the_paper(
     settings, batch, cycle_loss, lambda_identity
@@ -125,7 +124,7 @@ def test_a_step_has_the_losses_and_gradients_of_the_paper(
     def cyc(reconstruction, real):
         x, y = (reconstruction + 1) / 2, (real + 1) / 2
         if cycle_loss == "l1":
-            return (reconstruction - real).abs().mean()
+            return (x - y).abs().mean()
         if cycle_loss == "ssim":
             return 1 - ssimfast.ssim(x, y)
         factors = {"ms_ssim": 1.0} if cycle_loss == "ms_ssim" else {"ms_ssim": 0.84}
@@ -207,7 +206,7 @@ def test_pools_feed_older_fakes_to_the_discriminators(settings, batch, monkeypat
     torch.testing.assert_close(losses["discriminator"], expected.detach())
 
 
-@pytest.mark.parametrize("cycle_loss", CYCLE_LOSSES)
+@pytest.mark.parametrize("cycle_loss", ["2*l1", "ssim", "ms_ssim", "mix", "ssim_l1l2_b"])
 def test_training_reduces_the_cycle_loss(settings, cycle_loss):
     trainer = Trainer(
         replace(

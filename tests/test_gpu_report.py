@@ -214,7 +214,7 @@ def test_no_test_at_all_is_a_failure(tmp_path):
 def test_tests_that_hang_are_stopped_and_the_finished_ones_counted(tmp_path, capsys):
     code = "import time\ndef test_right(): pass\ndef test_hangs(): time.sleep(600)\n"
     with pytest.raises(Failed, match="stopped at its limit"):
-        run_tests(tmp_path, code, seconds=25)  # enough to start on a busy machine
+        run_tests(tmp_path, code, seconds=40)  # enough to start on a busy machine
     assert "| passed | failed | skipped |\n|---|---|---|\n| 1 | 0 | 0 |" in capsys.readouterr().out
 
 

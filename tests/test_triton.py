@@ -114,8 +114,13 @@ def test_windows(window_size, padding):
 
 
 def test_the_largest_window():
-    x, y = pair(1, 1, 33, 35, dtype=torch.float64)
-    assert_matches_oracle(x, y, window_size=33, sigma=5.0, **MEAN)
+    x, y = pair(1, 1, 33, 34, dtype=torch.float64)
+    settings = (gaussian_taps(16, 5.0), 1e-4, 9e-4, 0.0, 1.0, False)
+    rest = (1, [1.0, 0.0, 0.0, 0.0, 0.0], None, None, None, 2, 0, 1, 0)
+    got = triton_backend.similarity(x, y, *settings, *rest)
+    want = reference.similarity(x, y, *settings, *rest)
+    torch.testing.assert_close(got[0], want[0], rtol=1e-12, atol=0)
+    torch.testing.assert_close(got[2][0], want[2][0], rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -248,11 +253,45 @@ def test_the_same_bits_from_run_to_run():
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
 
 
+def test_direct_calls_are_guarded():
+    x = torch.rand(1, 1, 12, 13)
+    settings = (gaussian_taps(5, 1.5), 1e-4, 9e-4, 0.0, 1.0, False)
+    for others, message in {
+        (x[..., :12],): "the images differ",
+        (x.double(),): "the images differ",
+        (x[..., :5],) * 2: "no window of 11 fits",
+        (x.long(),) * 2: "images must be floating",
+    }.items():
+        images = (x, *others)[-2:]
+        with pytest.raises(RuntimeError, match=message):
+            triton_backend.ssim_map(*images, *settings)
+    with pytest.raises(RuntimeError, match=r"\(1, 1, 4, 4\) numbers for \(1, 1, 2, 3\)"):
+        triton_backend.ssim_map_grad(torch.rand(1, 1, 4, 4), x, x, *settings, 1)
+
+
+def test_optional_numbers_of_any_strides():
+    x, y = pair(2, 3, 12, 13)
+    settings = (gaussian_taps(1, 1.5), 1e-4, 9e-4, 0.0, 1.0, True)
+    plane_weights = torch.rand(2, 2, 3).mT
+    rows, columns = torch.rand(24)[::2], torch.rand(1).expand(13)
+    rest = (31, [0.2] * 5, plane_weights, rows, columns, 1, 0, 1, 0)
+    got = triton_backend.similarity(x, y, *settings, *rest)
+    want = reference.similarity(x, y, *settings, *rest)
+    torch.testing.assert_close(got[0], want[0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(got[2][0], want[2][0], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 16, 16), (2, 0, 16, 16)], ids=str)
 def test_empty_batch(shape):
     x = torch.rand(shape, requires_grad=True)
     ssimfast.ssim(x, torch.rand(shape), reduction="sum").backward()
     assert x.grad.shape == x.shape
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 5, 0), (1, 3, 0, 5)], ids=str)
+def test_empty_images(shape):
+    x = torch.rand(shape)
+    assert ssimfast.ssim(x, x, padding="same", reduction="none").shape == shape
 
 
 # ---- plans --------------------------------------------------------------------------------------

@@ -106,8 +106,18 @@ for height, width in {sizes}:
     arguments = (1, [1.0, 0, 0, 0, 0], None, None, None, height * width, 0, 1, 1)
     kernels |= set(ahead.launches_of("similarity", x, x, *ahead.settings(11), *arguments))
     kernels |= set(ahead.launches_of("scale_grad", x, torch.zeros(()), 1.0, height * width))
+    terms = [torch.zeros(1, 1, 5).double()] * 5
+    positions = [height * width // 4**j + 1 for j in range(5)]
+    rest = ([0.2] * 5, "relu", False, [0, 1.0, 0, 0, 0], 0, positions)
+    kernels |= set(ahead.launches_of("combine_scales", terms, *rest))
+    pyramid = [torch.zeros(1, 1, height >> j, width >> j) for j in range(2)]
+    rest = (torch.zeros(1, 1, 2).double(), torch.zeros(()), 1.0, 1)
+    rest = (*rest, None, None, [0.0] * 3, None, None)
+    kernels |= set(ahead.launches_of("collapse", pyramid, *rest))
 print(sorted(k.kernel for k in kernels))
 """
     kernels = json.loads(ahead(script).replace("'", '"'))
     assert kernels.count("sweep") <= 4
-    assert [kernels.count(k) for k in ("finish_terms", "pool_pair", "scale_grad")] == [1, 1, 1]
+    for name in ("pool_pair", "scale_grad", "combine_scales", "collapse"):
+        assert kernels.count(name) == 1, name
+    assert kernels.count("finish_terms") == 2  # of tiles, of planes

@@ -46,7 +46,8 @@ class Launch(NamedTuple):
 
 
 def type_of(value: Any, declared: str) -> Any:
-    if isinstance(value, tuple):
+    if isinstance(value, tuple):  # of tensors: Triton specialises on numbers in tuples
+        assert all(isinstance(v, torch.Tensor) for v in value)
         return tuple(type_of(v, "") for v in value)
     if isinstance(value, torch.Tensor):
         return POINTERS[value.dtype]
