@@ -248,7 +248,7 @@ def run_limited(
 
     It is interrupted first, so that pytest still writes what it has; then killed.
     """
-    with tempfile.TemporaryFile("w+", errors="replace") as output:
+    with tempfile.TemporaryFile("w+", errors="replace") as output, interruptible():
         process = subprocess.Popen(
             command,
             cwd=Path(__file__).parent,  # not the root: Python would import the sources there
@@ -264,6 +264,19 @@ def run_limited(
                 process.wait()
         output.seek(0)
         return code, output.read()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """What is started here heeds SIGINT, though a shell's background jobs inherit to ignore it."""
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    if ignored:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def wait(process: subprocess.Popen, seconds: float) -> int | None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -211,10 +212,15 @@ def test_no_test_at_all_is_a_failure(tmp_path):
         run_tests(tmp_path, "")
 
 
-def test_tests_that_hang_are_stopped_and_the_finished_ones_counted(tmp_path, capsys):
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN], ids=["", "job"])
+def test_tests_that_hang_are_stopped_and_the_finished_ones_counted(tmp_path, capsys, handler):
     code = "import time\ndef test_right(): pass\ndef test_hangs(): time.sleep(600)\n"
-    with pytest.raises(Failed, match="stopped at its limit"):
-        run_tests(tmp_path, code, seconds=40)  # enough to start on a busy machine
+    before = signal.signal(signal.SIGINT, handler)  # background jobs of a shell ignore it
+    try:
+        with pytest.raises(Failed, match="stopped at its limit"):
+            run_tests(tmp_path, code, seconds=20)  # of which a tenth and five seconds are kept
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "| passed | failed | skipped |\n|---|---|---|\n| 1 | 0 | 0 |" in capsys.readouterr().out
 
 
