@@ -9,7 +9,7 @@
 namespace ssimfast {
 
 constexpr int kMaxWindow = 33;
-constexpr int kMostScales = 16;  // _MOST_SCALES of ssimfast/measures.py
+constexpr int kMostScales = 16;  // MOST_SCALES of ssimfast/reference.py
 
 // Four windows in a row share one centre only if the Gaussian is wide: sigma of about 1.15 or more.
 constexpr double kLargestCentreTap = 0.35;

@@ -100,44 +100,20 @@ def _load(trunk: nn.Sequential, file: str) -> None:
         raise UserError(f"feature_weights {file} are of another network: {first}") from None
 
 
-class PerceptualLoss(nn.Module):
-    """The mean absolute difference of features, averaged over the layers."""
-
-    def __init__(self, features: Features):
-        super().__init__()
-        self.features = features
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Two batches (N, 3, H, W) in [-1, 1] to a scalar. Differentiable by both."""
-        pairs = zip(self.features(x), self.features(y), strict=True)
-        losses = [F.l1_loss(ours.float(), theirs.float()) for ours, theirs in pairs]
-        return torch.stack(losses).mean()
-
-
-class ContextualLoss(nn.Module):
-    """Whether each feature of y has its like somewhere in x, wherever it is.
-
-    Mechrez, Talmi and Zelnik-Manor, "The contextual loss for image transformation with non-aligned
-    data", ECCV 2018, equations 2 to 5; averaged over the layers and the images.
-    """
-
-    def __init__(self, features: Features, bandwidth: float = 0.5):
-        super().__init__()
-        self.features, self.bandwidth = features, bandwidth
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Two batches (N, 3, H, W) in [-1, 1] to a scalar. Differentiable by both."""
-        pairs = zip(self.features(x), self.features(y), strict=True)
-        losses = [contextual_loss(ours, theirs, self.bandwidth) for ours, theirs in pairs]
-        return torch.stack(losses).mean()
+def perceptual_loss(x: Tensor, y: Tensor) -> Tensor:
+    """The mean absolute difference of features (N, C, h, w), in float32."""
+    return F.l1_loss(x.float(), y.float())
 
 
 def contextual_loss(x: Tensor, y: Tensor, bandwidth: float = 0.5, rows: int = 512) -> Tensor:
-    """-log of the contextual similarity of features (N, C, h, w) and (N, C, h', w'), its mean.
+    """Whether each feature of y has its like somewhere in x, wherever it is: the mean of -log of
+    the contextual similarity of features (N, C, h, w) and (N, C, h', w').
 
-    The similarity of a feature of x to all of y is a softmax, so no exponential can overflow.
-    ``rows`` features of x at a time, and again in backward: memory grows with h w, not its square.
-    float32, inside autocast too: in half precision the softmax is NaN soon.
+    Mechrez, Talmi and Zelnik-Manor, "The contextual loss for image transformation with non-aligned
+    data", ECCV 2018, equations 2 to 5. The similarity of a feature of x to all of y is a softmax:
+    no exponential can overflow. ``rows`` features of x at a time, and again in backward: memory
+    grows with h w, not its square. float32, inside autocast too: in half precision the softmax is
+    NaN soon.
     """
     with torch.autocast(x.device.type, enabled=False):
         x, y = (features.float().flatten(2) for features in (x, y))

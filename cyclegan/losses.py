@@ -1,13 +1,13 @@
 """Losses on images in [-1, 1] and on the scores of the discriminators."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from cyclegan.errors import UserError
-from cyclegan.features import ContextualLoss, Features, PerceptualLoss
+from cyclegan.features import Features, contextual_loss, perceptual_loss
 from ssimfast import SimilarityLoss, ssim
 
 # The squared error of the article is a sum over 128 x 128 pixels of three channels.
@@ -28,15 +28,18 @@ MIXTURES: dict[str, dict[str, float]] = {
     "ssim_l1l2_a": {"ssim": 0.84, "gaussian_l1": 0.16, "l2": _ARTICLE_L2},
     "ssim_l1l2_b": {"ssim": 0.84, "gaussian_l1": 0.16 * 2 / 3, "l2": 0.16 / 2 / 3},
 }
-FEATURE_LOSSES: dict[str, type[nn.Module]] = {
-    "perceptual": PerceptualLoss,
-    "contextual": ContextualLoss,
+# Of the features of two images in one layer; of several layers, the mean.
+FEATURE_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "perceptual": perceptual_loss,
+    "contextual": contextual_loss,
 }
 CYCLE_LOSSES = (*MIXTURES, *FEATURE_LOSSES)
 TANDON_LOSSES = tuple(n for n in MIXTURES if n not in ("ms_ssim", "mix"))
 PRESETS = ("normalised", "tandon")
 
-_TERM = re.compile(r"\s*(?:([0-9.]+(?:e[+-]?[0-9]+)?)\s*\*\s*)?([A-Za-z_]\w*)\s*(?:\+|$)")
+_NUMBER = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?"
+_TERM = re.compile(rf"\s*(?:({_NUMBER})\s*\*\s*)?(\w+)\s*")
+_PLUS = re.compile(r"(?<![0-9.]e)\+")  # not that of an exponent
 
 
 def parse_cycle_loss(text: str, preset: str = "normalised") -> dict[str, float]:
@@ -48,21 +51,15 @@ def parse_cycle_loss(text: str, preset: str = "normalised") -> dict[str, float]:
     if preset not in PRESETS:
         raise UserError(f"loss_preset must be one of {', '.join(PRESETS)}; got {preset!r}")
     known = CYCLE_LOSSES if preset == "normalised" else TANDON_LOSSES
-    what = f"cycle_loss must be one of {', '.join(known)}, or a sum like 0.84*ssim+0.16*l1"
     weights: dict[str, float] = {}
-    at = 0
-    while at < len(text) or not weights:
-        match = _TERM.match(text, at)
+    for part in _PLUS.split(text):
+        match = _TERM.fullmatch(part)
         if match is None or match[2] not in known:
-            raise UserError(f"{what}; got {text!r}")
-        try:
-            weight = float(match[1] or 1)
-        except ValueError:
-            raise UserError(f"{what}; got {text!r}") from None
-        weights[match[2]] = weights.get(match[2], 0.0) + weight
-        at = match.end()
-    if text.rstrip().endswith("+"):
-        raise UserError(f"{what}; got {text!r}")
+            raise UserError(
+                f"cycle_loss must be one of {', '.join(known)}, or a sum like 0.84*ssim+0.16*l1; "
+                f"got {text!r}"
+            )
+        weights[match[2]] = weights.get(match[2], 0.0) + float(match[1] or 1)
     return weights
 
 
@@ -72,10 +69,8 @@ class CycleLoss(nn.Module):
 
     def __init__(self, weights: dict[str, float], features: Features | None = None):
         super().__init__()
-        self.of_features = nn.ModuleDict()
+        self.features = features
         self.weights = {name: weights[name] for name in weights if name in FEATURE_LOSSES}
-        for name in self.weights:
-            self.of_features[name] = FEATURE_LOSSES[name](features)
         mixtures = [
             {term: weight * factor for term, factor in MIXTURES[name].items()}
             for name, weight in weights.items()
@@ -95,8 +90,12 @@ class CycleLoss(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Reconstructions and images, (N, 3, H, W) in [-1, 1], to a scalar."""
         losses = [mixture(x, y) for mixture in self.mixtures]
-        losses += [weight * self.of_features[name](x, y) for name, weight in self.weights.items()]
-        return sum(losses[1:], losses[0])
+        if self.features is not None:
+            pairs = list(zip(self.features(x), self.features(y), strict=True))
+            for name, weight in self.weights.items():
+                layers = [FEATURE_LOSSES[name](ours, theirs) for ours, theirs in pairs]
+                losses.append(weight * torch.stack(layers).mean())
+        return torch.stack(losses).sum()
 
 
 def _sum(mixtures: Iterable[dict[str, float]]) -> dict[str, float]:

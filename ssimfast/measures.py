@@ -27,7 +27,6 @@ from ssimfast.arguments import (
 WANG_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _KEPT = {"mean": 0, "batch": 1}
 _MOST_COUNTS = 64  # of rows and columns of so many sizes what they count is kept
-_MOST_SCALES = 16  # of which the finest has 32768 pixels for each of the coarsest
 
 
 class SSIMComponents(NamedTuple):
@@ -171,9 +170,9 @@ class MSSSIMMeasure(Windowed):
         else:
             if not isinstance(self.weights, Sequence):
                 raise TypeError(f"weights must be a sequence of numbers, got {self.weights!r}")
-            if not 1 <= len(self.weights) <= _MOST_SCALES:
+            if not 1 <= len(self.weights) <= reference.MOST_SCALES:
                 raise ValueError(
-                    f"weights must be 1 to {_MOST_SCALES} numbers, got {len(self.weights)}"
+                    f"weights must be 1 to {reference.MOST_SCALES} numbers, got {len(self.weights)}"
                 )
             self._weights = [number("weights", weight, least=0.0) for weight in self.weights]
 

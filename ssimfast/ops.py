@@ -126,16 +126,8 @@ def _load_extension() -> Any:
 extension = _load_extension()
 
 
-_TRITON_OPS = (
-    "ssim_map",
-    "ssim_map_grad",
-    "components_map",
-    "components_map_grad",
-    "similarity",
-    "combine_scales",
-    "scale_grad",
-    "collapse",
-)
+# What triton_backend.py has kernels for.
+TRITON_OPS = [name for name in _SCHEMAS if "_nd_" not in name and name != "sweep_scales"]
 
 
 def _has_kernel(key: str) -> bool:
@@ -173,7 +165,7 @@ def _register_triton() -> set[str]:
             raise ImportError("SSIMFAST_CUDA_BACKEND=triton, but triton is not installed")
         return set()
     for key in keys:
-        for name in _TRITON_OPS:
+        for name in TRITON_OPS:
             torch.library.impl(f"ssimfast::{name}", key)(_by_triton(name))
     return keys
 
@@ -221,11 +213,12 @@ def _fake_similarity(x, y, *arguments):
     terms = x.new_empty((*x.shape[:kept], reference.TERMS), dtype=reference.widest_dtype(x))
     pooled = []
     if pooling != reference.POOLINGS["none"]:
-        pooled = [_fake_pooled(x, pooling) for _ in range(2)]
+        pooled = [new_pooled(x, pooling) for _ in range(2)]
     return value, terms, _fake_grads(x, y, gradients), pooled
 
 
-def _fake_pooled(x, pooling):
+def new_pooled(x: Tensor, pooling: int) -> Tensor:
+    """For an image of the next scale."""
     up = 0 if pooling == reference.POOLINGS["floor"] else 1
     shape = (*x.shape[:2], *((size + up) // 2 for size in x.shape[2:]))
     return x.new_empty(shape, dtype=reference.result_dtype(x.dtype))
@@ -243,7 +236,7 @@ def _fake_sweep_scales(x, y, *arguments):
     grads = []
     for scale in range(len(scale_weights)):
         if scale > 0:
-            x, y = _fake_pooled(x, pooling), _fake_pooled(y, pooling)
+            x, y = new_pooled(x, pooling), new_pooled(y, pooling)
         if scale > 0 or not late:
             grads += _fake_grads(x, y, gradients)
     return value, terms, slopes, finest_weights, grads

@@ -16,6 +16,7 @@ TERMS = 5
 MS_SSIM = CONTRAST_STRUCTURE  # in a mixture it stands in the place of its finest scale's term
 # How scales are pooled where their size is odd: see `pool`.
 POOLINGS = {"none": 0, "floor": 1, "pad": 2, "replicate": 3}
+MOST_SCALES = 16  # of which the finest has 32768 pixels for each of the coarsest
 # The slope of a power of a mean is bounded by taking the mean for at least this.
 LEAST_MEAN = 1e-4
 

@@ -13,12 +13,11 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from ssimfast import reference, triton_kernels
+from ssimfast import ops, reference, triton_kernels
+from ssimfast.arguments import MAX_WINDOW_SIZE
 
 _RESIDENT_THREADS = 384  # of a multiprocessor, in blocks of 128, as registers allow
 _LEAST_ROWS = 16
-_LARGEST_WINDOW = 33
-_MOST_SCALES = 16
 _LANES = 256  # that add up records
 _BLOCK = 1024  # elements of a program of the kernels that do one element at a time
 _ARITHMETIC = {torch.float32: tl.float32, torch.float64: tl.float64}
@@ -49,8 +48,8 @@ def _check_pair(x: Tensor, y: Tensor, size: int, same: bool) -> None:
         raise RuntimeError(f"ssimfast: the images differ, or are no (N, C, H, W): {kinds}")
     if not x.is_floating_point():
         raise RuntimeError(f"ssimfast: images must be floating, got {x.dtype}")
-    if size % 2 == 0 or size > _LARGEST_WINDOW:
-        raise RuntimeError(f"ssimfast: the window must be odd, to {_LARGEST_WINDOW}, got {size}")
+    if size % 2 == 0 or size > MAX_WINDOW_SIZE:
+        raise RuntimeError(f"ssimfast: the window must be odd, to {MAX_WINDOW_SIZE}, got {size}")
     if not same and min(x.shape[2:]) < size and x.numel() > 0:
         raise RuntimeError(f"ssimfast: no window of {size} fits into {tuple(x.shape[2:])}")
 
@@ -88,12 +87,17 @@ def _dense(image: Tensor) -> Tensor:
     return image.clone()
 
 
+def _laid_out_like(dense: Tensor, image: Tensor) -> Tensor:
+    """The image, or a copy, with the strides of one of the same shape."""
+    if _alike_in_memory(dense.stride(), image.stride(), image.shape):
+        return image
+    return torch.empty_like(dense).copy_(image)
+
+
 def _alike(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Both images with the same dense strides."""
     x = _dense(x)
-    if _alike_in_memory(x.stride(), y.stride(), x.shape):
-        return x, y
-    return x, torch.empty_like(x).copy_(y)
+    return x, _laid_out_like(x, y)
 
 
 def _terms_of(bits: int) -> tuple[bool, ...]:
@@ -168,8 +172,10 @@ class _Sweep:
         return self.maps
 
     def launch(self) -> Tensor | None:
-        """The records of all tiles, if sums are wanted."""
+        """The records of all tiles, if sums are wanted, and there are tiles."""
         x = self.x
+        if x.numel() == 0:
+            return None
         batch, channels, height, width = x.shape
         planes = batch * channels
         in_gradient = self.gradients > 0
@@ -232,8 +238,7 @@ class _Sweep:
 def _maps(x: Tensor, y: Tensor, settings: tuple, count: int) -> list[Tensor]:
     sweep = _Sweep(x, y, *settings)
     maps = sweep.new_maps(count)
-    if x.numel() > 0:
-        sweep.launch()
+    sweep.launch()
     return maps
 
 
@@ -241,8 +246,7 @@ def _map_gradients(upstreams, x, y, settings: tuple, gradients: int) -> list[Ten
     sweep = _Sweep(x, y, *settings, gradients=gradients)
     sweep.upstreams = [_numbers(upstream, sweep.map_shape(), x) for upstream in upstreams]
     sweep.grad_scale = settings[4]
-    if x.numel() > 0:
-        sweep.launch()
+    sweep.launch()
     return sweep.gradients_as_promised()
 
 
@@ -273,10 +277,8 @@ def similarity(x: Tensor, y: Tensor, *arguments):
     value = x.new_empty(x.shape[:kept], dtype=sweep.arithmetic)
     terms = x.new_empty((*value.shape, reference.TERMS), dtype=reference.widest_dtype(x))
     pooled = [] if pooling == reference.POOLINGS["none"] else _pooled(sweep, pooling)
-    if x.numel() == 0:
-        return value.zero_(), terms.zero_(), sweep.gradients_as_promised(), pooled
     of_plane = math.prod(sweep.map_shape()[2:])
-    per_pixel = of_plane / math.prod(x.shape[2:])
+    per_pixel = of_plane / max(1, math.prod(x.shape[2:]))
     sweep.wanted = wanted
     sweep.plane_weights = _numbers(plane_weights, (*x.shape[:2], 2), x)
     sweep.rows, sweep.columns = _numbers(rows, x.shape[2:3], x), _numbers(columns, x.shape[3:], x)
@@ -301,10 +303,8 @@ def similarity(x: Tensor, y: Tensor, *arguments):
 
 def _pooled(sweep: _Sweep, pooling: int) -> list[Tensor]:
     x = sweep.x
-    *planes, height, width = x.shape
-    up = 0 if pooling == reference.POOLINGS["floor"] else 1
-    shape = (*planes, (height + up) // 2, (width + up) // 2)
-    pooled = [x.new_empty(shape, dtype=sweep.arithmetic) for _ in range(2)]
+    height, width = x.shape[2:]
+    pooled = [ops.new_pooled(x, pooling) for _ in range(2)]
     count = pooled[0].numel()
     if count == 0:
         return pooled
@@ -312,8 +312,8 @@ def _pooled(sweep: _Sweep, pooling: int) -> list[Tensor]:
     shifts = (height % 2, width % 2) if shifted else (0, 0)
     with _on(x.device):
         triton_kernels.pool_pair[(math.ceil(count / _BLOCK),)](
-            *(x, sweep.y, *pooled, count, x.shape[1], height, width, *shape[2:], *shifts),
-            *(*x.stride(), *sweep.constants[2:]),
+            *(x, sweep.y, *pooled, count, x.shape[1], height, width, *pooled[0].shape[2:]),
+            *(*shifts, *x.stride(), *sweep.constants[2:]),
             BLOCK=_BLOCK,
             A=_ARITHMETIC[sweep.arithmetic],
         )
@@ -346,7 +346,7 @@ def combine_scales(
             *(torch.stack(terms), plane_terms, slopes, channels if joint else 1),
             *(weights[reference.MS_SSIM] / planes, reference.LEAST_MEAN),
             *(float(count) for count in positions),
-            *(1.0 for _ in range(_MOST_SCALES - len(terms))),
+            *(1.0 for _ in range(reference.MOST_SCALES - len(terms))),
             batch * channels,
             EXPONENTS=tuple(scale_weights),
             ABSOLUTE=negative == "abs",
@@ -400,12 +400,7 @@ def collapse(
     if finest.numel() == 0:
         return out
     if x is not None:
-        x, y = (
-            i
-            if _alike_in_memory(out.stride(), i.stride(), i.shape)
-            else torch.empty_like(out).copy_(i)
-            for i in (x, y)
-        )
+        x, y = _laid_out_like(out, x), _laid_out_like(out, y)
     batch, channels, height, width = finest.shape
     arithmetic = reference.result_dtype(finest.dtype)
     per_pixel = upstream.numel() / finest.numel()
@@ -425,16 +420,4 @@ def collapse(
     return out
 
 
-OPS = {
-    function.__name__: function
-    for function in (
-        ssim_map,
-        ssim_map_grad,
-        components_map,
-        components_map_grad,
-        similarity,
-        combine_scales,
-        scale_grad,
-        collapse,
-    )
-}
+OPS = {name: globals()[name] for name in ops.TRITON_OPS}

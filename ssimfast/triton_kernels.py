@@ -17,9 +17,18 @@ compiled once for a window, a dtype and what is asked for, whatever the size of 
 import triton
 import triton.language as tl
 
-# Of ssimfast.reference, for kernels, which see globals only as these.
-_SSIM, _CONTRAST_STRUCTURE, _L1, _L2, _BLURRED_L1 = (tl.constexpr(term) for term in range(5))
-_TERMS = tl.constexpr(5)
+from ssimfast import reference
+
+# Kernels see globals only as these.
+_SSIM = tl.constexpr(reference.SSIM)
+_CONTRAST_STRUCTURE = tl.constexpr(reference.CONTRAST_STRUCTURE)
+_L1 = tl.constexpr(reference.L1)
+_L2 = tl.constexpr(reference.L2)
+_BLURRED_L1 = tl.constexpr(reference.BLURRED_L1)
+_TERMS = tl.constexpr(reference.TERMS)
+_FLOOR, _PAD, _REPLICATE = (
+    tl.constexpr(reference.POOLINGS[name]) for name in ("floor", "pad", "replicate")
+)
 
 # Windows of a step share one centre for their differences only if the Gaussian is wide.
 _LARGEST_CENTRE_TAP = tl.constexpr(0.35)
@@ -32,8 +41,8 @@ _MOMENTS = tl.constexpr(4)
 def jit(function):
     """``triton.jit`` that compiles one kernel for all sizes, strides and alignments."""
     annotations = function.__annotations__
-    plain = [n for n in function.__code__.co_varnames[: function.__code__.co_argcount]]
-    plain = [n for n in plain if annotations.get(n) is not tl.constexpr]
+    names = function.__code__.co_varnames[: function.__code__.co_argcount]
+    plain = [name for name in names if annotations.get(name) is not tl.constexpr]
     return triton.jit(do_not_specialize=plain, do_not_specialize_on_alignment=plain)(function)
 
 
@@ -142,6 +151,54 @@ def median(value):
     return tl.sum(tl.where(finite & (rank == count // 2), value, 0), 0)
 
 
+@triton.jit
+def by_difference(difference, count, l1, l2, blurred):
+    """The derivative by d of the weighted sums over pixels; ``count`` as in the blurred L1."""
+    A: tl.constexpr = difference.dtype
+    by_sign = tl.full((), l1, A) + tl.full((), blurred, A) * count
+    return by_sign * sign(difference) + 2 * tl.full((), l2, A) * difference
+
+
+@triton.jit
+def choose_levels(some_x, some_y, low, scale, SIGNED: tl.constexpr):
+    """Constants that are subtracted from the images and from d, which filters then round off less.
+
+    Of the images: the low end, unless they are far from the range. Of d: its median, unless some
+    pixels are equal, which have to stay so, or signs are asked for."""
+    middle = median((some_x + some_y) * 0.5)
+    far = tl.abs((middle - low) * scale) > 4
+    some_d = (some_x - some_y) * scale
+    equal = tl.sum((some_d == 0).to(tl.int32), 0) > 0
+    level_d = tl.where(equal or SIGNED, 0, median(some_d))
+    return tl.where(far, middle, low), level_d
+
+
+@triton.jit
+def statistics(mu_s, mu_d, var_s, var_d, two_c1, two_c2):
+    """mu_s^2 + 2 C1, mu_d^2, var_s + 2 C2; luminance, contrast-structure and what both are divided
+    by, inverted; (1 - SSIM) / 2, in which what cancels has cancelled. Numerators and denominators
+    are twice those of docs/mathematics.md."""
+    ms = mu_s * mu_s + two_c1
+    md = mu_d * mu_d
+    vs = var_s + two_c2
+    d1 = ms + md
+    d2 = vs + var_d
+    r = 1 / (d1 * d2)
+    r1 = r * d2
+    r2 = r * d1
+    return ms, md, vs, (ms - md) * r1, (vs - var_d) * r2, r1, r2, (ms * var_d + md * vs) * r
+
+
+@triton.jit
+def correlate(first, taps):
+    """The sum of taps times what lies at a pointer and after it."""
+    K: tl.constexpr = len(taps)
+    result = taps[0] * tl.load(first)
+    for k in tl.static_range(1, K):
+        result = tl.fma(taps[k], tl.load(first + k), result)
+    return result
+
+
 # ---- the sweep ----------------------------------------------------------------------------------
 
 
@@ -242,22 +299,14 @@ def sweep(
             by_ssim = tl.load(plane_weights + 2 * plane).to(A)
             by_contrast = tl.load(plane_weights + 2 * plane + 1).to(A)
 
-        # Constants that are subtracted from s and d, which filters then round off less. Of both
-        # images: the low end, unless they are far from the range. Of d: its median, unless some
-        # pixels are equal, which have to stay so, or signs are asked for.
         index = tl.arange(0, 16)
         at_row = own_row + (2 * (index // 4) + 1) * (own_row_end - own_row) // 8
         at_column = own_column + (2 * (index % 4) + 1) * (own_column_end - own_column) // 8
         sample = start + at_row.to(tl.int64) * by_row + at_column * by_column
         some_x = tl.load(x + sample).to(A)
         some_y = tl.load(y + sample).to(A)
-        middle = median((some_x + some_y) * 0.5)
-        far = tl.abs((middle - unit_low) * unit_scale) > 4
-        level = tl.where(far, middle, unit_low)
-        some_d = (some_x - some_y) * unit_scale
-        equal = tl.sum((some_d == 0).to(tl.int32), 0) > 0
         SIGNED: tl.constexpr = PIXEL_TERMS[_L1] or PIXEL_TERMS[_BLURRED_L1]
-        level_d = tl.where(equal or SIGNED, 0, median(some_d))
+        level, level_d = choose_levels(some_x, some_y, unit_low, unit_scale, SIGNED)
         black_s = 2 * (unit_low - level) * unit_scale
         black_d = -level_d
 
@@ -321,19 +370,9 @@ def sweep(
             own = valid & centre_column_own & (centre_row >= own_row) & (centre_row < own_row_end)
             mu_s = m_s - black_s
             mu_d = m_d + level_d
-            # Numerators and denominators are twice those of docs/mathematics.md; what cancels in
-            # 1 - SSIM has cancelled.
-            ms = mu_s * mu_s + two_c1
-            md = mu_d * mu_d
-            vs = v_s + two_c2
-            n1 = ms - md
-            d1 = ms + md
-            n2 = vs - v_d
-            d2 = vs + v_d
-            r0 = 1 / (d1 * d2)
-            r1 = r0 * d2
-            r2 = r0 * d1
-            half_distance = (ms * v_d + md * vs) * r0
+            ms, md, vs, luminance, contrast, r1, r2, half_distance = statistics(
+                mu_s, mu_d, v_s, v_d, two_c1, two_c2
+            )
             if WANTED[_SSIM]:
                 sum_ssim, rest_ssim = add(sum_ssim, rest_ssim, tl.where(own, half_distance, 0))
             if WANTED[_CONTRAST_STRUCTURE]:
@@ -357,8 +396,8 @@ def sweep(
                     up_ssim = by_ssim
                     if UPSTREAMS == 1:
                         up_ssim = tl.load(upstream_0 + in_map, mask=valid, other=0)
-                    slope_luminance = 4 * (up_ssim * n2 * r2) * r1 * r1
-                    slope_contrast = 4 * (up_ssim * n1 * r1 + by_contrast) * r2 * r2
+                    slope_luminance = 4 * (up_ssim * contrast) * r1 * r1
+                    slope_contrast = 4 * (up_ssim * luminance + by_contrast) * r2 * r2
                 if K == 1:  # no variance: what cancels would leave its rounding errors
                     slope_contrast = zeros
                 by_var_s = slope_contrast * v_d
@@ -394,23 +433,15 @@ def sweep(
                     term = tl.abs(difference) * count
                     sum_blurred, rest_blurred = add(sum_blurred, rest_blurred, term)
             if GRADIENTS > 0:
-                by_s = zeros
-                var_s_part = zeros
-                var_d_part = zeros
+                complete = square + DONE
                 by_d = zeros
-                for k in tl.static_range(K):
-                    complete = square + DONE + k
-                    by_s = tl.fma(taps[k], tl.load(complete), by_s)
-                    var_s_part = tl.fma(taps[k], tl.load(complete + PLANE), var_s_part)
-                    var_d_part = tl.fma(taps[k], tl.load(complete + 2 * PLANE), var_d_part)
-                    if GRADIENTS == 2:
-                        by_d = tl.fma(taps[k], tl.load(complete + 3 * PLANE), by_d)
+                if GRADIENTS == 2:
+                    by_d = correlate(complete + 3 * PLANE, taps)
                 own_s = ((value_x - level) + (value_y - level)) * unit_scale
-                by_s += own_s * var_s_part
-                by_d += (difference - level_d) * var_d_part
+                by_s = correlate(complete, taps) + own_s * correlate(complete + PLANE, taps)
+                by_d += (difference - level_d) * correlate(complete + 2 * PLANE, taps)
                 if PIXEL_TERMS[_L1] or PIXEL_TERMS[_L2] or PIXEL_TERMS[_BLURRED_L1]:
-                    l1 = tl.full((), weight_l1, A) + tl.full((), weight_blurred, A) * count
-                    by_d += l1 * sign(difference) + 2 * tl.full((), weight_l2, A) * difference
+                    by_d += by_difference(difference, count, weight_l1, weight_l2, weight_blurred)
                 out_scale = tl.full((), grad_scale, A)
                 tl.store(by_x + at, ((by_s + by_d) * out_scale).to(by_x.dtype.element_ty), mask=own)
                 if GRADIENTS == 2:
@@ -673,7 +704,7 @@ def collapse(
     """The gradients of all scales, times their slopes, at a block of pixels of the finest scale.
 
     ``grads``: a tuple of SCALES pointers, of which the first has the strides of the images and the
-    others are contiguous. POOLING: 1 "floor", 2 "pad", 3 "replicate", as in reference.POOLINGS."""
+    others are contiguous. POOLING: of reference.POOLINGS."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < count
     column = (index % width).to(tl.int32)
@@ -690,13 +721,13 @@ def collapse(
     rows, columns = height, width
     for j in tl.static_range(1, SCALES):
         share *= 0.25
-        if POOLING == 3:  # the last of an odd number counts twice
+        if POOLING == _REPLICATE:  # the last of an odd number counts twice
             share *= tl.where((rows % 2 == 1) & (here_row == rows - 1), 2, 1)
             share *= tl.where((columns % 2 == 1) & (here_column == columns - 1), 2, 1)
-        if POOLING == 2:  # a black one is before the first
+        if POOLING == _PAD:  # a black one is before the first
             here_row += rows % 2
             here_column += columns % 2
-        if POOLING != 1:
+        if POOLING != _FLOOR:
             rows, columns = rows + 1, columns + 1
         rows, columns = rows // 2, columns // 2
         here_row, here_column = here_row // 2, here_column // 2
@@ -712,12 +743,11 @@ def collapse(
         value_x = tl.load(x + at, mask=inside, other=0).to(A)
         value_y = tl.load(y + at, mask=inside, other=0).to(A)
         difference = (value_x - value_y) * tl.full((), scale, A)
-        l1 = tl.full((BLOCK,), weight_l1, A)
+        pixel_count = tl.full((BLOCK,), 0, A)
         if PIXEL_TERMS[_BLURRED_L1]:
-            counts = tl.load(counts_by_row + row, mask=inside, other=0).to(A)
-            counts *= tl.load(counts_by_column + column, mask=inside, other=0).to(A)
-            l1 += tl.full((), weight_blurred, A) * counts
-        by_d = l1 * sign(difference) + 2 * tl.full((), weight_l2, A) * difference
+            pixel_count = tl.load(counts_by_row + row, mask=inside, other=0).to(A)
+            pixel_count *= tl.load(counts_by_column + column, mask=inside, other=0).to(A)
+        by_d = by_difference(difference, pixel_count, weight_l1, weight_l2, weight_blurred)
         sum_of_scales += by_d * tl.full((), per_pixel, A)
     value = sum_of_scales * factor.to(A)
     tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)

@@ -186,8 +186,7 @@ def test_layers_have_the_names_of_the_papers():
 @pytest.mark.parametrize("name", FEATURE_LOSSES)
 def test_feature_losses_have_gradients_to_images_and_frozen_networks(name, weights_file):
     loss = make_cycle_loss(f"ssim+0.5*{name}", weights_file=weights_file, **ALEXNET).train()
-    assert not any(module.training for module in loss.of_features.modules() if module is not
-                   loss.of_features and module is not loss.of_features[name])  # fmt: skip
+    assert not any(module.training for module in loss.features.modules())
     assert not any(parameter.requires_grad for parameter in loss.parameters())
     x, y = torch.rand(2, 2, 3, 64, 64) * 2 - 1
     x.requires_grad_()

@@ -156,16 +156,17 @@ def test_never_above_one(backend):
         assert values.max() <= 1 and values.min() >= -1
 
 
-HARD = {
-    "far_from_the_range": (1000 + torch.rand(1, 1, 40, 40), 1000 + torch.rand(1, 1, 40, 40), 1.0),
-    "faint_noise": (
-        0.6 + 1e-4 * torch.randn(1, 1, 40, 40),
-        0.6 + 1e-4 * torch.randn(1, 1, 40, 40),
-        1e-3,
-    ),
-    "two_constants": (torch.full((1, 1, 30, 30), 0.2), torch.full((1, 1, 30, 30), 0.8), 1.0),
-    "nearly_equal": (torch.full((1, 1, 30, 30), 0.6), torch.full((1, 1, 30, 30), 0.6) + 1e-7, 1.0),
-}
+def hard(noisy: tuple[int, ...], flat: tuple[int, ...]) -> dict[str, tuple]:
+    """Two images of those shapes and their data range, in which much cancels."""
+    return {
+        "far_from_the_range": (1000 + torch.rand(noisy), 1000 + torch.rand(noisy), 1.0),
+        "faint_noise": (0.6 + 1e-4 * torch.randn(noisy), 0.6 + 1e-4 * torch.randn(noisy), 1e-3),
+        "two_constants": (torch.full(flat, 0.2), torch.full(flat, 0.8), 1.0),
+        "nearly_equal": (torch.full(flat, 0.6), torch.full(flat, 0.6) + 1e-7, 1.0),
+    }
+
+
+HARD = hard((1, 1, 40, 40), (1, 1, 30, 30))
 
 
 @pytest.mark.parametrize("padding", ["valid", "same"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import comparison
 import pytest
 import test_ops
+import test_ssim
 import torch
 from comparison import (
     assert_components_match_oracle,
@@ -19,6 +20,7 @@ from comparison import (
     loosened,
 )
 from conftest import use_triton
+from test_ssim import pair
 
 import ssimfast
 from ssimfast import ops, reference
@@ -43,11 +45,6 @@ def backend(monkeypatch):
             yield
     else:
         yield
-
-
-def pair(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
-    x = torch.rand(shape, dtype=torch.float64)
-    return x.to(dtype), (0.7 * x + 0.3 * torch.rand(shape, dtype=torch.float64)).to(dtype)
 
 
 # ---- ops ----------------------------------------------------------------------------------------
@@ -161,16 +158,7 @@ def test_constants():
     assert_matches_oracle(*pair(1, 1, 12, 14), k1=0.05, k2=0.0, reductions=("sum",))
 
 
-HARD = {
-    "far_from_the_range": (1000 + torch.rand(1, 1, 14, 15), 1000 + torch.rand(1, 1, 14, 15), 1.0),
-    "faint_noise": (
-        0.6 + 1e-4 * torch.randn(1, 1, 14, 15),
-        0.6 + 1e-4 * torch.randn(1, 1, 14, 15),
-        1e-3,
-    ),
-    "two_constants": (torch.full((1, 1, 13, 14), 0.2), torch.full((1, 1, 13, 14), 0.8), 1.0),
-    "nearly_equal": (torch.full((1, 1, 13, 14), 0.6), torch.full((1, 1, 13, 14), 0.6) + 1e-7, 1.0),
-}
+HARD = test_ssim.hard((1, 1, 14, 15), (1, 1, 13, 14))
 
 
 @pytest.mark.parametrize("case", HARD)

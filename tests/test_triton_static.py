@@ -79,19 +79,12 @@ def test_barriers_stand_between_what_is_written_and_what_is_read(compiled):
         order = ["L" if n in ("LDG", "LD") else "S" if n in ("STG", "ST") else "B"
                  for n in one["loop"]["order"]]  # fmt: skip
         assert order.count("B") == 2
-        first = order.index("B")
-        between, last = order[first + 1 :], 0
-        last = between.index("B")
-        phases = order[:first], between[:last], between[last + 1 :]
-        # The loop may begin with any phase: rows of images in, 16 moments out; 11 taps of seven
-        # maps in, 3 partial derivatives and a gradient out, of four rows; those in, as many out.
-        counts = sorted((p.count("L"), p.count("S")) for p in merged(phases))
+        before, between, after = "".join(order).split("B")
+        # Before the first barrier and after the second is one phase: partial derivatives and rows
+        # of images in, adjoint rows and 16 moments out. In the other, of four rows: 11 taps of
+        # seven maps and two pixels in, 3 partial derivatives and a gradient out.
+        counts = sorted((p.count("L"), p.count("S")) for p in (after + before, between))
         assert counts == [(20, 28), (4 * (7 * 11 + 2), 16)], (one["target"], counts)
-
-
-def merged(phases: tuple[list, ...]) -> list[list]:
-    """Of the three pieces of a loop that two barriers cut, the first and the last are one phase."""
-    return [phases[2] + phases[0], phases[1]]
 
 
 def test_crops_of_any_size_need_no_other_kernels():

@@ -137,7 +137,7 @@ def compile_launch(label: str, launch: Launch, target: GPUTarget, folder: Path) 
     cubin = folder / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
     usage = sass.run(sass.tool("cuobjdump") or "cuobjdump", "-res-usage", str(cubin))
-    figures = dict(part.split(":") for part in usage.split() if part.count(":") == 1 and part[0:3])
+    figures = dict(part.split(":") for part in usage.split() if part.count(":") == 1)
     loop = loop_of(cubin) if launch.kernel == "sweep" else None
     return Compiled(
         *(label, launch.kernel, f"sm_{target.arch}", int(figures["REG"]), int(figures["STACK"])),
@@ -149,11 +149,10 @@ def loop_of(cubin: Path) -> dict:
     """Counts of one iteration of the sweep, of one lane; and of its barriers, in their order with
     the accesses to global memory between them."""
     code = sass.parse(sass.run(sass.tool("nvdisasm") or "nvdisasm", "-c", str(cubin)))
-    _, loop = sass.loops_with_barriers(sass.blocks_of(code))[0]
-    inside = [i for i in code if any(a <= i.address for a in loop)]
-    begin, end = min(loop), max(loop)
-    following = min((a for a in sass.blocks_of(code) if a > end), default=end + 16)
-    inside = [i for i in code if begin <= i.address < following]
+    blocks = sass.blocks_of(code)
+    _, loop = sass.loops_with_barriers(blocks)[0]
+    following = min((a for a in blocks if a > max(loop)), default=code[-1].address + 16)
+    inside = [i for i in code if min(loop) <= i.address < following]
     total = sass.Counts()
     for i in inside:
         total = total.plus(i.counts())
