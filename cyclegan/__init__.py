@@ -4,7 +4,15 @@
 """
 
 from cyclegan.image_pool import ImagePool
-from cyclegan.networks import PatchDiscriminator, ResnetGenerator
-from cyclegan.trainer import Settings, Trainer
+from cyclegan.networks import PatchDiscriminator, ResnetGenerator, UnetGenerator
+from cyclegan.settings import Settings
+from cyclegan.trainer import Trainer
 
-__all__ = ["ImagePool", "PatchDiscriminator", "ResnetGenerator", "Settings", "Trainer"]
+__all__ = [
+    "ImagePool",
+    "PatchDiscriminator",
+    "ResnetGenerator",
+    "Settings",
+    "Trainer",
+    "UnetGenerator",
+]

@@ -1,15 +1,24 @@
-"""The command line: python -m cyclegan demo-data | train | translate."""
+"""The command line: python -m cyclegan COMMAND --help."""
 
 import argparse
+import json
 import sys
 import warnings
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+from cyclegan import checkpoints
+from cyclegan.compare import compare
 from cyclegan.demo_data import write_demo_data
+from cyclegan.download import ARCHIVES, download
 from cyclegan.errors import UserError
-from cyclegan.trainer import Settings, Trainer, find_device
-from cyclegan.translate import load_generator, translate_folder
+from cyclegan.evaluate import distribution_scores, evaluate
+from cyclegan.export import export_onnx
+from cyclegan.settings import Settings
+from cyclegan.trainer import Trainer
+from cyclegan.translate import find_device, load_generator, translate_files
+
+CHECKPOINT_HELP = "a run's folder, of which the latest checkpoint is taken, or a checkpoint's"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,43 +34,104 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m cyclegan", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m cyclegan", description="Train CycleGANs.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    demo = commands.add_parser("demo-data", help="make an unpaired data set; needs no download")
+    def command(run, name: str, help: str) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=help, description=help)
+        one.set_defaults(command=run)
+        return one
+
+    demo = command(run_demo_data, "demo-data", "make an unpaired data set; needs no download")
     demo.add_argument("dir", type=Path, metavar="DIR", help="where to put trainA, trainB, ...")
     demo.add_argument("--train-count", type=int, default=320, help="images in each train folder")
     demo.add_argument("--test-count", type=int, default=48, help="images in each test folder")
     demo.add_argument("--seed", type=int, default=0, help="of the crops and the brush strokes")
-    demo.set_defaults(command=run_demo_data)
 
-    train = commands.add_parser(
-        "train", help="train a model", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    fetch = command(run_download, "download", "download a data set of the paper into DIR/NAME")
+    fetch.add_argument("name", metavar="NAME", help=", ".join(ARCHIVES))
+    fetch.add_argument("dir", type=Path, metavar="DIR")
+
+    train = command(run_train, "train", "train a model; `accelerate launch -m` for several GPUs")
+    train.add_argument(
+        "--resume",
+        default="no",
+        metavar="no|auto|PATH",
+        help="auto: go on from the run's latest checkpoint, if it has one; PATH: from that one. "
+        "Settings that are not given are then those of the checkpoint",
     )
-    for field in fields(Settings):
-        required = field.default is MISSING
-        train.add_argument(
-            "--" + field.name.replace("_", "-"),
-            type=field.type,
-            required=required,
-            default=argparse.SUPPRESS if required else field.default,
-            help=field.metadata["help"],
-        )
-    train.set_defaults(command=run_train)
+    add_settings(train)
 
-    translate = commands.add_parser("translate", help="translate a folder of images")
-    translate.add_argument("source", type=Path, metavar="IN", help="folder of images")
+    side_by_side = command(run_compare, "compare", "train each of several cycle losses")
+    side_by_side.add_argument(
+        "--cycle-losses", required=True, help="with commas: l1,ssim,0.84*ssim+0.16*l1"
+    )
+    add_settings(side_by_side, without=("cycle_loss",))
+
+    translate = command(run_translate, "translate", "translate an image or a folder of images")
+    translate.add_argument("source", type=Path, metavar="IN", help="image, or folder of images")
     translate.add_argument(
         "target",
         type=Path,
         metavar="OUT",
-        help="folder for the results; files of the same name in it are replaced",
+        help="PNG file, or folder for the results; files of the same name are replaced",
     )
-    translate.add_argument("--checkpoint", type=Path, required=True, help="RUN/checkpoint.pt")
+    add_checkpoint(translate)
     translate.add_argument("--direction", choices=("ab", "ba"), default="ab", help="default: ab")
-    translate.add_argument("--device", default="auto", help="default: cuda where there is one")
-    translate.set_defaults(command=run_translate)
+    translate.add_argument(
+        "--tile", type=int, default=1024, help="largest side at once, in pixels; 0: any (1024)"
+    )
+    translate.add_argument("--overlap", type=int, default=128, help="pixels that tiles share (128)")
+
+    score = command(run_evaluate, "evaluate", "score reconstructions of test images, as JSON")
+    add_checkpoint(score)
+    score.add_argument("--data", type=Path, help="folder with testA and testB (the run's)")
+    score.add_argument("--batch-size", type=int, default=8, help="(8)")
+    score.add_argument(
+        "--fid", action="store_true", help="FID and KID of translations too (torch-fidelity)"
+    )
+    score.add_argument(
+        "--inception-weights", help="file with torch-fidelity's weights; none: it downloads them"
+    )
+
+    onnx = command(run_export, "export", "write a generator as ONNX, checked with onnxruntime")
+    onnx.add_argument("target", type=Path, metavar="OUT.onnx")
+    add_checkpoint(onnx, device=False)
+    onnx.add_argument("--direction", choices=("ab", "ba"), default="ab", help="default: ab")
     return parser
+
+
+def add_checkpoint(parser: argparse.ArgumentParser, device: bool = True) -> None:
+    parser.add_argument("--checkpoint", type=Path, required=True, help=CHECKPOINT_HELP)
+    if device:
+        parser.add_argument("--device", default="auto", help="default: cuda where there is one")
+
+
+def add_settings(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) -> None:
+    """An option for each setting; those that are not given are left out of the result."""
+    for field in fields(Settings):
+        if field.name in without:
+            continue
+        default = "" if field.default in (MISSING, "") else f" ({field.default})"
+        flag = {"action": argparse.BooleanOptionalAction}
+        parser.add_argument(
+            "--" + field.name.replace("_", "-"),
+            default=argparse.SUPPRESS,
+            help=(field.metadata["help"] + default).replace("%", "%%"),
+            **(flag if field.type is bool else {"type": field.type}),
+        )
+
+
+def given_settings(args: argparse.Namespace, **others) -> Settings:
+    """The settings on the command line, else `others`, else the defaults."""
+    names = {field.name: field for field in fields(Settings)}
+    settings = {**others, **{k: v for k, v in vars(args).items() if k in names}}
+    missing = [n for n, f in names.items() if f.default is MISSING and n not in settings]
+    if missing:
+        raise UserError(
+            "these options are needed: " + ", ".join("--" + n.replace("_", "-") for n in missing)
+        )
+    return Settings(**settings)
 
 
 def run_demo_data(args: argparse.Namespace) -> None:
@@ -69,23 +139,66 @@ def run_demo_data(args: argparse.Namespace) -> None:
     print(f"demo data: {args.dir}")
 
 
+def run_download(args: argparse.Namespace) -> None:
+    print(f"data set: {download(args.name, args.dir)}")
+
+
 def run_train(args: argparse.Namespace) -> None:
-    settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
-    trainer = Trainer(settings)
-    before = trainer.cycle_ssim()
+    earlier: dict = {}
+    run_dir = getattr(args, "run_dir", None)
+    checkpoint = None
+    if args.resume not in ("no", "auto"):
+        checkpoint = checkpoints.find(Path(args.resume))
+    elif args.resume == "auto" and run_dir is not None:
+        checkpoint = checkpoints.latest_whole(Path(run_dir))
+    if checkpoint is not None:
+        earlier = checkpoints.read_config(checkpoint)["settings"]
+    trainer = Trainer(given_settings(args, **earlier), args.resume)
     trainer.train()
-    after = trainer.cycle_ssim()
-    change = f"{before:.3f} before training, {after:.3f} after ({after - before:+.3f})"
+    if not trainer.is_main:
+        return
+    if trainer.step < trainer.settings.steps:
+        print(f"stopped at step {trainer.step}; --resume auto goes on")
+    tests = [record["test"]["ssim"] for record in trainer.log.records() if "test" in record]
+    change = f"{tests[0]:.3f} at first, {tests[-1]:.3f} now ({tests[-1] - tests[0]:+.3f})"
     print(f"cycle SSIM on test images: {change}")
-    print(f"checkpoint: {trainer.checkpoint_path}")
-    print(f"sample grid: {trainer.samples_path}")
+    print(f"checkpoint: {checkpoints.folder_of(trainer.run_dir, trainer.step)}")
+    print(f"report: {trainer.run_dir / 'report.html'}")
+
+
+def run_compare(args: argparse.Namespace) -> None:
+    losses = [loss.strip() for loss in args.cycle_losses.split(",")]
+    page = compare(given_settings(args), losses)
+    print("stopped; the same command goes on" if page is None else f"comparison: {page}")
 
 
 def run_translate(args: argparse.Namespace) -> None:
     device = find_device(args.device)
-    generator = load_generator(args.checkpoint, args.direction, device)
-    count = translate_folder(generator, args.source, args.target, device)
+    generator, _ = load_generator(args.checkpoint, args.direction, device)
+    count = translate_files(generator, args.source, args.target, device, args.tile, args.overlap)
     print(f"translated {count} images into {args.target}")
+
+
+def run_evaluate(args: argparse.Namespace) -> None:
+    device = find_device(args.device)
+    generators = {}
+    for direction in ("ab", "ba"):
+        generators[direction], settings = load_generator(args.checkpoint, direction, device)
+    data = args.data or Path(settings.data)
+    size = settings.image_size
+    results = evaluate(generators, data, size, device, args.batch_size)
+    if args.fid:
+        options = {"feature_extractor_weights_path": args.inception_weights}
+        for direction, source, target in (("ab", "testA", "testB"), ("ba", "testB", "testA")):
+            place = (data / source, data / target, size, device, args.batch_size)
+            results[direction] = distribution_scores(generators[direction], *place, **options)
+    print(json.dumps(results, indent=1))
+
+
+def run_export(args: argparse.Namespace) -> None:
+    generator, settings = load_generator(args.checkpoint, args.direction, find_device("cpu"))
+    error = export_onnx(generator, settings.image_size, args.target)
+    print(f"{args.target}: differs from PyTorch by at most {error:.1e}")
 
 
 if __name__ == "__main__":

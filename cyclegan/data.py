@@ -1,5 +1,7 @@
 """Unpaired images from folders, as tensors in [-1, 1]."""
 
+import hashlib
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -8,9 +10,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms import InterpolationMode, v2
 
 from cyclegan.errors import UserError
-from cyclegan.files import list_images, readable_images, to_tensor
+from cyclegan.files import list_images, read_rgb, readable_images, to_tensor, usable_images
 
 # Training images are enlarged by this factor before the random crop (Zhu et al. 2017: 286 -> 256).
 CROP_MARGIN = 286 / 256
@@ -19,8 +22,9 @@ CROP_MARGIN = 286 / 256
 class UnpairedImages(Dataset):
     """Training pairs (real_a, real_b), each (3, image_size, image_size), from trainA and trainB.
 
-    Sample i depends on (seed, i) alone: not on the number of workers, nor on what was read
-    before. A goes through its folder in a new order in every pass, B is drawn at random.
+    Sample i depends on (seed, i) alone: not on the number of workers or processes, nor on what was
+    read before. A goes through its folder in a new order in every pass, B is drawn at random.
+    Files that cannot be read are named and left out; more than 5 % of them are an error.
 
     Args:
         root: folder that holds trainA and trainB.
@@ -30,13 +34,20 @@ class UnpairedImages(Dataset):
     """
 
     def __init__(self, root: Path, image_size: int, samples: int, seed: int):
-        self.paths_a = list_images(root / "trainA")
-        self.paths_b = list_images(root / "trainB")
-        for paths in (self.paths_a, self.paths_b):
-            read_from(paths, 0)  # none that can be read: better an error now than in a worker
-        self.image_size = image_size
+        self.paths_a = usable_images(root / "trainA")
+        self.paths_b = usable_images(root / "trainB")
         self.samples = samples
         self.seed = seed
+        self.augment = v2.Compose(
+            [
+                v2.Resize(round(image_size * CROP_MARGIN), InterpolationMode.BICUBIC),
+                v2.RandomCrop(image_size),
+                v2.RandomHorizontalFlip(),
+                v2.ToImage(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize([0.5] * 3, [0.5] * 3),
+            ]
+        )
 
     def __len__(self) -> int:
         return self.samples
@@ -45,40 +56,47 @@ class UnpairedImages(Dataset):
         epoch, position = divmod(index, len(self.paths_a))
         order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.paths_a))
         rng = np.random.default_rng((self.seed, 1, index))
-        image_a = read_from(self.paths_a, int(order[position]))
-        image_b = read_from(self.paths_b, int(rng.integers(len(self.paths_b))))
-        return self.augment(image_a, rng), self.augment(image_b, rng)
+        image_a = read_rgb(self.paths_a[order[position]])
+        image_b = read_rgb(self.paths_b[rng.integers(len(self.paths_b))])
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own stream
+            torch.manual_seed(int(rng.integers(2**63)))
+            return tuple(self.augment(image).as_subclass(Tensor) for image in (image_a, image_b))
 
-    def augment(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
-        """Resize, random crop, and in half of the cases a mirror image."""
-        image = resize_shorter_side(image, round(self.image_size * CROP_MARGIN))
-        left = int(rng.integers(image.width - self.image_size + 1))
-        top = int(rng.integers(image.height - self.image_size + 1))
-        image = image.crop((left, top, left + self.image_size, top + self.image_size))
-        return to_tensor(ImageOps.mirror(image) if rng.random() < 0.5 else image)
+    def digest(self) -> str:
+        """Tells apart other images than these, by name."""
+        names = [[path.name for path in paths] for paths in (self.paths_a, self.paths_b)]
+        return hashlib.sha256(repr(names).encode()).hexdigest()
+
+
+class Batches:
+    """Which samples each batch holds, from step `first` on. All processes together take the samples
+    in order, `size` each: two with batches of 4 see at each step what one with 8 sees."""
+
+    def __init__(self, first: int, steps: int, size: int, process: int = 0, processes: int = 1):
+        self.steps = range(first, steps)
+        self.size = size
+        self.process, self.processes = process, processes
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps:
+            start = (step * self.processes + self.process) * self.size
+            yield list(range(start, start + self.size))
+
+
+def centre_crops(folder: Path, image_size: int, limit: int | None = None) -> Iterator[Tensor]:
+    """The images of a folder, or the first `limit`, centre-cropped: (3, image_size, image_size).
+    Files that cannot be read are named and left out."""
+    empty = True
+    for _, image in islice(readable_images(list_images(folder)), limit):
+        empty = False
+        yield to_tensor(ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC))
+    if empty:
+        raise UserError(f"no readable image in {folder}")
 
 
 def load_test_images(folder: Path, image_size: int, limit: int) -> Tensor:
-    """The first `limit` images of a folder, centre-cropped: (N, 3, image_size, image_size)."""
-    images = [
-        to_tensor(ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC))
-        for _, image in islice(readable_images(list_images(folder)), limit)
-    ]
-    if not images:
-        raise UserError(f"no readable image in {folder}")
-    return torch.stack(images)
-
-
-def read_from(paths: list[Path], index: int) -> Image.Image:
-    """The image at `index`, or the next one that can be read."""
-    _, image = next(readable_images(paths[index:] + paths[:index]), (None, None))
-    if image is None:
-        raise UserError(f"no readable image in {paths[0].parent}")
-    return image
-
-
-def resize_shorter_side(image: Image.Image, size: int) -> Image.Image:
-    """Scale, up or down, so that the shorter side is `size`; the aspect ratio stays."""
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BICUBIC)
+    """(N, 3, image_size, image_size) of `centre_crops`."""
+    return torch.stack([*centre_crops(folder, image_size, limit)])

@@ -4,6 +4,7 @@ import os
 import struct
 import warnings
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from cyclegan.errors import UserError
 
+MOST_UNREADABLE = 0.05  # of a folder to train on: more is a mistake, not bad luck
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # What Pillow raises on files that are damaged, no images, or far too large.
 UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
@@ -44,6 +46,39 @@ def list_images(folder: Path) -> list[Path]:
     return paths
 
 
+def usable_images(folder: Path) -> list[Path]:
+    """The image files of `folder` that can be read, by name: every one is decoded once, in threads.
+
+    Raises:
+        UserError: more than 5 % of them cannot be read. Fewer are named and skipped.
+    """
+    paths = list_images(folder)
+    with ThreadPoolExecutor() as threads:
+        errors = list(threads.map(_why_unreadable, paths))
+    bad = [(path, error) for path, error in zip(paths, errors, strict=True) if error is not None]
+    if len(bad) > MOST_UNREADABLE * len(paths):
+        names = ", ".join(path.name for path, _ in bad[:5]) + (", ..." if len(bad) > 5 else "")
+        raise UserError(
+            f"{len(bad)} of {len(paths)} images in {folder} cannot be read: {names} ({bad[0][1]})"
+        )
+    for path, error in bad:
+        warnings.warn(f"skipped unreadable image {path}: {error}", stacklevel=2)
+    return [path for path, error in zip(paths, errors, strict=True) if error is None]
+
+
+def _why_unreadable(path: Path) -> str | None:
+    try:
+        read_rgb(path)
+    except UNREADABLE as error:
+        return str(error)
+    return None
+
+
+def read_rgb(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return to_rgb(image)
+
+
 def readable_images(paths: Iterable[Path]) -> Iterator[tuple[Path, Image.Image]]:
     """Each path with its image, read when it is asked for; unreadable files are named and skipped.
 
@@ -51,8 +86,7 @@ def readable_images(paths: Iterable[Path]) -> Iterator[tuple[Path, Image.Image]]
     """
     for path in paths:
         try:
-            with Image.open(path) as image:
-                rgb = to_rgb(image)
+            rgb = read_rgb(path)
         except UNREADABLE as error:
             warnings.warn(f"skipped unreadable image {path}: {error}", stacklevel=2)
         else:
@@ -63,8 +97,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow image as upright 8-bit RGB.
 
     Transparency is laid over white; gray becomes three equal channels; 16-bit gray
-    (modes I;16 and I) is divided by 257, which takes 65535 to 255. Floating-point images are
-    refused: nothing in the file says which value is white.
+    (modes I;16 and I) is divided by 257, which takes 65535 to 255; of 16-bit colours, in PNG and
+    TIFF, Pillow keeps the upper eight bits. Floating-point images are refused: nothing in the file
+    says which value is white.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
@@ -92,3 +127,8 @@ def to_image(tensor: Tensor) -> Image.Image:
 def write_png(image: Image.Image, path: Path) -> None:
     with replacing(path) as temporary:
         image.save(temporary, format="PNG")
+
+
+def write_text(text: str, path: Path) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -36,3 +36,12 @@ class ImagePool:
         slot = self.random.randrange(self.size)
         old, self.images[slot] = self.images[slot], image.clone()
         return old
+
+    def state_dict(self) -> dict:
+        """Images and random state, in plain types and tensors."""
+        return {"images": [image.cpu() for image in self.images], "random": self.random.getstate()}
+
+    def load_state_dict(self, state: dict, device: torch.device | str = "cpu") -> None:
+        self.images = [image.to(device) for image in state["images"]]
+        version, numbers, gauss = state["random"]
+        self.random.setstate((version, tuple(numbers), gauss))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cyclegan.errors import UserError
 from cyclegan.features import Features, contextual_loss, perceptual_loss
@@ -177,6 +178,35 @@ def make_cycle_loss(
     return CycleLoss(weights, features)
 
 
-def lsgan_loss(scores: Tensor, target: float) -> Tensor:
+def lsgan_loss(scores: Tensor, real: bool) -> Tensor:
     """Mean squared distance of the scores from 1 (real) or 0 (fake) (Mao et al. 2017)."""
-    return (scores - target).square().mean()
+    return (scores - float(real)).square().mean()
+
+
+def vanilla_loss(scores: Tensor, real: bool) -> Tensor:
+    """Cross entropy of the scores as logits; the generators' is the non-saturating one
+    (Goodfellow et al. 2014)."""
+    return F.softplus(-scores if real else scores).mean()
+
+
+def hinge_loss(scores: Tensor, real: bool) -> Tensor:
+    """How far real scores are below 1, and fake ones above -1 (Lim and Ye 2017)."""
+    return F.relu(1 - scores if real else 1 + scores).mean()
+
+
+# Of scores (N, 1, h, w), and whether they are of real images or of images that shall pass for real.
+GAN_LOSSES: dict[str, Callable[[Tensor, bool], Tensor]] = {
+    "lsgan": lsgan_loss,
+    "vanilla": vanilla_loss,
+    "hinge": hinge_loss,
+}
+
+
+def generator_loss(name: str, scores: Tensor) -> Tensor:
+    """What the generator of fakes with these scores minimises."""
+    return -scores.mean() if name == "hinge" else GAN_LOSSES[name](scores, True)
+
+
+def discriminator_loss(name: str, scores_real: Tensor, scores_fake: Tensor) -> Tensor:
+    """The loss of both kinds, halved so that the discriminators learn more slowly."""
+    return (GAN_LOSSES[name](scores_real, True) + GAN_LOSSES[name](scores_fake, False)) / 2

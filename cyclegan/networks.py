@@ -1,6 +1,39 @@
-"""Generator and discriminator of CycleGAN (Zhu et al. 2017, section 7.2 of arXiv:1703.10593)."""
+"""Generators and discriminator of CycleGAN (Zhu et al. 2017, section 7.2 of arXiv:1703.10593), with
+as many parameters as the authors' code: convolutions have biases in front of instance norm too."""
 
+import re
+
+import torch
 from torch import Tensor, nn
+
+from cyclegan.errors import UserError
+
+
+def parse_generator(name: str, image_size: int) -> tuple[str, int, int]:
+    """The kind of generator that settings name, of which its images' sides must be a multiple, and
+    its number: of residual blocks, or of levels.
+
+    Raises:
+        UserError: another name.
+    """
+    if name == "auto":
+        name = "resnet_9" if image_size >= 256 else "resnet_6"
+    match = re.fullmatch(r"(resnet|unet)_([1-9][0-9]{0,3})", name)
+    kind, number = (match[1], int(match[2])) if match else ("", 0)
+    if kind == "resnet":
+        return kind, 4, number
+    if kind == "unet" and number >= 4 and number & (number - 1) == 0:
+        return kind, number, number.bit_length() - 1
+    raise UserError(
+        "generator must be auto, resnet_6, resnet_9 (any number of blocks), unet_128 or unet_256 "
+        f"(any power of 2 from 4 on); got {name!r}"
+    )
+
+
+def make_generator(name: str, image_size: int, base_width: int) -> nn.Module:
+    """(N, 3, H, W) in [-1, 1] -> the same; see `parse_generator`."""
+    kind, _, number = parse_generator(name, image_size)
+    return (ResnetGenerator if kind == "resnet" else UnetGenerator)(base_width, number)
 
 
 class ResnetGenerator(nn.Module):
@@ -14,21 +47,23 @@ class ResnetGenerator(nn.Module):
         blocks: residual blocks (paper: 9 for 256x256 and larger, 6 for 128x128).
     """
 
+    smallest, multiple = 8, 4  # of the sides of images
+
     def __init__(self, base_width: int = 64, blocks: int = 9):
         super().__init__()
         w = base_width
         self.layers = nn.Sequential(
             nn.ReflectionPad2d(3),
-            nn.Conv2d(3, w, 7, bias=False),
+            nn.Conv2d(3, w, 7),
             *norm_relu(w),
-            nn.Conv2d(w, 2 * w, 3, stride=2, padding=1, bias=False),
+            nn.Conv2d(w, 2 * w, 3, stride=2, padding=1),
             *norm_relu(2 * w),
-            nn.Conv2d(2 * w, 4 * w, 3, stride=2, padding=1, bias=False),
+            nn.Conv2d(2 * w, 4 * w, 3, stride=2, padding=1),
             *norm_relu(4 * w),
             *(ResidualBlock(4 * w) for _ in range(blocks)),
-            nn.ConvTranspose2d(4 * w, 2 * w, 3, 2, padding=1, output_padding=1, bias=False),
+            nn.ConvTranspose2d(4 * w, 2 * w, 3, 2, padding=1, output_padding=1),
             *norm_relu(2 * w),
-            nn.ConvTranspose2d(2 * w, w, 3, 2, padding=1, output_padding=1, bias=False),
+            nn.ConvTranspose2d(2 * w, w, 3, 2, padding=1, output_padding=1),
             *norm_relu(w),
             nn.ReflectionPad2d(3),
             nn.Conv2d(w, 3, 7),
@@ -47,15 +82,55 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             nn.ReflectionPad2d(1),
-            nn.Conv2d(width, width, 3, bias=False),
+            nn.Conv2d(width, width, 3),
             *norm_relu(width),
             nn.ReflectionPad2d(1),
-            nn.Conv2d(width, width, 3, bias=False),
+            nn.Conv2d(width, width, 3),
             nn.InstanceNorm2d(width),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)
+
+
+class UnetGenerator(nn.Module):
+    """(N, 3, H, W) in [-1, 1] -> the same shape and range; H and W multiples of 2 ** levels.
+
+    Convolutions of stride 2 down to a pixel (for images of side 2 ** levels) and up again; what
+    goes down a level is shown again on the way up (Ronneberger et al. 2015; Isola et al. 2017).
+    Instance norm but at the outer and innermost levels.
+
+    Args:
+        base_width: channels of the first level; they double per level up to 8 * base_width.
+        levels: 8 for 256x256, 7 for 128x128.
+    """
+
+    def __init__(self, base_width: int = 64, levels: int = 8):
+        super().__init__()
+        self.smallest = self.multiple = 2**levels
+        widths = [base_width * min(2**level, 8) for level in range(levels)]
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        for level, width in enumerate(widths):
+            outer, inner = level == 0, level == levels - 1
+            above = 3 if outer else widths[level - 1]
+            down = nn.Conv2d(above, width, 4, stride=2, padding=1)
+            up = nn.ConvTranspose2d(width if inner else 2 * width, above, 4, stride=2, padding=1)
+            leak = [] if outer else [nn.LeakyReLU(0.2)]
+            norm = [] if outer or inner else [nn.InstanceNorm2d(width)]
+            end = nn.Tanh() if outer else nn.InstanceNorm2d(above)
+            self.down.append(nn.Sequential(*leak, down, *norm))
+            self.up.append(nn.Sequential(nn.ReLU(), up, end))
+        self.apply(init_normal)
+
+    def forward(self, x: Tensor) -> Tensor:
+        levels = []
+        for down in self.down:
+            x = down(x)
+            levels.append(x)
+        x = self.up[-1](levels.pop())
+        for up in self.up[-2::-1]:
+            x = up(torch.cat([levels.pop(), x], dim=1))
+        return x
 
 
 class PatchDiscriminator(nn.Module):
@@ -73,7 +148,7 @@ class PatchDiscriminator(nn.Module):
         for depth in range(1, n_layers + 1):
             width_in, width = width, base_width * min(2**depth, 8)
             layers += [
-                nn.Conv2d(width_in, width, 4, 2 if depth < n_layers else 1, 1, bias=False),
+                nn.Conv2d(width_in, width, 4, 2 if depth < n_layers else 1, 1),
                 nn.InstanceNorm2d(width),
                 nn.LeakyReLU(0.2),
             ]

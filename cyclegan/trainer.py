@@ -1,227 +1,372 @@
-"""Training of CycleGAN (Zhu et al. 2017, arXiv:1703.10593): settings, one step, the loop."""
+"""Training of CycleGAN (Zhu et al. 2017, arXiv:1703.10593): one step, the loop, exact resume."""
 
-import math
+import copy
+import json
+import os
+import random
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, asdict, dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import Adam
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from cyclegan.data import UnpairedImages, load_test_images
-from cyclegan.errors import UserError, check_seed
-from cyclegan.files import replacing, to_image, write_png
+from cyclegan import checkpoints
+from cyclegan.data import Batches, UnpairedImages, load_test_images
+from cyclegan.errors import UserError
+from cyclegan.evaluate import cycle_scores, mean_scores, round_trips
+from cyclegan.files import to_image, write_png, write_text
+from cyclegan.guards import Diverged, Watch, check_finite, luminance_correlation
 from cyclegan.image_pool import ImagePool
-from cyclegan.losses import CYCLE_LOSSES, PRESETS, lsgan_loss, make_cycle_loss, parse_cycle_loss
-from cyclegan.networks import PatchDiscriminator, ResnetGenerator
-from ssimfast import ssim
+from cyclegan.log import RunLog
+from cyclegan.losses import discriminator_loss, generator_loss, make_cycle_loss
+from cyclegan.networks import PatchDiscriminator, make_generator
+from cyclegan.report import write_report
+from cyclegan.settings import Settings
 
 NETWORKS = ("generator_ab", "generator_ba", "discriminator_a", "discriminator_b")
+GENERATORS, DISCRIMINATORS = NETWORKS[:2], NETWORKS[2:]
+LOSSES = tuple(
+    f"{kind}_{domain}"
+    for kind in ("gan", "cycle", "identity", "discriminator")
+    for domain in ("a", "b")
+)
 GRID_COLUMNS = 8  # test images per direction in a sample grid
-
-
-def setting(help: str, default: int | float | str = MISSING):
-    """A field of Settings; the command line takes its name, type, default and help from it."""
-    return field(default=default, metadata={"help": help})
-
-
-@dataclass(frozen=True)
-class Settings:
-    """All that a run depends on. The defaults are the paper's, for images of 256x256."""
-
-    data: str = setting("folder with trainA, trainB, testA, testB")
-    run_dir: str = setting("folder for checkpoint.pt and samples/; must hold no checkpoint yet")
-    steps: int = setting("updates of the generators; the paper: 200 passes over trainA")
-    image_size: int = setting("side of the training crops in pixels, a multiple of 4", 256)
-    batch_size: int = setting("pairs per step", 1)
-    base_width: int = setting("channels of the generators' first layer", 64)
-    blocks: int = setting("residual blocks; the paper: 9 at 256 pixels, 6 at 128", 9)
-    discriminator_width: int = setting("channels of the discriminators' first layer", 64)
-    discriminator_layers: int = setting("layers of stride 2; 3 judge patches of 70 pixels", 3)
-    cycle_loss: str = setting(
-        f"how a reconstruction is compared with the image: {', '.join(CYCLE_LOSSES)}, or a sum "
-        "like 0.84*ssim+0.16*l1",
-        "ssim",
-    )
-    loss_preset: str = setting(
-        f"arithmetic of the cycle loss: {' or '.join(PRESETS)}; normalised has means, of images "
-        "mapped to 0 .. 1, tandon what the article's code computes",
-        "normalised",
-    )
-    feature_network: str = setting("of perceptual and contextual: vgg16, vgg19, alexnet", "vgg19")
-    feature_layers: str = setting("of this network, with commas", "conv3_2,conv4_2")
-    feature_weights: str = setting("file with its weights; none: torchvision downloads them", "")
-    lambda_cycle: float = setting("weight of the cycle loss; the GAN loss has 1", 10.0)
-    lambda_identity: float = setting("weight of the identity loss, times lambda_cycle", 0.5)
-    learning_rate: float = setting("of Adam, for all four networks", 2e-4)
-    beta1: float = setting("Adam's first decay rate; GANs oscillate with its usual 0.9", 0.5)
-    decay_start: float = setting("part of the steps after which the rate falls to 0", 0.5)
-    pool_size: int = setting("older fakes kept for each discriminator", 50)
-    test_images: int = setting(
-        "images of each test folder, by name; all are translated before and after training", 16
-    )
-    log_every: int = setting("steps between losses on the progress bar; each waits for a GPU", 20)
-    save_every: int = setting("steps between checkpoints and sample grids; the end has one", 1000)
-    workers: int = setting("processes that load images; 0: the training process does", 0)
-    seed: int = setting("of weights, order of images, crops and pools", 0)
-    device: str = setting("cpu, cuda, cuda:1, ...; auto is cuda where there is one", "auto")
-
-    def __post_init__(self):
-        for name in (
-            *("steps", "batch_size", "base_width", "blocks", "discriminator_width"),
-            *("discriminator_layers", "learning_rate", "test_images", "log_every", "save_every"),
-        ):
-            self._require(name, getattr(self, name) > 0, "positive")
-        for name in ("lambda_cycle", "lambda_identity", "pool_size", "workers"):
-            self._require(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("learning_rate", "lambda_cycle", "lambda_identity"):
-            self._require(name, math.isfinite(getattr(self, name)), "finite")
-        for name in ("beta1", "decay_start"):
-            self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
-        # In smaller images the SSIM window or the discriminator's last two layers do not fit.
-        smallest = max(16, 4 * 2**self.discriminator_layers)
-        fits = self.image_size % 4 == 0 and self.image_size >= smallest
-        self._require("image_size", fits, f"a multiple of 4, at least {smallest}")
-        check_seed(self.seed)
-        parse_cycle_loss(self.cycle_loss, self.loss_preset)  # rejects unknown names
-
-    def _require(self, name: str, holds: bool, what: str) -> None:
-        if not holds:
-            raise UserError(f"{name} must be {what}; got {getattr(self, name)}")
 
 
 class Trainer:
     """Two generators, two discriminators, and all that training them takes.
 
     Images are (N, 3, image_size, image_size) in [-1, 1]. generator_ab turns real_a into fake_b,
-    generator_ba turns fake_b into rec_a; discriminator_b tells real_b from fake_b.
+    generator_ba turns fake_b into rec_a; discriminator_b tells real_b from fake_b. A loss of domain
+    a is about images that are, or shall look like, those of A.
+
+    In several processes (``accelerate launch``), each has its share of every batch, and all the
+    same weights, pools and logs; the first one writes.
+
+    Args:
+        settings: see `Settings`.
+        resume: "no": a new run, for which run_dir must hold no checkpoint. "auto": from the latest
+            whole checkpoint of run_dir, or a new run. A path: from that checkpoint.
     """
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings, resume: str = "no"):
         self.settings = s = settings
         self.run_dir = Path(s.run_dir)
-        self.checkpoint_path = self.run_dir / "checkpoint.pt"
-        if self.checkpoint_path.exists():
-            raise FileExistsError(f"{self.checkpoint_path} exists; choose another run_dir")
-        self.device = find_device(s.device)
+        checkpoint = self._choose_checkpoint(resume)
+        self.accelerator = make_accelerator(settings)
+        self.device = self.accelerator.device
+        self.processes = self.accelerator.num_processes
+        self.is_main = self.accelerator.is_main_process
         self.step = 0
+        self.seconds = 0.0  # of training
+        self.interrupted: signal.Signals | None = None
+        self.log = RunLog(self.run_dir)
+        self.watch = Watch()
 
         root = Path(s.data)
-        self.pairs = UnpairedImages(root, s.image_size, s.steps * s.batch_size, s.seed)
+        samples = s.steps * s.batch_size * self.processes
+        self.pairs = UnpairedImages(root, s.image_size, samples, s.seed)
         self.test_a = load_test_images(root / "testA", s.image_size, s.test_images)
         self.test_b = load_test_images(root / "testB", s.image_size, s.test_images)
 
-        torch.manual_seed(s.seed)
-        generator_shape = (s.base_width, s.blocks)
-        discriminator_shape = (s.discriminator_width, s.discriminator_layers)
-        self.generator_ab = ResnetGenerator(*generator_shape).to(self.device)
-        self.generator_ba = ResnetGenerator(*generator_shape).to(self.device)
-        self.discriminator_a = PatchDiscriminator(*discriminator_shape).to(self.device)
-        self.discriminator_b = PatchDiscriminator(*discriminator_shape).to(self.device)
-        self.discriminators = (self.discriminator_a, self.discriminator_b)
+        for seed in (random.seed, np.random.seed, torch.manual_seed):
+            seed(s.seed % 2**32)
+        generator = (s.generator, s.image_size, s.base_width)
+        discriminator = (s.discriminator_width, s.discriminator_layers)
+        self.generator_ab = make_generator(*generator)
+        self.generator_ba = make_generator(*generator)
+        self.discriminator_a = PatchDiscriminator(*discriminator)
+        self.discriminator_b = PatchDiscriminator(*discriminator)
+        channels_last = s.channels_last == "yes"
+        if s.channels_last == "auto":
+            channels_last = self.device.type == "cuda"
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        for name in NETWORKS:
+            network = getattr(self, name)
+            setattr(self, name, network.to(self.device, memory_format=self.memory_format))
+        self.averaged = {}  # what training is to end in, if ema_decay: generators by name
+        if s.ema_decay:
+            for name in GENERATORS:
+                self.averaged[name] = copy.deepcopy(getattr(self, name)).requires_grad_(False)
 
-        layers = [name.strip() for name in s.feature_layers.split(",")]
+        # Networks as training calls them: compiled, under autocast, and adding up the gradients of
+        # all processes. The plain modules, which share their weights, have none of the last.
+        self.trained: dict[str, nn.Module] = {}
+        for name in NETWORKS:
+            if s.compile:
+                getattr(self, name).compile()
+            self.trained[name] = self.accelerator.prepare(getattr(self, name))
+        self.optimizers = [
+            self.accelerator.prepare(self._make_optimizer(names))
+            for names in (GENERATORS, DISCRIMINATORS)
+        ]
         self.cycle_loss = make_cycle_loss(
-            s.cycle_loss, s.loss_preset, s.feature_network, layers, s.feature_weights
+            s.cycle_loss,
+            s.loss_preset,
+            s.feature_network,
+            s.feature_layer_names(),
+            s.feature_weights,
         ).to(self.device)
         self.pool_a = ImagePool(s.pool_size, seed=s.seed)
         self.pool_b = ImagePool(s.pool_size, seed=s.seed + 1)
-        self.generator_optimizer = self._make_optimizer(self.generator_ab, self.generator_ba)
-        self.discriminator_optimizer = self._make_optimizer(*self.discriminators)
-        self.optimizers = (self.generator_optimizer, self.discriminator_optimizer)
-        decay = linear_decay(s.steps, s.decay_start)
-        self.schedulers = [LambdaLR(optimizer, decay) for optimizer in self.optimizers]
+        if checkpoint is not None:
+            self._load(checkpoint)
 
-    def _make_optimizer(self, *networks: nn.Module) -> Adam:
-        parameters = chain.from_iterable(network.parameters() for network in networks)
-        return Adam(parameters, self.settings.learning_rate, (self.settings.beta1, 0.999))
-
-    def train(self) -> None:
-        """All steps, with a progress bar on stderr; sample grids and checkpoints on the way."""
-        s = self.settings
-        self.save_samples()  # what training begins from; fails now if run_dir cannot be written
-        pin_memory = self.device.type == "cuda"
-        loader = DataLoader(self.pairs, s.batch_size, num_workers=s.workers, pin_memory=pin_memory)
-        with tqdm(loader, desc="training", unit="step") as progress:
-            for real_a, real_b in progress:
-                losses = self.train_step(
-                    real_a.to(self.device, non_blocking=True),
-                    real_b.to(self.device, non_blocking=True),
+    def _choose_checkpoint(self, resume: str) -> Path | None:
+        if resume == "auto":
+            return checkpoints.latest_whole(self.run_dir)
+        existing = checkpoints.in_run(self.run_dir)
+        if resume == "no":
+            if existing:
+                raise FileExistsError(
+                    f"{existing[0]} exists; resume the run, or choose another run_dir"
                 )
-                if self.step % s.log_every == 0:  # reading a loss waits for the device
-                    progress.set_postfix({name: f"{loss:.3f}" for name, loss in losses.items()})
-                if self.step % s.save_every == 0 or self.step == s.steps:
-                    self.save_samples()
-                    self.save_checkpoint()
+            return None
+        chosen = checkpoints.find(Path(resume))
+        if existing and existing[0].resolve() != chosen.resolve():
+            raise UserError(
+                f"{self.run_dir} has a later checkpoint than {chosen}, {existing[0].name}, which "
+                "would be written over; choose another run_dir"
+            )
+        return chosen
+
+    def _make_optimizer(self, names: tuple[str, ...]) -> Adam:
+        networks = [getattr(self, name) for name in names]
+        parameters = chain.from_iterable(network.parameters() for network in networks)
+        rates = (self.settings.learning_rate, (self.settings.beta1, 0.999))
+        return Adam(parameters, *rates, fused=self.device.type in ("cpu", "cuda", "xpu"))
+
+    # ---- One step -------------------------------------------------------------------------------
 
     def train_step(self, real_a: Tensor, real_b: Tensor) -> dict[str, Tensor]:
-        """Update the generators, then the discriminators; returns the losses, detached."""
+        """Update the generators, then the discriminators; returns the losses, detached, which are
+        those of this process. Nothing here waits for the device."""
         s = self.settings
+        rate = s.learning_rate * linear_decay(s.steps, s.decay_start)(self.step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
 
-        for discriminator in self.discriminators:
-            discriminator.requires_grad_(False)  # they judge here, they do not learn
-        fake_b, idt_b = self._fake_and_identity(self.generator_ab, real_a, real_b)
-        fake_a, idt_a = self._fake_and_identity(self.generator_ba, real_b, real_a)
-        rec_a = self.generator_ba(fake_b)
-        rec_b = self.generator_ab(fake_a)
-        gan_a = lsgan_loss(self.discriminator_a(fake_a), 1)
-        gan_b = lsgan_loss(self.discriminator_b(fake_b), 1)
-        cycle = self.cycle_loss(rec_a, real_a) + self.cycle_loss(rec_b, real_b)
-        identity = F.l1_loss(idt_a, real_a) + F.l1_loss(idt_b, real_b)
-        weighted = gan_a + gan_b + s.lambda_cycle * (cycle + s.lambda_identity * identity)
-        descend(weighted, self.generator_optimizer)
-
-        for discriminator in self.discriminators:
-            discriminator.requires_grad_(True)
-        loss_a = discriminator_loss(self.discriminator_a, real_a, self.pool_a.query(fake_a))
-        loss_b = discriminator_loss(self.discriminator_b, real_b, self.pool_b.query(fake_b))
-        descend(loss_a + loss_b, self.discriminator_optimizer)
-
-        for scheduler in self.schedulers:
-            scheduler.step()
-        self.step += 1
+        # The discriminators judge here, they do not learn.
+        judge_a, judge_b = (getattr(self, name).requires_grad_(False) for name in DISCRIMINATORS)
+        fake_b, idt_b = self._fake_and_identity("generator_ab", real_a, real_b)
+        fake_a, idt_a = self._fake_and_identity("generator_ba", real_b, real_a)
+        rec_a = self.trained["generator_ba"](fake_b)
+        rec_b = self.trained["generator_ab"](fake_a)
         losses = {
-            "gan": gan_a + gan_b,
-            "cycle": cycle,
-            "identity": identity,
-            "discriminator": loss_a + loss_b,
+            "gan_a": generator_loss(s.gan_loss, judge_a(fake_a)),
+            "gan_b": generator_loss(s.gan_loss, judge_b(fake_b)),
+            "cycle_a": self.cycle_loss(rec_a, real_a),
+            "cycle_b": self.cycle_loss(rec_b, real_b),
+            "identity_a": F.l1_loss(idt_a, real_a),
+            "identity_b": F.l1_loss(idt_b, real_b),
         }
+        weights = {"gan": 1.0, "cycle": s.lambda_cycle}
+        weights["identity"] = s.lambda_cycle * s.lambda_identity
+        total = sum(weights[name[:-2]] * loss for name, loss in losses.items())
+        self._descend(total, 0, GENERATORS)
+
+        judge_a.requires_grad_(True), judge_b.requires_grad_(True)
+        for domain, real, fake in (("a", real_a, fake_a), ("b", real_b, fake_b)):
+            shown = self._from_pool(getattr(self, f"pool_{domain}"), fake)
+            # In one batch: instance norm keeps the images apart.
+            scores = self.trained[f"discriminator_{domain}"](torch.cat([real, shown]))
+            loss = discriminator_loss(s.gan_loss, *scores.chunk(2))
+            losses[f"discriminator_{domain}"] = loss
+        self._descend(losses["discriminator_a"] + losses["discriminator_b"], 1, DISCRIMINATORS)
+
+        for name, average in self.averaged.items():
+            parameters = list(getattr(self, name).parameters())
+            get_ema_multi_avg_fn(s.ema_decay)(list(average.parameters()), parameters, self.step)
+        self.step += 1
+        self.last_images = {"generator_ab": (real_a, fake_b), "generator_ba": (real_b, fake_a)}
         return {name: loss.detach() for name, loss in losses.items()}
 
     def _fake_and_identity(
-        self, generator: nn.Module, source: Tensor, target: Tensor
+        self, generator: str, source: Tensor, target: Tensor
     ) -> tuple[Tensor, Tensor]:
         """generator(source) and generator(target), in one batch: instance norm keeps them apart.
 
         With lambda_identity 0 the second is `target` itself: no work, and an identity loss of 0.
         """
         if self.settings.lambda_identity == 0:
-            return generator(source), target
-        fake, identity = generator(torch.cat([source, target])).chunk(2)
+            return self.trained[generator](source), target
+        fake, identity = self.trained[generator](torch.cat([source, target])).chunk(2)
         return fake, identity
 
-    @torch.no_grad()
+    def _descend(self, loss: Tensor, optimizer: int, names: tuple[str, ...]) -> None:
+        self.optimizers[optimizer].zero_grad()
+        self.accelerator.backward(loss)
+        if self.settings.clip_norm:
+            parameters = [p for name in names for p in getattr(self, name).parameters()]
+            self.accelerator.clip_grad_norm_(parameters, self.settings.clip_norm)
+        self.optimizers[optimizer].step()
+
+    def _from_pool(self, pool: ImagePool, fake: Tensor) -> Tensor:
+        """This process's share of what the pool returns for the fakes of all."""
+        fake = fake.detach()
+        if self.processes == 1:
+            return pool.query(fake)
+        shown = pool.query(self.accelerator.gather(fake))
+        return shown.chunk(self.processes)[self.accelerator.process_index]
+
+    # ---- The loop -------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """All steps that are left, with a progress bar on stderr; log, report, sample grids and
+        checkpoints on the way. SIGINT and SIGTERM end it early, with a checkpoint: `interrupted`
+        is then the signal. (Several processes agree to end when they next look at the losses.)
+
+        Raises:
+            Diverged: a loss or a weight is not finite; nothing is saved then.
+        """
+        s = self.settings
+        if self.is_main:
+            self.log.cut(self.step)
+            write_text(json.dumps(asdict(s), indent=1), self.run_dir / "settings.json")
+        if self.step == 0:
+            self._test_and_show()  # what training begins from; fails now if it cannot be written
+        if s.trackers:
+            self.accelerator.init_trackers("cyclegan", config=asdict(s))
+        try:
+            with self._signals_noted(), self._progress() as progress:
+                self._loop(progress)
+        finally:
+            self.accelerator.end_training()
+
+    def _loop(self, progress: tqdm) -> None:
+        s = self.settings
+        self._last_look, self._recent = (self.step, self.seconds), []
+        began = time.perf_counter() - self.seconds
+        for batch in self._loader():
+            real_a, real_b = (
+                images.to(self.device, non_blocking=True, memory_format=self.memory_format)
+                for images in batch
+            )
+            losses = self.train_step(real_a, real_b)
+            self._recent.append(torch.stack([losses[name] for name in LOSSES]))
+            progress.update()
+            ends = self.step == s.steps
+            saves = ends or self.step % s.save_every == 0
+            looks = saves or self.step % s.log_every == 0
+            # Processes can only agree to end where they talk about the losses anyway.
+            signalled = self.interrupted is not None and self.processes == 1
+            if not (looks or signalled):
+                continue
+            stop = self._look_at_losses(progress, began)
+            if saves or stop:
+                self._check_weights()
+                self._test_and_show()
+                self.save_checkpoint()
+                began = time.perf_counter() - self.seconds  # without the time that saving took
+            if stop:
+                break
+
+    def _loader(self) -> DataLoader:
+        s = self.settings
+        place = (self.accelerator.process_index, self.processes)
+        return DataLoader(
+            self.pairs,
+            batch_sampler=Batches(self.step, s.steps, s.batch_size, *place),
+            num_workers=s.workers,
+            persistent_workers=s.workers > 0,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=ignore_interrupts,
+            generator=torch.Generator(),  # or it would draw from the stream that is resumed
+        )
+
+    def _progress(self) -> tqdm:
+        s = self.settings
+        return tqdm(
+            desc="training", unit="step", total=s.steps, initial=self.step, disable=not self.is_main
+        )
+
+    @contextmanager
+    def _signals_noted(self) -> Iterator[None]:
+        """The first SIGINT or SIGTERM is noted; a second one does what it did before."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread may set handlers
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def note(number, _):
+            self.interrupted = signal.Signals(number)
+            signal.signal(number, before[number])
+
+        try:
+            for number in before:
+                signal.signal(number, note)
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _look_at_losses(self, progress: tqdm, began: float) -> bool:
+        """Read, check and log the losses since the last look; whether training is to end now.
+        The only place in which a step waits for the device."""
+        correlations = {n: luminance_correlation(*i) for n, i in self.last_images.items()}
+        # The last row: correlations, and whether this process was told to end.
+        extra = torch.zeros(len(LOSSES), device=self.device)
+        extra[: len(correlations)] = torch.stack([*correlations.values()])
+        extra[-1] = float(self.interrupted is not None)
+        rows = self.accelerator.reduce(torch.stack([*self._recent, extra]), "mean").tolist()
+        self._recent.clear()
+        extra = rows.pop()
+        since, seconds = self._last_look
+        self.seconds = time.perf_counter() - began
+        self._last_look = (self.step, self.seconds)
+        check_finite(since + 1, rows, LOSSES)
+        losses = dict(zip(LOSSES, np.mean(rows, 0).tolist(), strict=True))
+        if self.is_main:
+            self.watch.look(self.step, losses, dict(zip(correlations, extra, strict=False)))
+            images = (self.step - since) * self.settings.batch_size * self.processes
+            speed = images / (self.seconds - seconds)
+            progress.set_postfix({k: f"{v:.3f}" for k, v in in_short(losses, speed).items()})
+            record = {"losses": losses, "images_per_second": speed, "seconds": self.seconds}
+            self.log.append(step=self.step, **record)
+            self.accelerator.log({**losses, "images_per_second": speed}, self.step)
+        return extra[-1] > 0
+
+    def _check_weights(self) -> None:
+        """A checkpoint must not be of weights that the last step spoilt."""
+        for name in NETWORKS:
+            finite = [p.isfinite().all() for p in getattr(self, name).parameters()]
+            if not torch.stack(finite).all():
+                raise Diverged(f"training diverged: weights of {name} at step {self.step}")
+
+    # ---- What others see ------------------------------------------------------------------------
+
+    def generators(self) -> dict[str, nn.Module]:
+        """Those that translate, by "ab" and "ba": the averaged ones if there are any."""
+        return {name[-2:]: self.averaged.get(name, getattr(self, name)) for name in GENERATORS}
+
     def round_trips(self, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(real, fake, reconstruction) of the test images on the CPU: A-B-A, then B-A-B."""
-        for real, there, back in (
-            (self.test_a[:limit], self.generator_ab, self.generator_ba),
-            (self.test_b[:limit], self.generator_ba, self.generator_ab),
-        ):
-            fakes = [there(batch.to(self.device)) for batch in real.split(self.settings.batch_size)]
-            yield real, torch.cat(fakes).cpu(), torch.cat([back(fake) for fake in fakes]).cpu()
+        g = self.generators()
+        for real, there, back in ((self.test_a, "ab", "ba"), (self.test_b, "ba", "ab")):
+            batches = round_trips(
+                real[:limit], g[there], g[back], self.device, self.settings.batch_size
+            )
+            yield tuple(torch.cat(images) for images in zip(*batches, strict=True))
 
-    def cycle_ssim(self) -> float:
-        """Mean SSIM of the test images and their reconstructions, over both directions."""
-        scores = [
-            ssim(rec, real, value_range=(-1, 1)).item() for real, _, rec in self.round_trips()
-        ]
-        return sum(scores) / len(scores)
+    def test_scores(self) -> dict[str, float]:
+        """`cycle_scores` of the test images, mean of both directions."""
+        return mean_scores(*(cycle_scores([trip]) for trip in self.round_trips()))
 
     @property
     def samples_path(self) -> Path:
@@ -235,32 +380,98 @@ class Trainer:
         grid = torch.cat([torch.cat([*F.pad(row, [1] * 4, value=1)], dim=2) for row in rows], dim=1)
         write_png(to_image(grid), self.samples_path)
 
-    def save_checkpoint(self) -> None:
-        """Settings and what training has made of them, in plain types and tensors.
+    def _test_and_show(self) -> None:
+        if self.is_main:
+            self.save_samples()
+            scores = self.test_scores()
+            self.log.append(step=self.step, test=scores)
+            if self.settings.trackers and self.step:
+                self.accelerator.log({f"test/{k}": v for k, v in scores.items()}, self.step)
+            write_report(self.run_dir)
+        self.accelerator.wait_for_everyone()
 
-        Optimizers and schedulers: the generators', then the discriminators'.
-        """
-        state = {
-            "settings": asdict(self.settings),
+    # ---- Checkpoints ----------------------------------------------------------------------------
+
+    def save_checkpoint(self) -> Path:
+        """Everything that the rest of the run depends on; returns the checkpoint's folder."""
+        place = (self.is_main, self.accelerator.wait_for_everyone)
+        with checkpoints.writing(self.run_dir, self.step, *place) as folder:
+            rank = self.accelerator.process_index
+            torch.save(random_state(self.device), folder / f"process_{rank}.pt")
+            if self.is_main:
+                self._write(folder)
+        if self.is_main:
+            checkpoints.keep_latest(self.run_dir, self.settings.keep)
+        return checkpoints.folder_of(self.run_dir, self.step)
+
+    def _write(self, folder: Path) -> None:
+        modules = {name: getattr(self, name) for name in NETWORKS}
+        modules |= {f"averaged_{name}": average for name, average in self.averaged.items()}
+        for name, module in modules.items():
+            state = {key: value.contiguous() for key, value in module.state_dict().items()}
+            save_file(state, folder / f"{name}.safetensors")
+        config = {
+            "format": checkpoints.FORMAT,
             "step": self.step,
-            "networks": {name: getattr(self, name).state_dict() for name in NETWORKS},
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
+            "seconds": self.seconds,
+            "processes": self.processes,
+            "images": self.pairs.digest(),
+            "settings": asdict(self.settings),
         }
-        with replacing(self.checkpoint_path) as temporary:
-            torch.save(state, temporary)
+        write_text(json.dumps(config, indent=1), folder / checkpoints.CONFIG)
+        scaler = self.accelerator.scaler
+        state = {
+            "optimizers": [optimizer.optimizer.state_dict() for optimizer in self.optimizers],
+            "pools": [self.pool_a.state_dict(), self.pool_b.state_dict()],
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+        torch.save(state, folder / "training.pt")
+
+    def _load(self, folder: Path) -> None:
+        config = checkpoints.read_config(folder)
+        self.settings.check_resumes(Settings(**config["settings"]))
+        for what, ours in (("processes", self.processes), ("images", self.pairs.digest())):
+            if config[what] != ours:
+                theirs = "others" if what == "images" else config[what]
+                raise UserError(
+                    f"the run cannot go on from {folder}: its {what} were {theirs}; got {ours}"
+                )
+        if config["step"] > self.settings.steps:
+            raise UserError(f"steps must be at least {config['step']}, which {folder} has done")
+        for name in NETWORKS:
+            getattr(self, name).load_state_dict(load_file(folder / f"{name}.safetensors"))
+        for name, average in self.averaged.items():
+            average.load_state_dict(load_file(folder / f"averaged_{name}.safetensors"))
+        state = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
+        for optimizer, loaded in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.optimizer.load_state_dict(loaded)
+        for pool, loaded in zip((self.pool_a, self.pool_b), state["pools"], strict=True):
+            pool.load_state_dict(loaded, self.device)
+        if state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step, self.seconds = config["step"], config["seconds"]
+        rank = self.accelerator.process_index
+        set_random_state(torch.load(folder / f"process_{rank}.pt", weights_only=True), self.device)
 
 
-def discriminator_loss(discriminator: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-    """LSGAN loss of both kinds, halved so that the discriminators learn more slowly."""
-    scores_real, scores_fake = discriminator(torch.cat([real, fake])).chunk(2)
-    return (lsgan_loss(scores_real, 1) + lsgan_loss(scores_fake, 0)) / 2
-
-
-def descend(loss: Tensor, optimizer: Optimizer) -> None:
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
+def make_accelerator(settings: Settings) -> Accelerator:
+    # Accelerate keeps the precision of a process's first Accelerator; here each run has its own.
+    AcceleratorState._reset_state()
+    names = settings.tracker_names()
+    accelerator = Accelerator(
+        cpu=settings.device == "cpu" or not torch.accelerator.is_available(),
+        mixed_precision=settings.precision,
+        log_with=names or None,
+        project_dir=settings.run_dir if names else None,
+    )
+    if settings.precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("precision must be no or bf16 on a CPU; got 'fp16'")
+    if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
+        raise UserError("the processes do not find each other: Accelerate sees one alone")
+    missing = set(names) - {tracker.value for tracker in accelerator.log_with}
+    if missing:
+        raise UserError(f"trackers: {', '.join(missing)} is not installed: pip install it")
+    return accelerator
 
 
 def linear_decay(steps: int, decay_start: float) -> Callable[[int], float]:
@@ -269,10 +480,36 @@ def linear_decay(steps: int, decay_start: float) -> Callable[[int], float]:
     return lambda step: max(0.0, min(1.0, (steps - step) / (steps - start)))
 
 
-def find_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError):  # no such name; no such device in this build of torch
-        raise UserError(f"device must be auto or one that torch has here; got {name!r}") from None
+def in_short(losses: dict[str, float], speed: float) -> dict[str, float]:
+    """Sums over both domains, and images per second, for a line of progress."""
+    kinds = dict.fromkeys(name[:-2] for name in losses)
+    sums = {kind: losses[f"{kind}_a"] + losses[f"{kind}_b"] for kind in kinds}
+    return {**sums, "images/s": speed}
+
+
+def ignore_interrupts(_: int) -> None:
+    """Ctrl-C reaches loader processes too, which are needed until the run has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def random_state(device: torch.device) -> dict:
+    """Of every generator that code in a process may draw from, in plain types and tensors."""
+    version, numbers, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    state = {
+        "python": (version, list(numbers), gauss),
+        "numpy": (name, keys.tolist(), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict, device: torch.device) -> None:
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    np.random.set_state(tuple(state["numpy"]))
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,47 +1,79 @@
-"""Translation of a folder of images with a trained generator."""
+"""Translation of images with a trained generator."""
 
-import pickle
 from collections import Counter
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from cyclegan import checkpoints
 from cyclegan.errors import UserError
 from cyclegan.files import list_images, readable_images, to_image, to_tensor, write_png
-from cyclegan.networks import ResnetGenerator
+from cyclegan.networks import make_generator
+from cyclegan.settings import Settings
 
 
-def load_generator(checkpoint: Path, direction: str, device: torch.device) -> nn.Module:
-    """The generator of a run for direction "ab" or "ba"; the checkpoint knows its shape."""
-    if not checkpoint.is_file():
-        raise FileNotFoundError(f"no such checkpoint: {checkpoint}")
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        settings, weights = state["settings"], state["networks"][f"generator_{direction}"]
-        generator = ResnetGenerator(settings["base_width"], settings["blocks"])
-        generator.load_state_dict(weights)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, LookupError, TypeError) as error:
-        raise UserError(f"{checkpoint} is no checkpoint of cyclegan train") from error
-    return generator.to(device)
+def load_generator(
+    checkpoint: Path, direction: str, device: torch.device
+) -> tuple[nn.Module, Settings]:
+    """The generator of a run for direction "ab" or "ba", the averaged one if there is one, and the
+    settings of the run. Nothing but the checkpoint is needed, and no pickle is read.
 
-
-def translate_folder(generator: nn.Module, source: Path, target: Path, device: torch.device) -> int:
-    """Translate every readable image of `source`, at its own size, into target/<name>.png.
-
-    Returns how many were written.
+    Args:
+        checkpoint: a checkpoint's folder, or a run's, of which the latest is taken.
     """
-    if source.resolve() == target.resolve():
-        raise UserError(f"the images would overwrite themselves: IN and OUT are both {source}")
-    paths = list_images(source)
-    clashes = [stem for stem, n in Counter(path.stem for path in paths).items() if n > 1]
-    if clashes:
-        raise UserError(f"several images would be written to {target / clashes[0]}.png")
+    folder = checkpoints.find(checkpoint)
+    config = checkpoints.read_config(folder)
+    settings = Settings(**config["settings"])
+    averaged = folder / f"averaged_generator_{direction}.safetensors"
+    file = averaged if averaged.exists() else folder / f"generator_{direction}.safetensors"
+    generator = make_generator(settings.generator, settings.image_size, settings.base_width)
+    try:
+        generator.load_state_dict(load_file(file))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{file} does not hold the weights of {settings.generator}") from error
+    return generator.eval().requires_grad_(False).to(device), settings
+
+
+def translate_files(
+    generator: nn.Module,
+    source: Path,
+    target: Path,
+    device: torch.device,
+    tile: int = 1024,
+    overlap: int = 128,
+) -> int:
+    """Translate an image file, or every readable image of a folder, each at its own size.
+
+    Args:
+        source: a file, or a folder.
+        target: of a file, the PNG to write; of a folder, the folder of target/<name>.png.
+        tile, overlap: see `translate`.
+
+    Returns:
+        How many were written.
+    """
+    if source.is_dir():
+        if source.resolve() == target.resolve():
+            raise UserError(f"the images would overwrite themselves: IN and OUT are both {source}")
+        paths = list_images(source)
+        clashes = [stem for stem, n in Counter(path.stem for path in paths).items() if n > 1]
+        if clashes:
+            raise UserError(f"several images would be written to {target / clashes[0]}.png")
+        targets = {path: target / f"{path.stem}.png" for path in paths}
+    elif source.exists():
+        if target.suffix.lower() != ".png":
+            raise UserError(f"OUT must be a .png file where IN is a file; got {target}")
+        targets = {source: target}
+    else:
+        raise UserError(f"no such file or folder: {source}")
     count = 0
-    for path, image in readable_images(paths):
-        result = translate(generator, to_tensor(image).to(device))
-        write_png(to_image(result), target / f"{path.stem}.png")
+    for path, image in readable_images(targets):
+        result = translate(generator, to_tensor(image).to(device), tile, overlap)
+        write_png(to_image(result), targets[path])
         count += 1
     if count == 0:
         raise UserError(f"no readable image in {source}")
@@ -49,9 +81,69 @@ def translate_folder(generator: nn.Module, source: Path, target: Path, device: t
 
 
 @torch.inference_mode()
-def translate(generator: nn.Module, image: Tensor) -> Tensor:
-    """(3, H, W) in [-1, 1] -> the same, of any size: padded to what the generator takes."""
+def translate(generator: nn.Module, image: Tensor, tile: int = 1024, overlap: int = 128) -> Tensor:
+    """(3, H, W) in [-1, 1] -> the same, of any size: padded to what the generator takes.
+
+    What is larger than a tile is translated in tiles, which fade into one another: memory depends
+    on the tile. (Instance norm then takes its statistics from a tile, not the whole image.)
+
+    Args:
+        tile: largest side in pixels that is translated at once; 0: everything is.
+        overlap: pixels that neighbouring tiles share, less than half of a tile.
+    """
+    if tile < 0 or (tile and not 0 <= overlap <= tile // 2):
+        raise UserError(
+            f"tile must be 0 or more, and overlap in [0, tile / 2]; got {tile} and {overlap}"
+        )
     height, width = image.shape[-2:]
-    right, bottom = (max(8, -(-side // 4) * 4) - side for side in (width, height))
+    if not tile or max(height, width) <= tile:
+        return _translate_whole(generator, image)
+    total, weight = torch.zeros_like(image), torch.zeros_like(image[:1])
+    for top, bottom in _cut(height, tile, overlap):
+        for left, right in _cut(width, tile, overlap):
+            here = (slice(None), slice(top, bottom), slice(left, right))
+            fade = (
+                _fade(top, bottom, height, overlap)[:, None] * _fade(left, right, width, overlap)
+            ).to(image)
+            total[here] += fade * _translate_whole(generator, image[here])
+            weight[here] += fade
+    return total / weight
+
+
+def _translate_whole(generator: nn.Module, image: Tensor) -> Tensor:
+    height, width = image.shape[-2:]
+    smallest, multiple = generator.smallest, generator.multiple
+    right, bottom = (
+        max(smallest, -(-side // multiple) * multiple) - side for side in (width, height)
+    )
     padded = F.pad(image[None], (0, right, 0, bottom), mode="replicate")
     return generator(padded)[0, :, :height, :width]
+
+
+def _cut(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
+    """Tiles of one axis, evenly spread, that share at least `overlap`."""
+    if length <= tile:
+        return [(0, length)]
+    count = -(-(length - overlap) // (tile - overlap))
+    starts = [round(i * (length - tile) / (count - 1)) for i in range(count)]
+    return [(start, start + tile) for start in starts]
+
+
+def _fade(start: int, end: int, length: int, overlap: int) -> Tensor:
+    """The weight of each pixel of a tile: it falls to the sides that have a neighbour."""
+    ramp = torch.ones(end - start)
+    rising = torch.arange(1, overlap + 1) / (overlap + 1)
+    if start > 0 and overlap:
+        ramp[:overlap] = rising
+    if end < length and overlap:
+        ramp[-overlap:] = rising.flip(0)
+    return ramp
+
+
+def find_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError):  # no such name; no such device in this build of torch
+        raise UserError(f"device must be auto or one that torch has here; got {name!r}") from None

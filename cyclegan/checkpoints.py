@@ -1,0 +1,157 @@
+"""Checkpoints: folders that are there as a whole or not at all.
+
+    RUN/checkpoints/step_0001000/
+        config.json               settings, step, and what else a reader must know
+        generator_ab.safetensors  and of the other networks; what translates needs no more
+        training.pt               optimizers, pools, scaler: plain types and tensors
+        process_0.pt              random state of each process
+        manifest.json             size and SHA-256 of the others; written last
+
+A folder is written under another name, forced to disk and renamed. One without a manifest, or
+with other files than its manifest says, is no checkpoint.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cyclegan.errors import UserError
+from cyclegan.files import write_text
+
+MANIFEST, CONFIG = "manifest.json", "config.json"
+FORMAT = 1
+_NAME = re.compile(r"step_(\d{7,})")
+
+
+def folder_of(run_dir: Path, step: int) -> Path:
+    return run_dir / "checkpoints" / f"step_{step:07d}"
+
+
+def in_run(run_dir: Path) -> list[Path]:
+    """The checkpoints of a run, whole or not, the latest first."""
+    found = [path for path in run_dir.glob("checkpoints/*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(_NAME.fullmatch(path.name)[1]), reverse=True)
+
+
+@contextmanager
+def writing(run_dir: Path, step: int, main: bool, wait: Callable[[], None]) -> Iterator[Path]:
+    """Yields the folder that files of the checkpoint are to be written to; it takes its name when
+    all processes have left the block.
+
+    Args:
+        main: whether this process is the one that makes and renames the folder.
+        wait: waits until every process has called it.
+    """
+    final = folder_of(run_dir, step)
+    temporary = final.with_name(f".{final.name}.writing")
+    if main:
+        shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+        temporary.mkdir(parents=True)
+    wait()
+    try:
+        yield temporary
+        wait()
+        if main:
+            files = {path.name: _fingerprint(path) for path in sorted(temporary.iterdir())}
+            write_text(json.dumps(files, indent=1), temporary / MANIFEST)
+            for path in temporary.iterdir():
+                _force_to_disk(path)
+            if final.exists():  # the run went on from an earlier checkpoint
+                _remove(final)
+            os.replace(temporary, final)
+            _force_to_disk(final.parent)
+        wait()
+    finally:
+        if main:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def keep_latest(run_dir: Path, count: int) -> None:
+    for folder in in_run(run_dir)[count:]:
+        _remove(folder)
+    for leftover in (run_dir / "checkpoints").glob(".step_*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def why_broken(folder: Path) -> str | None:
+    """What is wrong with a checkpoint; None if it is whole."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for name, fingerprint in files.items():
+            if _fingerprint(folder / name) != fingerprint:
+                return f"{name} has changed since it was written"
+    except FileNotFoundError as error:
+        return f"no {Path(error.filename).name}"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{MANIFEST}: {error}"
+    return None
+
+
+def latest_whole(run_dir: Path) -> Path | None:
+    """The latest checkpoint of a run that is whole; broken ones are named and passed over."""
+    for folder in in_run(run_dir):
+        broken = why_broken(folder)
+        if broken is None:
+            return folder
+        warnings.warn(f"passed over broken checkpoint {folder}: {broken}", stacklevel=2)
+    return None
+
+
+def find(path: Path) -> Path:
+    """The checkpoint `path`, or the latest of the run in `path`.
+
+    Raises:
+        UserError: there is none, or it is broken.
+    """
+    if not path.is_dir():
+        raise UserError(f"no such folder: {path}")
+    if (path / CONFIG).exists() or (path / MANIFEST).exists():
+        if broken := why_broken(path):
+            raise UserError(f"broken checkpoint {path}: {broken}")
+        return path
+    found = latest_whole(path)
+    if found is None:
+        raise UserError(f"no checkpoint in {path}")
+    return found
+
+
+def read_config(folder: Path) -> dict:
+    """What config.json of a whole checkpoint says."""
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if config.get("format") != FORMAT:
+        raise UserError(
+            f"{folder} has format {config.get('format')!r}; this version reads {FORMAT}"
+        )
+    return config
+
+
+def _fingerprint(path: Path) -> dict:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return {"size": file.tell(), "sha256": digest.hexdigest()}
+
+
+def _force_to_disk(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(folder: Path) -> None:
+    """Under another name first: a folder half removed must not pass for a checkpoint."""
+    doomed = folder.with_name(f".{folder.name}.removing")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.replace(folder, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)

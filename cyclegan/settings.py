@@ -1,0 +1,121 @@
+"""What a run depends on."""
+
+import math
+from dataclasses import MISSING, dataclass, field, fields
+
+from cyclegan.errors import UserError, check_seed
+from cyclegan.losses import CYCLE_LOSSES, GAN_LOSSES, PRESETS, parse_cycle_loss
+from cyclegan.networks import parse_generator
+
+PRECISIONS = ("no", "bf16", "fp16")
+TRACKERS = ("tensorboard", "wandb")
+
+
+def setting(help: str, default: int | float | str | bool = MISSING, free: bool = False):
+    """A field of Settings; the command line takes its name, type, default and help from it.
+    A run that is resumed may change what is ``free``: the images it sees stay the same."""
+    return field(default=default, metadata={"help": help, "free": free})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that a run depends on. The defaults are the paper's, for images of 256x256."""
+
+    data: str = setting("folder with trainA, trainB, testA, testB", free=True)
+    run_dir: str = setting("folder for checkpoints, samples, log and report", free=True)
+    steps: int = setting("updates of the generators; the paper: 200 passes over trainA", free=True)
+    image_size: int = setting("side of the training crops in pixels", 256)
+    batch_size: int = setting("pairs per step and process", 1)
+    generator: str = setting(
+        "resnet_6, resnet_9 (any number of blocks), unet_128, unet_256 (any power of 2); auto: "
+        "resnet_9 for images of 256 pixels and more, else resnet_6",
+        "auto",
+    )
+    base_width: int = setting("channels of the generators' first layer", 64)
+    discriminator_width: int = setting("channels of the discriminators' first layer", 64)
+    discriminator_layers: int = setting("layers of stride 2; 3 judge patches of 70 pixels", 3)
+    gan_loss: str = setting(f"{', '.join(GAN_LOSSES)}; the paper: lsgan", "lsgan")
+    cycle_loss: str = setting(
+        f"how a reconstruction is compared with the image: {', '.join(CYCLE_LOSSES)}, or a sum "
+        "like 0.84*ssim+0.16*l1",
+        "ssim",
+    )
+    loss_preset: str = setting(
+        f"arithmetic of the cycle loss: {' or '.join(PRESETS)}; normalised has means, of images "
+        "mapped to 0 .. 1, tandon what the article's code computes",
+        "normalised",
+    )
+    feature_network: str = setting("of perceptual and contextual: vgg16, vgg19, alexnet", "vgg19")
+    feature_layers: str = setting("of this network, with commas", "conv3_2,conv4_2")
+    feature_weights: str = setting("file with its weights; none: torchvision downloads them", "")
+    lambda_cycle: float = setting("weight of the cycle loss; the GAN loss has 1", 10.0)
+    lambda_identity: float = setting("weight of the identity loss, times lambda_cycle", 0.5)
+    learning_rate: float = setting("of Adam, for all four networks", 2e-4)
+    beta1: float = setting("Adam's first decay rate; GANs oscillate with its usual 0.9", 0.5)
+    decay_start: float = setting("part of the steps after which the rate falls to 0", 0.5)
+    clip_norm: float = setting("largest norm of a gradient; 0: no clipping", 0.0)
+    pool_size: int = setting("older fakes kept for each discriminator", 50)
+    ema_decay: float = setting(
+        "of the averaged generators, which then translate, as 0.999; 0: no averaging", 0.0
+    )
+    precision: str = setting(f"of the networks: {', '.join(PRECISIONS)}", "no")
+    compile: bool = setting("compile the networks: minutes at first, then faster steps", False)
+    channels_last: str = setting("memory format: yes, no; auto: yes on a GPU", "auto")
+    test_images: int = setting("images of each test folder, by name, that samples show", 16)
+    log_every: int = setting("steps between looks at the losses; each waits for a GPU", 20, True)
+    save_every: int = setting("steps between checkpoints and sample grids", 1000, True)
+    keep: int = setting("checkpoints that are kept", 3, True)
+    trackers: str = setting(f"where losses go too: {', '.join(TRACKERS)}, with commas", "", True)
+    workers: int = setting("processes that load images; 0: the training process does", 0, True)
+    seed: int = setting("of weights, order of images, crops and pools", 0)
+    device: str = setting("auto: what Accelerate chooses; cpu", "auto", True)
+
+    def __post_init__(self):
+        for name in (
+            *("steps", "batch_size", "base_width", "discriminator_width", "discriminator_layers"),
+            *("learning_rate", "test_images", "log_every", "save_every", "keep"),
+        ):
+            self._require(name, getattr(self, name) > 0, "positive")
+        for name in ("lambda_cycle", "lambda_identity", "pool_size", "workers", "clip_norm"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("learning_rate", "lambda_cycle", "lambda_identity", "clip_norm"):
+            self._require(name, math.isfinite(getattr(self, name)), "finite")
+        for name in ("beta1", "decay_start", "ema_decay"):
+            self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        choices = {
+            "gan_loss": GAN_LOSSES,
+            "precision": PRECISIONS,
+            "channels_last": ("auto", "yes", "no"),
+            "device": ("auto", "cpu"),
+        }
+        for name, known in choices.items():
+            self._require(name, getattr(self, name) in known, f"one of {', '.join(known)}")
+        for tracker in self.tracker_names():
+            self._require("trackers", tracker in TRACKERS, f"some of {', '.join(TRACKERS)}")
+        # In smaller images the SSIM window or the discriminator's last two layers do not fit.
+        smallest = max(16, 4 * 2**self.discriminator_layers)
+        multiple = parse_generator(self.generator, self.image_size)[1]
+        fits = self.image_size % multiple == 0 and self.image_size >= smallest
+        self._require("image_size", fits, f"a multiple of {multiple}, at least {smallest}")
+        check_seed(self.seed)
+        parse_cycle_loss(self.cycle_loss, self.loss_preset)  # rejects unknown names
+
+    def _require(self, name: str, holds: bool, what: str) -> None:
+        if not holds:
+            raise UserError(f"{name} must be {what}; got {getattr(self, name)!r}")
+
+    def tracker_names(self) -> list[str]:
+        return [name.strip() for name in self.trackers.split(",") if name.strip()]
+
+    def feature_layer_names(self) -> list[str]:
+        return [name.strip() for name in self.feature_layers.split(",")]
+
+    def check_resumes(self, old: "Settings") -> None:
+        """Refuses to go on with a run of other settings, but for those that are free."""
+        for one in fields(self):
+            ours, theirs = getattr(self, one.name), getattr(old, one.name)
+            if ours != theirs and not one.metadata["free"]:
+                raise UserError(
+                    f"{one.name} must be {theirs!r}, as in the checkpoint that the run goes on "
+                    f"from; got {ours!r}"
+                )
