@@ -94,12 +94,20 @@ def why_broken(folder: Path) -> str | None:
 
 
 def latest_whole(run_dir: Path) -> Path | None:
-    """The latest checkpoint of a run that is whole; broken ones are named and passed over."""
-    for folder in in_run(run_dir):
+    """The latest checkpoint of a run that is whole; broken ones are named and passed over. None if
+    the run has none at all.
+
+    Raises:
+        UserError: there are checkpoints, but none is whole.
+    """
+    folders = in_run(run_dir)
+    for folder in folders:
         broken = why_broken(folder)
         if broken is None:
             return folder
         warnings.warn(f"passed over broken checkpoint {folder}: {broken}", stacklevel=2)
+    if folders:
+        raise UserError(f"no checkpoint in {run_dir} is whole; choose another run_dir")
     return None
 
 

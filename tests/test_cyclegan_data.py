@@ -1,15 +1,18 @@
 """Reading folders of images, training pairs, test images, and the demo data set."""
 
 import itertools
+import struct
+from zlib import compress, crc32
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image, ImageChops
 from torch.utils.data import DataLoader
 
 from cyclegan import demo_data
-from cyclegan.data import UnpairedImages, load_test_images
+from cyclegan.data import Batches, UnpairedImages, load_test_images
 from cyclegan.files import list_images, readable_images, replacing, to_image, to_rgb, to_tensor
 
 
@@ -148,6 +151,31 @@ def test_every_mode_becomes_8_bit_rgb(image, expected):
     assert rgb.getpixel((0, 0)) == expected
 
 
+def png_of_16_bits(colours: np.ndarray) -> bytes:
+    """Which Pillow reads but does not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc32(kind + data))
+
+    height, width, _ = colours.shape
+    head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colours)
+    chunks = chunk(b"IHDR", head) + chunk(b"IDAT", compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bit_colours_keep_their_upper_bits(tmp_path, suffix):
+    colours = np.array([[[0, 0x1234, 0xFFFF], [0x00FF, 0x8000, 0x0100]]], np.uint16)
+    path = tmp_path / f"deep.{suffix}"
+    if suffix == "tif":
+        tifffile.imwrite(path, colours, photometric="rgb")
+    else:
+        path.write_bytes(png_of_16_bits(colours))
+    [(_, image)] = readable_images([path])
+    assert np.array_equal(np.asarray(image), colours >> 8)
+
+
 def test_floating_point_images_are_refused(tmp_path):
     Image.new("F", (1, 1), 0.5).save(tmp_path / "x.tif")
     with pytest.warns(UserWarning, match="x.tif: floating-point pixels have no defined range"):
@@ -196,18 +224,57 @@ def test_unreadable_images_are_named_and_skipped(flat_root):
     assert names == ["2.png", "3.png", "4.png"]
     assert [f"trainA/{i}.png" in str(w.message) for i, w in enumerate(warned)] == [True, True]
 
-    with pytest.warns(UserWarning, match="skipped unreadable image .*trainA/[01].png"):
-        pairs = UnpairedImages(flat_root, 16, samples=5, seed=0)
-        assert {gray(pairs[i][0]) for i in range(5)} == {20, 30, 40}
+
+@pytest.mark.parametrize("broken, count", [(1, 20), (2, 40), (1, 19), (2, 39)])
+def test_up_to_a_twentieth_of_a_training_folder_may_be_broken(tmp_path, broken, count):
+    for folder in ("trainA", "trainB"):
+        for i in range(count):
+            save_flat(tmp_path / folder / f"{i:02d}.png", 4 * i)
+    names = [f"{3 * i:02d}.png" for i in range(broken)]
+    for name in names:
+        path = tmp_path / "trainB" / name
+        path.write_bytes(path.read_bytes()[:50])  # the header is whole
+    if broken * 20 > count:
+        message = f"{broken} of {count} images in .*trainB cannot be read: {', '.join(names)}"
+        with pytest.raises(ValueError, match=message):
+            UnpairedImages(tmp_path, 16, samples=1, seed=0)
+        return
+    with pytest.warns(UserWarning) as warned:
+        pairs = UnpairedImages(tmp_path, 16, samples=8 * count, seed=0)
+    for name, warning in zip(names, warned, strict=True):
+        assert f"skipped unreadable image {tmp_path}/trainB/{name}" in str(warning.message)
+    seen = {gray(pairs[i][1]) for i in range(8 * count)}
+    assert seen.isdisjoint(12 * i for i in range(broken)) and len(seen) > 0.9 * count
 
 
-def test_a_domain_without_a_readable_image_is_named(flat_root):
+def test_a_test_folder_without_a_readable_image_is_named(flat_root):
     for path in (flat_root / "trainB").iterdir():
         path.write_text("")
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="no readable .*trainB"):
-        UnpairedImages(flat_root, 16, samples=5, seed=0)
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match="no readable .*trainB"):
         load_test_images(flat_root / "trainB", 16, limit=3)
+
+
+def test_processes_share_what_one_alone_would_see():
+    one = list(Batches(2, 5, size=6))
+    three = [list(Batches(2, 5, size=2, process=i, processes=3)) for i in range(3)]
+    assert one == [[*range(12, 18)], [*range(18, 24)], [*range(24, 30)]]
+    assert [sum(parts, []) for parts in zip(*three, strict=True)] == one
+    assert len(Batches(2, 5, 6)) == 3
+
+
+def test_the_digest_tells_other_images_apart(flat_root):
+    digest = UnpairedImages(flat_root, 16, samples=9, seed=0).digest()
+    assert UnpairedImages(flat_root, 8, samples=3, seed=1).digest() == digest
+    (flat_root / "trainB" / "6.png").rename(flat_root / "trainB" / "7.png")
+    assert UnpairedImages(flat_root, 16, 9, 0).digest() != digest
+
+
+def test_a_sample_draws_from_no_random_stream_of_others(flat_root):
+    pairs = UnpairedImages(flat_root, 16, samples=12, seed=4)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    assert [pairs[i] for i in range(3)] and torch.equal(torch.rand(3), expected)
 
 
 def test_replacing_keeps_the_old_file_when_writing_fails(tmp_path):

@@ -12,9 +12,11 @@ from cyclegan.errors import UserError
 from cyclegan.losses import (
     CYCLE_LOSSES,
     FEATURE_LOSSES,
+    GAN_LOSSES,
     MIXTURES,
     TANDON_LOSSES,
-    lsgan_loss,
+    discriminator_loss,
+    generator_loss,
     make_cycle_loss,
     parse_cycle_loss,
 )
@@ -290,7 +292,30 @@ def test_every_loss_of_the_article_has_a_name():
     assert set(CYCLE_LOSSES) == article
 
 
-def test_lsgan_loss_by_hand():
-    scores = torch.tensor([[[[0.0, 3.0]]]])
-    assert lsgan_loss(scores, 1) == (1 + 4) / 2
-    assert lsgan_loss(scores, 0) == 9 / 2
+SCORES = torch.tensor([[2.0, -1.0]])
+
+
+@pytest.mark.parametrize(
+    "name, real, fake, generator",
+    [
+        ("lsgan", (1 + 4) / 2, (4 + 1) / 2, (1 + 4) / 2),
+        ("vanilla", (0.126928 + 1.313262) / 2, (2.126928 + 0.313262) / 2, 0.720095),
+        ("hinge", (0 + 2) / 2, (3 + 0) / 2, -0.5),
+    ],
+)
+def test_gan_losses_by_hand(name, real, fake, generator):
+    """Vanilla: log(1 + exp(-2)) = 0.126928 and so on."""
+    assert generator_loss(name, SCORES).item() == pytest.approx(generator, abs=1e-6)
+    both = discriminator_loss(name, SCORES, SCORES)
+    assert both.item() == pytest.approx((real + fake) / 2, abs=1e-6)
+    assert GAN_LOSSES[name](SCORES, True).item() == pytest.approx(real, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", GAN_LOSSES)
+def test_generators_and_discriminators_want_opposite_scores(name):
+    scores = torch.tensor([0.3, -0.2], requires_grad=True)
+    generator_loss(name, scores).backward()
+    assert (scores.grad < 0).all()  # higher scores are better for the generator
+    scores.grad = None
+    discriminator_loss(name, torch.zeros(2), scores).backward()
+    assert (scores.grad > 0).any() and (scores.grad >= 0)[0]

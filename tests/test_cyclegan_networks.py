@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from cyclegan.networks import PatchDiscriminator, ResidualBlock, ResnetGenerator
+from cyclegan.networks import (
+    PatchDiscriminator,
+    ResidualBlock,
+    ResnetGenerator,
+    UnetGenerator,
+    make_generator,
+    parse_generator,
+)
 
 
 @pytest.mark.parametrize(
@@ -22,19 +29,74 @@ def test_generator_keeps_shape_and_stays_in_range(size):
     assert out.abs().max() <= 1
 
 
-def test_published_sizes():
-    # 11.378 M and 2.765 M parameters for 256x256 are the figures users report for the paper's
-    # networks; theirs count biases in front of instance norm too, which do nothing.
-    def count(network):
-        norm_biases = sum(
-            before.out_channels
-            for before, after in zip(modules(network), modules(network)[1:], strict=False)
-            if isinstance(after, nn.InstanceNorm2d)
-        )
-        return sum(p.numel() for p in network.parameters()) + norm_biases
+def count(network):
+    return sum(p.numel() for p in network.parameters())
 
+
+def test_published_sizes():
+    # The figures that users of the paper's code report for 256x256.
     assert count(ResnetGenerator(64, 9)) == pytest.approx(11.378e6, abs=500)
     assert count(PatchDiscriminator(64, 3)) == pytest.approx(2.765e6, abs=500)
+
+
+@pytest.mark.parametrize("levels", [7, 8])
+def test_unet_has_the_parameters_of_its_layers(levels):
+    """Isola et al. 2017, section 6.1.1: C64-C128-C256-C512-... down, as many up with skips."""
+    w = [64, 128, 256] + [512] * (levels - 3)
+    down = sum(16 * a * b + b for a, b in zip([3, *w], w, strict=False))
+    up = [(w[-1], w[-2]), *((2 * w[i], w[i - 1]) for i in range(levels - 2, 0, -1)), (2 * w[0], 3)]
+    assert count(UnetGenerator(64, levels)) == down + sum(16 * a * b + b for a, b in up)
+
+
+@pytest.mark.parametrize("levels, size", [(2, (4, 8)), (3, (8, 8)), (5, (64, 32))])
+def test_unet_keeps_shape_and_range_and_sees_everything(levels, size):
+    generator = UnetGenerator(4, levels)
+    x = torch.randn(2, 3, *size, requires_grad=True)
+    out = generator(x * 100)
+    assert out.shape == x.shape and out.abs().max() <= 1
+    with torch.no_grad():  # of one pixel, the whole image: it came through the innermost level
+        for parameter in generator.parameters():
+            parameter.mul_(20)
+    generator(x)[0, 0, 0, 0].backward()
+    assert (x.grad[0] != 0).all() and not x.grad[1].any()
+
+
+def test_unet_shows_what_went_down_again_on_the_way_up():
+    generator = UnetGenerator(2, 3)
+    seen = {}
+    for index, up in enumerate(generator.up):
+        up.register_forward_hook(lambda _, args, out, i=index: seen.update({i: (args[0], out)}))
+    downs = []
+    for down in generator.down:
+        down.register_forward_hook(lambda _, args, out: downs.append(out))
+    generator(torch.randn(1, 3, 8, 8))
+    assert torch.equal(seen[2][0], downs[2])
+    for level in (1, 0):
+        assert torch.equal(seen[level][0], torch.cat([downs[level], seen[level + 1][1]], 1))
+
+
+@pytest.mark.parametrize(
+    "name, size, kind, number",
+    [
+        ("auto", 256, ResnetGenerator, 9),
+        ("auto", 512, ResnetGenerator, 9),
+        ("auto", 128, ResnetGenerator, 6),
+        ("resnet_9", 128, ResnetGenerator, 9),
+        ("unet_128", 128, UnetGenerator, 7),
+        ("unet_256", 256, UnetGenerator, 8),
+    ],
+)
+def test_generators_by_name(name, size, kind, number):
+    network = make_generator(name, size, 2)
+    assert type(network) is kind
+    assert count(network) == count(kind(2, number))
+    assert parse_generator(name, size)[1] == network.multiple
+
+
+@pytest.mark.parametrize("name", ["resnet", "resnet_0", "unet_100", "unet_2", "vit_9", "auto_9"])
+def test_unknown_generators_are_named(name):
+    with pytest.raises(ValueError, match=f"generator must be .*got '{name}'"):
+        parse_generator(name, 256)
 
 
 def modules(network):
@@ -87,14 +149,18 @@ def test_a_score_sees_a_patch_of_the_published_size(n_layers, field):
 def test_images_of_a_batch_do_not_influence_each_other():
     """Merged batches in the trainer rest on this."""
     images = torch.randn(3, 3, 32, 32)
-    for network in (ResnetGenerator(4, 1), PatchDiscriminator(4, 3)):
+    for network in (ResnetGenerator(4, 1), UnetGenerator(4, 5), PatchDiscriminator(4, 3)):
         with torch.no_grad():
             together = network(images)
             alone = torch.cat([network(image[None]) for image in images])
         torch.testing.assert_close(together, alone)
 
 
-@pytest.mark.parametrize("network", [ResnetGenerator(32, 2), PatchDiscriminator(32, 3)], ids=type)
+@pytest.mark.parametrize(
+    "network",
+    [ResnetGenerator(32, 2), UnetGenerator(16, 6), PatchDiscriminator(32, 3)],
+    ids=lambda network: type(network).__name__,
+)
 def test_initial_weights_are_normal_with_deviation_0_02(network):
     weights = torch.cat([p.flatten() for n, p in network.named_parameters() if "weight" in n])
     biases = torch.cat([p.flatten() for n, p in network.named_parameters() if "bias" in n])

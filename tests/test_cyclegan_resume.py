@@ -1,0 +1,299 @@
+"""Checkpoints, and runs that go on from them bit for bit, however they ended."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from cyclegan_runs import OPTIONS, data, one_thread, settings  # noqa: F401 - fixtures
+from safetensors.torch import load_file
+
+from cyclegan import checkpoints
+from cyclegan.demo_data import write_demo_data
+from cyclegan.log import RunLog
+from cyclegan.trainer import NETWORKS, Trainer
+
+MODULES = (*NETWORKS, "averaged_generator_ab", "averaged_generator_ba")
+# Pools that are full and trade, averages, clipping: all that has a state.
+STATEFUL = {"pool_size": 3, "ema_decay": 0.5, "clip_norm": 1.0, "learning_rate": 1e-3}
+
+
+def start(processes: int, *arguments) -> subprocess.Popen:
+    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+    if processes == 1:
+        launcher = []
+    return subprocess.Popen(
+        [sys.executable, "-m", *launcher, "cyclegan", "train", *map(str, arguments)],
+        cwd=Path(__file__).parent,  # not the root, whose sources would hide the package
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # so that a signal can reach all of its processes
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    return output
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def assert_same_bits(one: Path, other: Path) -> None:
+    """Everything that two checkpoints hold, but for times and places."""
+    assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in other.iterdir())
+    for name in MODULES:
+        mine, theirs = (load_file(folder / f"{name}.safetensors") for folder in (one, other))
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine), name
+    for path in one.glob("*.pt"):
+        mine, theirs = (torch.load(f / path.name, weights_only=True) for f in (one, other))
+        assert_same(mine, theirs, path.name)
+
+
+def assert_same(mine, theirs, where: str) -> None:
+    if isinstance(mine, torch.Tensor):
+        assert torch.equal(mine, theirs), where
+    elif isinstance(mine, dict):
+        assert mine.keys() == theirs.keys(), where
+        for key in mine:
+            assert_same(mine[key], theirs[key], f"{where}.{key}")
+    elif isinstance(mine, list | tuple):
+        assert len(mine) == len(theirs), where
+        for index, pair in enumerate(zip(mine, theirs, strict=True)):
+            assert_same(*pair, f"{where}.{index}")
+    else:
+        assert mine == theirs, where
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_has_the_bits_of_one_that_went_through(settings, tmp_path, workers):
+    whole = Trainer(replace(settings, steps=9, save_every=4, workers=workers, **STATEFUL))
+    whole.train()
+    assert len(whole.pool_a.images) == 3  # it has traded
+    other = replace(whole.settings, run_dir=str(tmp_path / "other"))
+    at_4 = checkpoints.folder_of(whole.run_dir, 4)
+    torch.rand(7)  # what other code drew must not matter
+    resumed = Trainer(other, resume=str(at_4))
+    assert resumed.step == 4
+    resumed.train()
+    assert resumed.step == 9
+    for step in (8, 9):
+        folders = [checkpoints.folder_of(t.run_dir, step) for t in (whole, resumed)]
+        assert_same_bits(*folders)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_run_goes_on_with_the_bits_of_one_that_went_through(data, tmp_path, processes):
+    steps = 60
+    options = [*OPTIONS, f"--data={data}", f"--steps={steps}", "--save-every=3", "--log-every=2"]
+    options += [f"--{name.replace('_', '-')}={value}" for name, value in STATEFUL.items()]
+    killed, through = tmp_path / "killed", tmp_path / "through"
+    process = start(processes, *options, f"--run-dir={killed}")
+    wait_for(lambda: checkpoints.folder_of(killed, 6).exists(), process)
+    family = psutil.Process(process.pid)
+    for one in (*family.children(recursive=True), family):
+        one.kill()
+    process.communicate()
+    last = checkpoints.in_run(killed)[0]
+    assert last.name < f"step_{steps:07d}"
+    # As if the kill had come in the middle of the latest one: the one before is used.
+    (last / "training.pt").write_bytes((last / "training.pt").read_bytes()[:-1])
+    output = finish(start(processes, f"--run-dir={killed}", "--resume=auto"))
+    assert f"passed over broken checkpoint {last}: training.pt has changed" in output
+    finish(start(processes, *options, f"--run-dir={through}"))
+    assert_same_bits(*(checkpoints.folder_of(run, steps) for run in (killed, through)))
+    logs = [RunLog(run).records() for run in (killed, through)]
+    for mine, theirs in zip(*logs, strict=True):  # nothing twice, nothing missing
+        assert mine["step"] == theirs["step"]
+        assert mine.get("losses") == theirs.get("losses") and mine.get("test") == theirs.get("test")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_an_interrupted_run_saves_and_exits_with_0(data, tmp_path, number):
+    run = tmp_path / "run"
+    options = [*OPTIONS, f"--data={data}", "--steps=100000", "--save-every=100000", "--workers=2"]
+    process = start(1, *options, "--log-every=1", f"--run-dir={run}")
+    log = run / "log.jsonl"
+    wait_for(lambda: log.exists() and len(log.read_text().splitlines()) > 3, process)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    output = finish(process)
+    [checkpoint] = checkpoints.in_run(run)
+    step = checkpoints.read_config(checkpoint)["step"]
+    assert step >= 3 and f"stopped at step {step}; --resume auto goes on" in output
+    assert "Traceback" not in output
+    assert checkpoints.why_broken(checkpoint) is None
+
+
+def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path):
+    """Pools included, which are full after two steps. Of photographs: where gradients are next to
+    nothing, Adam makes whole steps of their rounding."""
+    data = tmp_path / "data"
+    write_demo_data(data, train_count=8, test_count=2)
+    options = [*OPTIONS, f"--data={data}", "--steps=8", "--log-every=4", "--pool-size=4"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    runs = (
+        start(1, *options, "--batch-size=2", f"--run-dir={one}"),
+        start(2, *options, "--batch-size=1", f"--run-dir={two}"),
+    )
+    for process in runs:
+        finish(process)
+    mine, theirs = (checkpoints.folder_of(run, 8) for run in (one, two))
+    for name in NETWORKS:
+        weights = [load_file(folder / f"{name}.safetensors") for folder in (mine, theirs)]
+        for key in weights[0]:
+            # Biases in front of instance norm do nothing, and their gradients are rounding.
+            if "weight" in key:
+                torch.testing.assert_close(weights[0][key], weights[1][key], atol=1e-6, rtol=1e-5)
+    logs = [RunLog(run).records() for run in (one, two)]
+    for ours, others in zip(*logs, strict=True):
+        for kind in ("losses", "test"):
+            assert ours.get(kind) == pytest.approx(others.get(kind), abs=1e-4)
+    assert not (theirs / "process_2.pt").exists() and (theirs / "process_1.pt").exists()
+
+
+def test_the_last_checkpoints_are_kept(settings):
+    trainer = Trainer(replace(settings, steps=9, save_every=2, keep=2))
+    trainer.train()
+    folder = trainer.run_dir / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["step_0000008", "step_0000009"]
+    assert all(checkpoints.why_broken(path) is None for path in folder.iterdir())
+
+
+@pytest.fixture
+def run(settings):
+    """A run with checkpoints at steps 2 and 4."""
+    trainer = Trainer(replace(settings, save_every=2))
+    trainer.train()
+    return trainer
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def another_byte(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "manifest missing": lambda f: (f / "manifest.json").unlink(),
+    "manifest cut short": lambda f: cut_short(f / "manifest.json"),
+    "weights cut short": lambda f: cut_short(f / "generator_ba.safetensors"),
+    "weights changed": lambda f: another_byte(f / "generator_ba.safetensors"),
+    "state missing": lambda f: (f / "training.pt").unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_broken_checkpoint_is_named_and_the_one_before_is_used(run, damage):
+    DAMAGE[damage](checkpoints.folder_of(run.run_dir, 4))
+    with pytest.warns(UserWarning, match="passed over broken checkpoint .*step_0000004"):
+        resumed = Trainer(run.settings, resume="auto")
+    assert resumed.step == 2
+    resumed.train()  # and the broken one is replaced
+    assert checkpoints.why_broken(checkpoints.folder_of(run.run_dir, 4)) is None
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_begun_again(run):
+    for folder in checkpoints.in_run(run.run_dir):
+        cut_short(folder / "config.json")
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="no checkpoint .* is whole"):
+        Trainer(run.settings, resume="auto")
+
+
+def test_auto_begins_where_there_is_nothing(settings):
+    assert Trainer(settings, resume="auto").step == 0
+
+
+def test_what_a_kill_left_behind_is_no_checkpoint_and_goes(run):
+    folder = run.run_dir / "checkpoints"
+    shutil.copytree(folder / "step_0000004", folder / ".step_0000006.writing")
+    assert checkpoints.latest_whole(run.run_dir).name == "step_0000004"
+    resumed = Trainer(replace(run.settings, steps=5), resume="auto")
+    resumed.train()
+    assert not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize("when", ["weights", "rename"])
+def test_a_failing_save_leaves_the_old_checkpoints(run, monkeypatch, when):
+    before = {p: p.read_bytes() for p in run.run_dir.rglob("*") if p.is_file()}
+
+    def full(*_):
+        raise OSError("disk full")
+
+    if when == "weights":
+        monkeypatch.setattr("cyclegan.trainer.save_file", full)
+    else:
+        monkeypatch.setattr(checkpoints.os, "replace", full)
+    run.step = 5
+    with pytest.raises(OSError, match="disk full"):
+        run.save_checkpoint()
+    assert {p: p.read_bytes() for p in run.run_dir.rglob("*") if p.is_file()} == before
+
+
+def test_a_run_is_not_written_over(run):
+    with pytest.raises(FileExistsError, match="step_0000004 exists; resume the run"):
+        Trainer(run.settings)
+    early = checkpoints.folder_of(run.run_dir, 2)
+    with pytest.raises(ValueError, match="has a later checkpoint than .*step_0000002"):
+        Trainer(run.settings, resume=str(early))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"seed": 1}, "seed must be 0, as in the checkpoint .*; got 1"),
+        ({"batch_size": 1}, "batch_size must be 2"),
+        ({"cycle_loss": "l1"}, "cycle_loss must be 'ssim'"),
+        ({"steps": 3}, "steps must be at least 4"),
+    ],
+    ids=str,
+)
+def test_a_run_goes_on_with_its_own_settings(run, changes, message):
+    with pytest.raises(ValueError, match=message):
+        Trainer(replace(run.settings, **changes), resume="auto")
+
+
+def test_a_run_goes_on_with_its_own_images_and_number_of_processes(run, data, tmp_path):
+    elsewhere = tmp_path / "moved"
+    shutil.copytree(data, elsewhere)
+    moved = replace(run.settings, data=str(elsewhere), steps=5, workers=1, keep=9)
+    assert Trainer(moved, resume="auto").step == 4  # the same images in another place
+    (elsewhere / "trainA" / "0.png").unlink()
+    with pytest.raises(ValueError, match="its images were others"):
+        Trainer(moved, resume="auto")
+    folder = checkpoints.folder_of(run.run_dir, 4)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "processes": 2}))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["config.json"] = checkpoints._fingerprint(folder / "config.json")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="its processes were 2; got 1"):
+        Trainer(run.settings, resume="auto")
+
+
+def test_a_checkpoint_of_another_format_is_refused(run):
+    folder = checkpoints.folder_of(run.run_dir, 4)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "format": 0}))
+    with pytest.raises(ValueError, match="has format 0; this version reads 1"):
+        checkpoints.read_config(folder)
