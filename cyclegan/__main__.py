@@ -81,7 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     translate.add_argument(
         "--tile", type=int, default=1024, help="largest side at once, in pixels; 0: any (1024)"
     )
-    translate.add_argument("--overlap", type=int, default=128, help="pixels that tiles share (128)")
+    translate.add_argument("--overlap", type=int, help="pixels that tiles share (an eighth)")
 
     score = command(run_evaluate, "evaluate", "score reconstructions of test images, as JSON")
     add_checkpoint(score)

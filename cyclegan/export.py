@@ -17,7 +17,7 @@ def export_onnx(generator: nn.Module, image_size: int, path: Path, opset: int = 
     any N, and H and W multiples of what the generator takes.
 
     Args:
-        image_size: side of the images that the file is traced with.
+        image_size: side of the images of training; the file is checked at this size and another.
         opset: of the ONNX file.
 
     Returns:
@@ -34,15 +34,16 @@ def export_onnx(generator: nn.Module, image_size: int, path: Path, opset: int = 
     generator = generator.cpu().eval()
     sides = {2: "height", 3: "width"}
     step = generator.multiple
+    # Sizes of 1 are no variables to torch.export: it traces two steps or more.
     shapes = {
-        axis: step * torch.export.Dim(f"{name}_in_{step}", min=max(2, generator.smallest // step))
-        for axis, name in sides.items()
+        axis: step * torch.export.Dim(f"{name}_in_{step}", min=2) for axis, name in sides.items()
     }
+    traced = max(image_size, 2 * step)
     with replacing(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.onnx.export(
             generator,
-            (torch.zeros(2, 3, image_size, image_size),),
+            (torch.zeros(2, 3, traced, traced),),
             input_names=["image"],
             output_names=["translation"],
             dynamic_shapes=({0: torch.export.Dim("batch"), **shapes},),

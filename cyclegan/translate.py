@@ -44,7 +44,7 @@ def translate_files(
     target: Path,
     device: torch.device,
     tile: int = 1024,
-    overlap: int = 128,
+    overlap: int | None = None,
 ) -> int:
     """Translate an image file, or every readable image of a folder, each at its own size.
 
@@ -81,7 +81,9 @@ def translate_files(
 
 
 @torch.inference_mode()
-def translate(generator: nn.Module, image: Tensor, tile: int = 1024, overlap: int = 128) -> Tensor:
+def translate(
+    generator: nn.Module, image: Tensor, tile: int = 1024, overlap: int | None = None
+) -> Tensor:
     """(3, H, W) in [-1, 1] -> the same, of any size: padded to what the generator takes.
 
     What is larger than a tile is translated in tiles, which fade into one another: memory depends
@@ -89,8 +91,9 @@ def translate(generator: nn.Module, image: Tensor, tile: int = 1024, overlap: in
 
     Args:
         tile: largest side in pixels that is translated at once; 0: everything is.
-        overlap: pixels that neighbouring tiles share, less than half of a tile.
+        overlap: pixels that neighbouring tiles share, at most half of a tile; None: an eighth.
     """
+    overlap = tile // 8 if overlap is None else overlap
     if tile < 0 or (tile and not 0 <= overlap <= tile // 2):
         raise UserError(
             f"tile must be 0 or more, and overlap in [0, tile / 2]; got {tile} and {overlap}"

@@ -1,5 +1,7 @@
 """The command line, as a user calls it."""
 
+import json
+import math
 import os
 import re
 import shutil
@@ -10,15 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cyclegan_runs import OPTIONS
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from cyclegan import __main__
+import ssimfast
+from cyclegan import __main__, checkpoints
 from cyclegan.__main__ import main
+from cyclegan.data import load_test_images
 from cyclegan.files import list_images, readable_images, to_tensor
+from cyclegan.losses import discriminator_loss
 from cyclegan.networks import ResnetGenerator
-from cyclegan.translate import translate
+from cyclegan.translate import load_generator, translate
 
-TRAIN = "train --steps 3 --image-size 32 --base-width 4 --blocks 1 --discriminator-width 4"
+TRAIN = ["train", "--steps", "3", *OPTIONS]
 
 
 def cyclegan(*arguments, cwd: Path | None = None) -> subprocess.CompletedProcess:
@@ -37,23 +44,54 @@ def trained(tmp_path_factory):
     """Demo data and a run on it; nothing is written beside them."""
     root = tmp_path_factory.mktemp("cli")
     cyclegan("demo-data", "data", "--train-count", 3, "--test-count", 2, cwd=root)
-    run = cyclegan(*TRAIN.split(), "--data", "data", "--run-dir", "run", cwd=root)
+    run = cyclegan(*TRAIN, "--data", "data", "--run-dir", "run", cwd=root)
     assert sorted(path.name for path in root.iterdir()) == ["data", "run"]
     return root, run
 
 
 def test_train_reports_ssim_before_and_after_and_where_the_results_are(trained):
     root, run = trained
-    ssim_line, checkpoint_line, grid_line = run.stdout.splitlines()
+    ssim_line, checkpoint_line, report_line = run.stdout.splitlines()
     found = re.fullmatch(
-        r"cycle SSIM on test images: (\S+) before training, (\S+) after \((\S+)\)", ssim_line
+        r"cycle SSIM on test images: (\S+) at first, (\S+) now \((\S+)\)", ssim_line
     )
     before, after, change = map(float, found.groups())
     assert -1 <= before <= 1 and -1 <= after <= 1
     assert change == pytest.approx(after - before, abs=2e-3)
-    assert (root / checkpoint_line.removeprefix("checkpoint: ")).is_file()
-    assert (root / grid_line.removeprefix("sample grid: ")).is_file()
+    assert checkpoints.why_broken(root / checkpoint_line.removeprefix("checkpoint: ")) is None
+    assert (root / report_line.removeprefix("report: ")).is_file()
     assert "3/3" in run.stderr  # the progress bar leaves stdout alone
+    assert re.search(r"gan=\S+, cycle=\S+, identity=\S+, discriminator=\S+, images/s=", run.stderr)
+
+
+def test_resume_needs_no_settings_again_and_takes_new_ones(trained, tmp_path, capsys):
+    root, _ = trained
+    run = tmp_path / "run"
+    shutil.copytree(root / "run", run)
+    data = root / "data"
+    resume = ["train", "--resume", "auto", "--run-dir", str(run), "--data", str(data)]
+    assert main([*resume, "--steps", "5"]) == 0
+    assert f"checkpoint: {checkpoints.folder_of(run, 5)}" in capsys.readouterr().out
+    assert main([*resume, "--steps", "5"]) == 0  # nothing is left to do
+    assert f"checkpoint: {checkpoints.folder_of(run, 5)}" in capsys.readouterr().out
+    assert main([*resume, "--base-width", "8"]) == 2
+    assert "base_width must be 4, as in the checkpoint" in capsys.readouterr().err
+    fork = ["train", "--resume", str(run), "--run-dir", str(tmp_path / "fork"), "--steps", "6"]
+    assert main([*fork, "--data", str(data)]) == 0
+    assert (tmp_path / "fork" / "checkpoints" / "step_0000006").is_dir()
+
+
+def test_settings_that_are_needed_are_named(capsys):
+    assert main(["train", "--steps", "3"]) == 2
+    assert "these options are needed: --data, --run-dir" in capsys.readouterr().err
+
+
+def test_every_setting_is_an_option_with_its_default(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--lambda-cycle LAMBDA_CYCLE weight of the cycle loss; the GAN loss has 1 (10.0)" in text
+    assert "--compile, --no-compile" in text and "--resume no|auto|PATH" in text
 
 
 @pytest.fixture
@@ -73,7 +111,7 @@ def odd_images(tmp_path):
 def test_translate_writes_every_readable_image_at_its_size(trained, odd_images, tmp_path):
     root, _ = trained
     out = tmp_path / "out" / "ab"
-    done = cyclegan("translate", "--checkpoint", root / "run/checkpoint.pt", odd_images, out)
+    done = cyclegan("translate", "--checkpoint", root / "run", odd_images, out)
     assert f"translated 4 images into {out}" in done.stdout
     [warning] = done.stderr.splitlines()
     assert warning.startswith(f"warning: skipped unreadable image {odd_images / 'broken.png'}")
@@ -90,12 +128,15 @@ def test_translate_writes_every_readable_image_at_its_size(trained, odd_images, 
 def test_translate_uses_the_generator_of_the_direction(trained, tmp_path, direction):
     root, _ = trained
     source = root / "data" / "testA"
-    checkpoint = root / "run" / "checkpoint.pt"
-    options = f"--checkpoint {checkpoint} --direction {direction} --device cpu"
+    options = f"--checkpoint {root / 'run'} --direction {direction} --device cpu"
     assert main(["translate", *options.split(), str(source), str(tmp_path)]) == 0
+    single = tmp_path / "one" / "single.png"
+    first = next(iter(list_images(source)))
+    assert main(["translate", *options.split(), str(first), str(single)]) == 0
+    assert single.read_bytes() == (tmp_path / first.name).read_bytes()
     generator = ResnetGenerator(base_width=4, blocks=1)
-    state = torch.load(checkpoint, weights_only=True)
-    generator.load_state_dict(state["networks"][f"generator_{direction}"])
+    folder = checkpoints.folder_of(root / "run", 3)
+    generator.load_state_dict(load_file(folder / f"generator_{direction}.safetensors"))
     for (_, image), (_, got) in zip(
         readable_images(list_images(source)), readable_images(list_images(tmp_path)), strict=True
     ):
@@ -103,61 +144,51 @@ def test_translate_uses_the_generator_of_the_direction(trained, tmp_path, direct
         torch.testing.assert_close(to_tensor(got), expected, atol=1.01 / 127.5, rtol=0)
 
 
-def test_padding_does_not_move_the_image():
-    generator = torch.nn.Identity()
-    image = torch.rand(3, 5, 13)
-    assert torch.equal(translate(generator, image), image)
-
-
-def test_small_images_are_padded_with_their_edge_and_no_graph_is_kept():
-    class Recorder(ResnetGenerator):
-        def forward(self, x):
-            self.seen = x
-            return super().forward(x)
-
-    generator = Recorder(base_width=4, blocks=1)
-    image = torch.rand(3, 5, 9)
-    assert not translate(generator, image).requires_grad
-    rows, columns = torch.arange(8).clamp(max=4), torch.arange(12).clamp(max=8)
-    assert torch.equal(generator.seen[0], image[:, rows][:, :, columns])
-
-
 def test_user_errors_are_one_line_that_names_the_cause(trained, tmp_path, capsys):
     root, _ = trained
-    data, checkpoint = root / "data", root / "run" / "checkpoint.pt"
-    text = tmp_path / "text.pt"
-    text.write_text("not a checkpoint")
-    state = torch.load(checkpoint, weights_only=True)
-    cut = {name: tmp_path / f"{name}.pt" for name in ("shapeless", "weightless")}
-    torch.save({**state, "settings": {}}, cut["shapeless"])
-    torch.save({**state, "networks": {"generator_ab": {}}}, cut["weightless"])
+    data, run = root / "data", root / "run"
+    broken = tmp_path / "broken"
+    shutil.copytree(checkpoints.folder_of(run, 3), broken)
+    save_file({"x": torch.zeros(1)}, broken / "generator_ab.safetensors")
+    others = tmp_path / "others"  # whole, but with other weights than its settings say
+    shutil.copytree(broken, others)
+    manifest = {
+        path.name: checkpoints._fingerprint(path)
+        for path in others.iterdir()
+        if path.name != "manifest.json"
+    }
+    (others / "manifest.json").write_text(json.dumps(manifest))
     twins = tmp_path / "twins"
     twins.mkdir()
     for name in ("x.png", "x.bmp"):
         Image.new("RGB", (8, 8)).save(twins / name)
     out = tmp_path / "out"
-    train = [*TRAIN.split(), "--run-dir", out, "--data"]
+    train = [*TRAIN, "--run-dir", out, "--data"]
     translate = ["translate", "--checkpoint"]
     cases = {
         "no such folder: nowhere/trainA": [*train, "nowhere"],
-        "or a sum like 0.84*ssim+0.16*l1; got 'l3'": [
-            *train,
-            data,
-            "--cycle-loss",
-            "l3",
-        ],
+        "or a sum like 0.84*ssim+0.16*l1; got 'l3'": [*train, data, "--cycle-loss", "l3"],
         "seed must be in [0, 2**63 - 1]; got -1": [*train, data, "--seed", -1],
-        "no such folder: nowhere": [*translate, checkpoint, "nowhere", out],
-        "no images in": [*translate, checkpoint, root / "run", out],
-        "IN and OUT are both": [*translate, checkpoint, data / "testA", data / "testA"],
-        "several images would be written to": [*translate, checkpoint, twins, out],
-        "no such checkpoint: none.pt": [*translate, "none.pt", data / "testA", out],
-        "text.pt is no checkpoint": [*translate, text, data / "testA", out],
-        "shapeless.pt is no checkpoint": [*translate, cut["shapeless"], data / "testA", out],
-        "weightless.pt is no checkpoint": [*translate, cut["weightless"], data / "testA", out],
+        "no such folder: elsewhere": [*train, data, "--resume", "elsewhere"],
+        "cycle_losses must be different": [
+            *("compare", "--steps", 1, "--run-dir", out, "--data", data),
+            *("--cycle-losses", "l1,l1"),
+        ],
+        "data set must be one of": ["download", "cats2dogs", out],
+        "no such file or folder: nowhere": [*translate, run, "nowhere", out],
+        "no images in": [*translate, run, root / "run", out],
+        "IN and OUT are both": [*translate, run, data / "testA", data / "testA"],
+        "OUT must be a .png file": [*translate, run, data / "testA" / "0000.png", out],
+        "several images would be written to": [*translate, run, twins, out],
+        "tile must be 0 or more": [*translate, run, data / "testA", out, "--tile", -1],
+        "no such folder: none": [*translate, "none", data / "testA", out],
+        "no checkpoint in": [*translate, data, data / "testA", out],
+        "generator_ab.safetensors has changed": [*translate, broken, data / "testA", out],
+        "does not hold the weights of": [*translate, others, data / "testA", out],
+        "no such folder: nowhere/testA": ["evaluate", "--checkpoint", run, "--data", "nowhere"],
     }
     for message, arguments in cases.items():
-        assert main([str(argument) for argument in arguments]) == 2
+        assert main([str(argument) for argument in arguments]) == 2, message
         printed = capsys.readouterr()
         assert printed.out == ""
         [line] = printed.err.splitlines()
@@ -165,15 +196,64 @@ def test_user_errors_are_one_line_that_names_the_cause(trained, tmp_path, capsys
     assert not out.exists()
 
 
-def test_an_unreadable_domain_is_one_line_with_worker_processes_too(trained, tmp_path, capsys):
+def test_an_unreadable_domain_is_one_line(trained, tmp_path, capsys):
     data = tmp_path / "data"
     shutil.copytree(trained[0] / "data", data)
     for path in (data / "trainB").iterdir():
         path.write_text("no image")
-    options = f"--workers 2 --data {data} --run-dir {tmp_path / 'run'}"
-    with pytest.warns(UserWarning, match="skipped unreadable image"):
-        assert main([*TRAIN.split(), *options.split()]) == 2
-    assert capsys.readouterr().err == f"error: no readable image in {data / 'trainB'}\n"
+    assert main([*TRAIN, "--data", str(data), "--run-dir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: 3 of 3 images in {data / 'trainB'} cannot be read: 0000.png,")
+    assert len(error.splitlines()) == 1
+
+
+def test_training_that_diverges_is_one_line_and_keeps_the_last_checkpoint(
+    trained, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    options = ["--data", str(trained[0] / "data"), "--run-dir", str(run), "--save-every", "1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cyclegan.trainer.discriminator_loss", nan_after(3))
+        assert main([*TRAIN, *options]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == "error: training diverged: the loss discriminator_b is nan at step 2"
+    assert [path.name for path in checkpoints.in_run(run)] == ["step_0000001"]
+    assert main(["train", "--run-dir", str(run), "--resume", "auto"]) == 0
+
+
+def nan_after(calls: int):
+    def loss(name, scores_real, scores_fake):
+        nonlocal calls
+        calls -= 1
+        return discriminator_loss(name, scores_real, scores_fake) * (1 if calls >= 0 else math.nan)
+
+    return loss
+
+
+@pytest.mark.parametrize("direction", ["aba", "bab", "mean"])
+def test_evaluate_prints_the_scores_of_reconstructions(trained, capsys, direction):
+    root, _ = trained
+    run, data = root / "run", root / "data"
+    assert (
+        main(["evaluate", "--checkpoint", str(run), "--data", str(data), "--batch-size", "1"]) == 0
+    )
+    scores = json.loads(capsys.readouterr().out)[direction]
+    generators = [load_generator(run, name, torch.device("cpu"))[0] for name in ("ab", "ba")]
+    wanted = []
+    for folder, (there, back) in (("testA", generators), ("testB", generators[::-1])):
+        real = load_test_images(data / folder, 32, 99)
+        rec = torch.cat([back(there(image[None])) for image in real])
+        error = ((rec - real) / 2).square().mean((1, 2, 3))
+        wanted.append(
+            {
+                "ssim": ssimfast.ssim(rec, real, value_range=(-1, 1)).item(),
+                "ms_ssim": ssimfast.ms_ssim(rec, real, value_range=(-1, 1), weights="auto").item(),
+                "psnr": (10 * (1 / error).log10()).mean().item(),
+            }
+        )
+    wanted.append({name: (wanted[0][name] + wanted[1][name]) / 2 for name in wanted[0]})
+    expected = wanted[["aba", "bab", "mean"].index(direction)]
+    assert scores == pytest.approx(expected, abs=1e-4)
 
 
 def test_bugs_keep_their_traceback(tmp_path, monkeypatch):

@@ -1,0 +1,130 @@
+"""Translation: padding, tiles, which generator; export to ONNX."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from cyclegan_runs import data, one_thread, settings  # noqa: F401 - fixtures
+
+from cyclegan.export import export_onnx
+from cyclegan.networks import ResnetGenerator, UnetGenerator
+from cyclegan.trainer import Trainer
+from cyclegan.translate import load_generator, translate
+
+CPU = torch.device("cpu")
+
+
+class Same(torch.nn.Module):
+    """Returns what it is shown, and remembers it."""
+
+    def __init__(self, multiple: int = 4, smallest: int = 8):
+        super().__init__()
+        self.multiple, self.smallest = multiple, smallest
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, x):
+        self.seen.append(x)
+        assert all(side % self.multiple == 0 and side >= self.smallest for side in x.shape[2:])
+        return x
+
+
+def test_padding_does_not_move_the_image():
+    image = torch.rand(3, 5, 13)
+    assert torch.equal(translate(Same(), image), image)
+
+
+@pytest.mark.parametrize("multiple, smallest", [(4, 8), (16, 16)])
+def test_images_are_padded_with_their_edge_and_no_graph_is_kept(multiple, smallest):
+    generator = Same(multiple, smallest)
+    image = torch.rand(3, 5, 9, requires_grad=True)
+    assert not translate(generator, image).requires_grad
+    height, width = (max(smallest, -(-side // multiple) * multiple) for side in (5, 9))
+    rows, columns = torch.arange(height).clamp(max=4), torch.arange(width).clamp(max=8)
+    assert torch.equal(generator.seen[0][0], image[:, rows][:, :, columns])
+
+
+@pytest.mark.parametrize("network", [ResnetGenerator(4, 1), UnetGenerator(4, 5)])
+@pytest.mark.parametrize("size", [(1, 1), (33, 50), (31, 7)])
+def test_every_generator_translates_every_size(network, size):
+    assert translate(network, torch.rand(3, *size) * 2 - 1).shape == (3, *size)
+
+
+@pytest.mark.parametrize("height, width", [(16, 90), (41, 16), (37, 53), (33, 33)])
+@pytest.mark.parametrize("tile, overlap", [(16, 4), (32, 0), (24, 12)])
+def test_tiles_are_no_larger_than_asked_and_join_without_a_trace(height, width, tile, overlap):
+    generator = Same()
+    image = torch.rand(3, height, width)
+    torch.testing.assert_close(translate(generator, image, tile, overlap), image)
+    assert all(max(seen.shape[2:]) <= tile for seen in generator.seen)
+    assert len(generator.seen) > 1
+
+
+def test_tiles_fade_into_one_another():
+    """Tiles of 0 and 1, in the order in which they come: no step where they meet is a large one."""
+
+    class Numbered(Same):
+        def forward(self, x):
+            super().forward(x)
+            return torch.full_like(x, float(len(self.seen) % 2))
+
+    whole = translate(Numbered(), torch.zeros(3, 16, 100), tile=32, overlap=16)
+    steps = whole[0, 8].diff().abs()
+    assert steps.max() <= 1 / 16 + 1e-6 and whole[0, 8].std() > 0.2
+    hard = translate(Numbered(), torch.zeros(3, 16, 96), tile=32, overlap=0)
+    assert hard[0, 8].diff().abs().max() == 1
+
+
+def test_an_image_of_one_tile_is_translated_as_a_whole():
+    generator = ResnetGenerator(4, 1)
+    image = torch.rand(3, 40, 24)
+    assert torch.equal(translate(generator, image, tile=40), translate(generator, image, tile=0))
+
+
+@pytest.mark.parametrize("tile, overlap", [(-1, 0), (16, 9), (16, -1)])
+def test_tiles_that_make_no_sense_are_refused(tile, overlap):
+    with pytest.raises(ValueError, match=f"tile must be .*got {tile} and {overlap}"):
+        translate(Same(), torch.rand(3, 40, 40), tile, overlap)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.5])
+def test_a_checkpoint_translates_with_the_averaged_generator_if_there_is_one(settings, ema_decay):
+    trainer = Trainer(replace(settings, ema_decay=ema_decay, generator="unet_32", steps=2))
+    trainer.train()
+    for direction, want in trainer.generators().items():
+        generator, loaded = load_generator(trainer.run_dir, direction, CPU)
+        assert loaded == trainer.settings
+        for key, value in want.state_dict().items():
+            assert torch.equal(generator.state_dict()[key], value)
+        assert not any(parameter.requires_grad for parameter in generator.parameters())
+
+
+@pytest.mark.parametrize("network", [ResnetGenerator(4, 1), UnetGenerator(4, 5)])
+def test_exported_generators_compute_the_same_at_every_size(network, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = tmp_path / "generator.onnx"
+    assert export_onnx(network, 32, path) < 1e-4
+    assert [p.name for p in tmp_path.iterdir()] == ["generator.onnx"]  # weights inside
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert [one.name for one in (*session.get_inputs(), *session.get_outputs())] == [
+        "image",
+        "translation",
+    ]
+    for shape in ((3, 3, 64, 96), (1, 3, 32, 64)):
+        image = torch.rand(shape) * 2 - 1
+        [got] = session.run(None, {"image": image.numpy()})
+        with torch.no_grad():
+            np.testing.assert_allclose(got, network(image), atol=1e-4)
+
+
+def test_an_export_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    run = onnxruntime.InferenceSession.run
+    monkeypatch.setattr(
+        onnxruntime.InferenceSession,
+        "run",
+        lambda *arguments: [output + 0.01 for output in run(*arguments)],
+    )
+    with pytest.raises(ValueError, match="differ by 0.01"):
+        export_onnx(ResnetGenerator(4, 1), 32, tmp_path / "generator.onnx")
+    assert not list(tmp_path.iterdir())
