@@ -130,6 +130,7 @@ def distribution_scores(
         kid_subset_size=min(1000, fewest),
         cuda=device.type == "cuda",
         batch_size=batch_size,
+        save_cpu_ram=True,  # no loader processes: the images are in memory
         verbose=False,
         **options,
     )

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Adam
@@ -458,6 +459,9 @@ def make_accelerator(settings: Settings) -> Accelerator:
     # Accelerate keeps the precision of a process's first Accelerator; here each run has its own.
     AcceleratorState._reset_state()
     names = settings.tracker_names()
+    missing = set(names) - {str(tracker) for tracker in get_available_trackers()}
+    if missing:
+        raise UserError(f"trackers: {', '.join(sorted(missing))} is not installed: pip install it")
     accelerator = Accelerator(
         cpu=settings.device == "cpu" or not torch.accelerator.is_available(),
         mixed_precision=settings.precision,
@@ -468,9 +472,6 @@ def make_accelerator(settings: Settings) -> Accelerator:
         raise UserError("precision must be no or bf16 on a CPU; got 'fp16'")
     if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
         raise UserError("the processes do not find each other: Accelerate sees one alone")
-    missing = set(names) - {tracker.value for tracker in accelerator.log_with}
-    if missing:
-        raise UserError(f"trackers: {', '.join(missing)} is not installed: pip install it")
     return accelerator
 
 
