@@ -19,6 +19,13 @@ def pytest_report_header() -> str:
     return f"torch {torch.__version__}, {torch.get_num_threads()} threads, {processor()}"
 
 
+def extra(info: dict) -> str:
+    """Memory in image-sized tensors, or the share of a training step."""
+    if "share_of_cycle_losses" in info:
+        return f"{info['share_of_cycle_losses']:.1%} in loss"
+    return f"{info['extra_images']:.1f} images" if "extra_images" in info else ""
+
+
 def pytest_terminal_summary(terminalreporter, config) -> None:
     session = getattr(config, "_benchmarksession", None)
     groups: dict[str, list] = {}
@@ -29,9 +36,7 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
         return
     terminalreporter.section("medians; ratio = how many times longer than ssimfast")
     row = "{:48} {:24} {:>9} {:>7} {:>7} {:>13}"
-    terminalreporter.write_line(
-        row.format("task", "library", "ms", "Mpx/s", "ratio", "extra images")
-    )
+    terminalreporter.write_line(row.format("task", "library", "ms", "Mpx/s", "ratio", "extra"))
     for group, benches in groups.items():
         ours = next(
             (b.stats.median for b in benches if b.extra_info["library"] == "ssimfast"), None
@@ -46,6 +51,6 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
                     f"{median * 1e3:.2f}",
                     f"{info['pixels'] / median / 1e6:.0f}",
                     f"{median / ours:.1f}" if ours else "",
-                    f"{info['extra_images']:.1f}" if "extra_images" in info else "",
+                    extra(info),
                 )
             )

@@ -1,0 +1,136 @@
+"""A step of the CycleGAN trainer against the same step written with torch in the ordinary way:
+every pass on its own, pytorch-msssim for the loss. The same networks, images and run.
+
+``pytest bench -k training_step``. Each result says which share of the step the cycle losses take,
+when they are timed alone with their backward pass.
+"""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from pytorch_msssim import ssim as peer_ssim
+from torch import Tensor
+
+from cyclegan.demo_data import write_demo_data
+from cyclegan.settings import Settings
+from cyclegan.trainer import NETWORKS, Trainer
+
+CASES = {
+    "demo 4x3x64x64": {
+        "image_size": 64,
+        "batch_size": 4,
+        "generator": "resnet_4",
+        "base_width": 16,
+        "discriminator_width": 32,
+    },
+    "paper 1x3x256x256": {"image_size": 256},
+}
+LIBRARIES = ("ssimfast", "plain")
+
+
+class PlainStep:
+    """Zhu et al. 2017 as most write it down, on copies of a trainer's networks."""
+
+    def __init__(self, trainer: Trainer):
+        self.ab, self.ba, self.d_a, self.d_b = (
+            copy.deepcopy(getattr(trainer, name)) for name in NETWORKS
+        )
+        self.settings = s = trainer.settings
+        generators = [*self.ab.parameters(), *self.ba.parameters()]
+        discriminators = [*self.d_a.parameters(), *self.d_b.parameters()]
+        self.of_g = torch.optim.Adam(generators, s.learning_rate, (s.beta1, 0.999))
+        self.of_d = torch.optim.Adam(discriminators, s.learning_rate, (s.beta1, 0.999))
+        self.discriminators = discriminators
+
+    @staticmethod
+    def cycle_loss(x: Tensor, y: Tensor) -> Tensor:
+        return 1 - peer_ssim((x + 1) / 2, (y + 1) / 2, data_range=1.0)
+
+    def __call__(self, real_a: Tensor, real_b: Tensor) -> None:
+        s = self.settings
+        for parameter in self.discriminators:
+            parameter.requires_grad_(False)
+        fake_b, fake_a = self.ab(real_a), self.ba(real_b)
+        cycle = self.cycle_loss(self.ba(fake_b), real_a) + self.cycle_loss(self.ab(fake_a), real_b)
+        identity = (self.ba(real_a) - real_a).abs().mean() + (self.ab(real_b) - real_b).abs().mean()
+        gan = ((self.d_a(fake_a) - 1) ** 2).mean() + ((self.d_b(fake_b) - 1) ** 2).mean()
+        self.of_g.zero_grad()
+        (gan + s.lambda_cycle * (cycle + s.lambda_identity * identity)).backward()
+        self.of_g.step()
+        for parameter in self.discriminators:
+            parameter.requires_grad_(True)
+        self.of_d.zero_grad()
+        for judge, real, fake in ((self.d_a, real_a, fake_a), (self.d_b, real_b, fake_b)):
+            loss = ((judge(real) - 1) ** 2).mean() + (judge(fake.detach()) ** 2).mean()
+            (loss / 2).backward()
+        self.of_d.step()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    write_demo_data(root, train_count=4, test_count=1)
+    return root
+
+
+def make(case: str, data) -> tuple[Trainer, PlainStep, tuple[Tensor, Tensor]]:
+    run = str(data / "run")
+    trainer = Trainer(Settings(data=str(data), run_dir=run, steps=1000, **CASES[case]))
+    size = trainer.settings.image_size
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, trainer.settings.batch_size, 3, size, size)
+    batch = torch.rand(shape, generator=generator).mul(2).sub(1).to(trainer.device).unbind()
+    return trainer, PlainStep(trainer), batch
+
+
+def seconds_of_losses(loss: Callable[[Tensor, Tensor], Tensor], batch: tuple[Tensor, Tensor]):
+    """Of both cycle losses, forward and backward, alone: the median of nine."""
+    reconstructions = [(0.9 * image).requires_grad_() for image in batch]
+    times = []
+    for _ in range(11):
+        begin = time.perf_counter()
+        sum(loss(*pair) for pair in zip(reconstructions, batch, strict=True)).backward()
+        if batch[0].is_cuda:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times[2:])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_both_steps_compute_the_same(case, data):
+    if "256" in case:
+        pytest.skip("the other case shows it sooner")
+    trainer, plain, batch = make(case, data)
+    trainer.train_step(*batch)
+    plain(*batch)
+    networks = (plain.ab, plain.ba, plain.d_a, plain.d_b)
+    for name, network in zip(NETWORKS, networks, strict=True):
+        for (key, mine), theirs in zip(
+            getattr(trainer, name).named_parameters(), network.parameters(), strict=True
+        ):
+            if key.endswith("weight"):
+                scale = mine.grad.abs().max().item()
+                torch.testing.assert_close(mine.grad, theirs.grad, atol=2e-3 * scale, rtol=1e-3)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("case", CASES)
+def test_training_step(benchmark, case, library, data):
+    trainer, plain, batch = make(case, data)
+    step = trainer.train_step if library == "ssimfast" else plain
+    loss = trainer.cycle_loss if library == "ssimfast" else plain.cycle_loss
+
+    def one() -> None:
+        step(*batch)
+        if batch[0].is_cuda:
+            torch.cuda.synchronize()
+
+    benchmark.group = f"training step, {case}"
+    benchmark.pedantic(one, rounds=3 if "256" in case else 15, warmup_rounds=1)
+    share = seconds_of_losses(loss, batch) / benchmark.stats.stats.median
+    info = {"library": library, "pixels": batch[0].numel(), "share_of_cycle_losses": share}
+    benchmark.extra_info.update(info)
