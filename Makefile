@@ -18,9 +18,13 @@ demo: $(VENV)/installed
 	rm -rf $(DEMO)/run
 	$(CYCLEGAN) demo-data $(DEMO)/data
 	$(CYCLEGAN) train --data $(DEMO)/data --run-dir $(DEMO)/run --cycle-loss ssim \
-	  --image-size 64 --steps 1000 --batch-size 4 --base-width 16 --blocks 4 \
-	  --discriminator-width 32 --learning-rate 1e-3 --lambda-identity 1 --test-images 48
-	$(CYCLEGAN) translate --checkpoint $(DEMO)/run/checkpoint.pt $(DEMO)/data/testA $(DEMO)/translated
+	  --image-size 64 --steps 1000 --batch-size 4 --generator resnet_4 --base-width 16 \
+	  --discriminator-width 32 --learning-rate 1e-3 --lambda-identity 1 --ema-decay 0.99 \
+	  --test-images 48 --save-every 250 --trackers tensorboard
+	$(CYCLEGAN) translate --checkpoint $(DEMO)/run $(DEMO)/data/testA $(DEMO)/translated
+	$(CYCLEGAN) export --checkpoint $(DEMO)/run $(DEMO)/photo_to_painting.onnx
+	$(CYCLEGAN) evaluate --checkpoint $(DEMO)/run
+	@echo "report: $(DEMO)/run/report.html"
 
 # Several processes of one thread each: threads that wait for each other would share the cores badly.
 test: $(VENV)/installed
