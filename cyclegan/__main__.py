@@ -153,6 +153,7 @@ def run_train(args: argparse.Namespace) -> None:
         checkpoint = checkpoints.latest_whole(Path(run_dir))
     if checkpoint is not None:
         earlier = checkpoints.read_config(checkpoint)["settings"]
+        earlier["run_dir"] = str(checkpoints.run_of(checkpoint))  # wherever it is by now
     trainer = Trainer(given_settings(args, **earlier), args.resume)
     trainer.train()
     if not trainer.is_main:

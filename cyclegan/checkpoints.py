@@ -33,10 +33,19 @@ def folder_of(run_dir: Path, step: int) -> Path:
     return run_dir / "checkpoints" / f"step_{step:07d}"
 
 
+def step_of(folder: Path) -> int:
+    return int(_NAME.fullmatch(folder.name)[1])
+
+
+def run_of(folder: Path) -> Path:
+    """The run that a checkpoint belongs to."""
+    return folder.resolve().parent.parent
+
+
 def in_run(run_dir: Path) -> list[Path]:
     """The checkpoints of a run, whole or not, the latest first."""
     found = [path for path in run_dir.glob("checkpoints/*") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(_NAME.fullmatch(path.name)[1]), reverse=True)
+    return sorted(found, key=step_of, reverse=True)
 
 
 @contextmanager
@@ -58,9 +67,9 @@ def writing(run_dir: Path, step: int, main: bool, wait: Callable[[], None]) -> I
         yield temporary
         wait()
         if main:
-            files = {path.name: _fingerprint(path) for path in sorted(temporary.iterdir())}
+            files = {path.name: fingerprint(path) for path in sorted(temporary.iterdir())}
             write_text(json.dumps(files, indent=1), temporary / MANIFEST)
-            for path in temporary.iterdir():
+            for path in (*temporary.iterdir(), temporary, final.parent.parent):
                 _force_to_disk(path)
             if final.exists():  # the run went on from an earlier checkpoint
                 _remove(final)
@@ -75,6 +84,13 @@ def writing(run_dir: Path, step: int, main: bool, wait: Callable[[], None]) -> I
 def keep_latest(run_dir: Path, count: int) -> None:
     for folder in in_run(run_dir)[count:]:
         _remove(folder)
+
+
+def forget_after(run_dir: Path, step: int) -> None:
+    """Remove what a run that goes on from `step` has passed over, and what a kill left behind."""
+    for folder in in_run(run_dir):
+        if step_of(folder) > step:
+            _remove(folder)
     for leftover in (run_dir / "checkpoints").glob(".step_*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
@@ -83,8 +99,8 @@ def why_broken(folder: Path) -> str | None:
     """What is wrong with a checkpoint; None if it is whole."""
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        for name, fingerprint in files.items():
-            if _fingerprint(folder / name) != fingerprint:
+        for name, expected in files.items():
+            if fingerprint(folder / name) != expected:
                 return f"{name} has changed since it was written"
     except FileNotFoundError as error:
         return f"no {Path(error.filename).name}"
@@ -139,7 +155,8 @@ def read_config(folder: Path) -> dict:
     return config
 
 
-def _fingerprint(path: Path) -> dict:
+def fingerprint(path: Path) -> dict:
+    """Size in bytes and SHA-256 of a file."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):

@@ -25,8 +25,8 @@ SECTIONS = {
 
 def compare(settings: Settings, cycle_losses: Sequence[str]) -> Path | None:
     """Train each loss in run_dir/runs/NAME, from the same seed for the same steps; write
-    run_dir/compare.json, and compare.html, whose path is returned. What is trained already is
-    not trained again; None if a signal ended training early.
+    run_dir/compare.json, and compare.html, whose path is returned (by every process; the first
+    writes it). What is trained already is not trained again; None if a signal ended training early.
 
     Args:
         settings: of all runs, but for cycle_loss.
@@ -64,7 +64,7 @@ def compare(settings: Settings, cycle_losses: Sequence[str]) -> Path | None:
             for index, image in enumerate(batch[:SHOWN]):
                 write_png(to_image(image), root / f"images/input/{section}_{index}.png")
     if not scores:  # not the first process
-        return None
+        return root / "compare.html"
     write_text(json.dumps(scores, indent=1), root / "compare.json")
     sections = {
         title: [

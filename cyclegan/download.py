@@ -1,11 +1,13 @@
 """The data sets of the paper, from their authors' servers."""
 
 import hashlib
+import http.client
 import shutil
 import stat
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
@@ -62,10 +64,14 @@ def download(
         raise FileExistsError(f"{target} exists")
     root.mkdir(parents=True, exist_ok=True)
     archive = root / f"{name}.zip"
-    if not archive.exists():
+    there_already = archive.exists()
+    if not there_already:
         _fetch(name, archive, mirrors, archives[name])
+    elif not _is_known(archive, archives[name]):
+        raise UserError(f"{archive} is not the expected file; remove it and try again")
     _unpack(archive, target)
-    archive.unlink()
+    if not there_already:
+        archive.unlink()
     return target
 
 
@@ -74,20 +80,28 @@ def _fetch(name: str, archive: Path, mirrors: tuple[str, ...], known: tuple[int,
     errors = []
     for mirror in mirrors:
         url = f"{mirror.rstrip('/')}/{name}.zip"
-        try:
-            _transfer(url, partial, name)
-        except (OSError, urllib.error.URLError) as error:  # what has come is kept for the next try
-            errors.append(f"{url}: {error}")
-            continue
-        if known is None or (partial.stat().st_size, _sha256(partial)) == known:
-            partial.replace(archive)
-            return
-        errors.append(f"{url}: {partial.stat().st_size} bytes that are not the expected ones")
-        partial.unlink()
+        for begun in {partial.exists(), False}:  # what was there may be of another file: once more
+            try:
+                _transfer(url, partial, name, known)
+            except (OSError, http.client.HTTPException) as error:  # what has come is kept
+                errors.append(f"{url}: {error}")
+                break
+            if _is_known(partial, known):
+                partial.replace(archive)
+                return
+            size = partial.stat().st_size
+            errors.append(f"{url}: {size} bytes that are not the expected ones")
+            partial.unlink()
+            if not begun:
+                break
     raise UserError(f"no mirror has {name}: {'; '.join(errors)}")
 
 
-def _transfer(url: str, partial: Path, name: str) -> None:
+def _is_known(path: Path, known: tuple[int, str] | None) -> bool:
+    return known is None or (path.stat().st_size, _sha256(path)) == known
+
+
+def _transfer(url: str, partial: Path, name: str, known: tuple[int, str] | None) -> None:
     """Append what is missing of `url` to `partial`."""
     have = partial.stat().st_size if partial.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
@@ -105,6 +119,8 @@ def _transfer(url: str, partial: Path, name: str) -> None:
             have = 0
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
+        if known and total is not None and total != known[0]:  # a page that says sorry, for example
+            raise OSError(f"{total} bytes where {known[0]} are expected")
         bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=name)
         with partial.open("ab" if have else "wb") as file, bar:
             while block := response.read(1 << 18):
@@ -138,7 +154,7 @@ def _unpack(archive: Path, target: Path) -> None:
         if missing:
             raise UserError(f"{archive} holds no {', '.join(missing)}")
         root.replace(target)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{archive} is no zip file ({error}); remove it and try again") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

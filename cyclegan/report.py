@@ -97,8 +97,14 @@ def _test_charts(tests: Sequence[dict]) -> list[str]:
     ]
 
 
+def sample_grids(run_dir: Path) -> list[Path]:
+    """The grids of test images so far, by step; other files in their folder are none."""
+    files = (run_dir / "samples").glob("step_*.png")
+    return sorted(path for path in files if path.stem.removeprefix("step_").isdigit())
+
+
 def _samples(run_dir: Path) -> list[str]:
-    grids = sorted((run_dir / "samples").glob("step_*.png"))
+    grids = sample_grids(run_dir)
     if not grids:
         return []
     steps = [(int(grid.stem.removeprefix("step_")), f"samples/{grid.name}") for grid in grids]

@@ -47,7 +47,9 @@ class Settings:
     )
     feature_network: str = setting("of perceptual and contextual: vgg16, vgg19, alexnet", "vgg19")
     feature_layers: str = setting("of this network, with commas", "conv3_2,conv4_2")
-    feature_weights: str = setting("file with its weights; none: torchvision downloads them", "")
+    feature_weights: str = setting(
+        "file with its weights; none: torchvision downloads them", "", True
+    )
     lambda_cycle: float = setting("weight of the cycle loss; the GAN loss has 1", 10.0)
     lambda_identity: float = setting("weight of the identity loss, times lambda_cycle", 0.5)
     learning_rate: float = setting("of Adam, for all four networks", 2e-4)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import GradientAccumulationPlugin
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Adam
@@ -36,7 +37,7 @@ from cyclegan.image_pool import ImagePool
 from cyclegan.log import RunLog
 from cyclegan.losses import discriminator_loss, generator_loss, make_cycle_loss
 from cyclegan.networks import PatchDiscriminator, make_generator
-from cyclegan.report import write_report
+from cyclegan.report import sample_grids, write_report
 from cyclegan.settings import Settings
 
 NETWORKS = ("generator_ab", "generator_ba", "discriminator_a", "discriminator_b")
@@ -127,6 +128,9 @@ class Trainer:
         self.pool_b = ImagePool(s.pool_size, seed=s.seed + 1)
         if checkpoint is not None:
             self._load(checkpoint)
+        steps = self.accelerator.gather(torch.tensor([self.step], device=self.device)).tolist()
+        if len(set(steps)) > 1:  # a folder that not all of them see alike
+            raise UserError(f"the processes go on from different checkpoints: of steps {steps}")
 
     def _choose_checkpoint(self, resume: str) -> Path | None:
         if resume == "auto":
@@ -139,11 +143,14 @@ class Trainer:
                 )
             return None
         chosen = checkpoints.find(Path(resume))
-        if existing and existing[0].resolve() != chosen.resolve():
-            raise UserError(
-                f"{self.run_dir} has a later checkpoint than {chosen}, {existing[0].name}, which "
-                "would be written over; choose another run_dir"
-            )
+        earlier = [chosen.resolve(), *checkpoints.in_run(checkpoints.run_of(chosen))]
+        for folder in existing:
+            passed = folder.resolve() in earlier and folder.name <= chosen.name
+            if not passed and checkpoints.why_broken(folder) is None:
+                raise UserError(
+                    f"{self.run_dir} holds {folder.name}, which a run that goes on from {chosen} "
+                    "would write over; choose another run_dir"
+                )
         return chosen
 
     def _make_optimizer(self, names: tuple[str, ...]) -> Adam:
@@ -214,8 +221,10 @@ class Trainer:
         self.optimizers[optimizer].zero_grad()
         self.accelerator.backward(loss)
         if self.settings.clip_norm:
+            # Accelerate's own clipping would unscale, and then judge, the other networks' as well.
+            self.accelerator.unscale_gradients(self.optimizers[optimizer])
             parameters = [p for name in names for p in getattr(self, name).parameters()]
-            self.accelerator.clip_grad_norm_(parameters, self.settings.clip_norm)
+            nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
         self.optimizers[optimizer].step()
 
     def _from_pool(self, pool: ImagePool, fake: Tensor) -> Tensor:
@@ -238,17 +247,27 @@ class Trainer:
         """
         s = self.settings
         if self.is_main:
-            self.log.cut(self.step)
+            self._forget_after(self.step)
             write_text(json.dumps(asdict(s), indent=1), self.run_dir / "settings.json")
-        if self.step == 0:
+        if self.step == 0 or not self.samples_path.exists():
             self._test_and_show()  # what training begins from; fails now if it cannot be written
         if s.trackers:
-            self.accelerator.init_trackers("cyclegan", config=asdict(s))
+            again = {"tensorboard": {"purge_step": self.step + 1}}
+            self.accelerator.init_trackers("cyclegan", config=asdict(s), init_kwargs=again)
         try:
             with self._signals_noted(), self._progress() as progress:
                 self._loop(progress)
         finally:
-            self.accelerator.end_training()
+            for tracker in self.accelerator.trackers:  # end_training would part the processes
+                tracker.finish()
+
+    def _forget_after(self, step: int) -> None:
+        """Of what was written after `step`, from which the run goes on or begins."""
+        self.log.cut(step if step else -1)
+        checkpoints.forget_after(self.run_dir, step)
+        for path in sample_grids(self.run_dir):
+            if path > self.samples_path:
+                path.unlink()
 
     def _loop(self, progress: tqdm) -> None:
         s = self.settings
@@ -277,6 +296,9 @@ class Trainer:
                 began = time.perf_counter() - self.seconds  # without the time that saving took
             if stop:
                 break
+        # Nothing was left to do for a run that goes on in another folder.
+        if not checkpoints.folder_of(self.run_dir, self.step).exists():
+            self.save_checkpoint()
 
     def _loader(self) -> DataLoader:
         s = self.settings
@@ -417,6 +439,7 @@ class Trainer:
             "seconds": self.seconds,
             "processes": self.processes,
             "images": self.pairs.digest(),
+            "feature_weights": self._feature_weights(),
             "settings": asdict(self.settings),
         }
         write_text(json.dumps(config, indent=1), folder / checkpoints.CONFIG)
@@ -428,14 +451,22 @@ class Trainer:
         }
         torch.save(state, folder / "training.pt")
 
+    def _feature_weights(self) -> dict | None:
+        file = self.settings.feature_weights
+        return checkpoints.fingerprint(Path(file)) if file else None
+
     def _load(self, folder: Path) -> None:
         config = checkpoints.read_config(folder)
         self.settings.check_resumes(Settings(**config["settings"]))
-        for what, ours in (("processes", self.processes), ("images", self.pairs.digest())):
+        for what, ours in (
+            ("processes", self.processes),
+            ("images", self.pairs.digest()),
+            ("feature_weights", self._feature_weights()),
+        ):
             if config[what] != ours:
-                theirs = "others" if what == "images" else config[what]
                 raise UserError(
-                    f"the run cannot go on from {folder}: its {what} were {theirs}; got {ours}"
+                    f"the run cannot go on from {folder}: its {what} were others, {config[what]}; "
+                    f"got {ours}"
                 )
         if config["step"] > self.settings.steps:
             raise UserError(f"steps must be at least {config['step']}, which {folder} has done")
@@ -456,8 +487,8 @@ class Trainer:
 
 
 def make_accelerator(settings: Settings) -> Accelerator:
-    # Accelerate keeps the precision of a process's first Accelerator; here each run has its own.
-    AcceleratorState._reset_state()
+    # Accelerate keeps precision and device of a process's first Accelerator; runs have their own.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     names = settings.tracker_names()
     missing = set(names) - {str(tracker) for tracker in get_available_trackers()}
     if missing:
@@ -465,9 +496,12 @@ def make_accelerator(settings: Settings) -> Accelerator:
     accelerator = Accelerator(
         cpu=settings.device == "cpu" or not torch.accelerator.is_available(),
         mixed_precision=settings.precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         log_with=names or None,
         project_dir=settings.run_dir if names else None,
     )
+    if accelerator.distributed_type.value not in ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU"):
+        raise UserError(f"training cannot use Accelerate's {accelerator.distributed_type.value}")
     if settings.precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("precision must be no or bf16 on a CPU; got 'fp16'")
     if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
@@ -489,8 +523,9 @@ def in_short(losses: dict[str, float], speed: float) -> dict[str, float]:
 
 
 def ignore_interrupts(_: int) -> None:
-    """Ctrl-C reaches loader processes too, which are needed until the run has saved."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Signals to a group reach loader processes too, which are needed until the run has saved."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def random_state(device: torch.device) -> dict:

@@ -153,7 +153,7 @@ def test_user_errors_are_one_line_that_names_the_cause(trained, tmp_path, capsys
     others = tmp_path / "others"  # whole, but with other weights than its settings say
     shutil.copytree(broken, others)
     manifest = {
-        path.name: checkpoints._fingerprint(path)
+        path.name: checkpoints.fingerprint(path)
         for path in others.iterdir()
         if path.name != "manifest.json"
     }

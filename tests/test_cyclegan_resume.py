@@ -285,7 +285,7 @@ def test_a_run_goes_on_with_its_own_images_and_number_of_processes(run, data, tm
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "processes": 2}))
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["config.json"] = checkpoints._fingerprint(folder / "config.json")
+    manifest["config.json"] = checkpoints.fingerprint(folder / "config.json")
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="its processes were 2; got 1"):
         Trainer(run.settings, resume="auto")
