@@ -7,6 +7,8 @@ import warnings
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+from torch import distributed
+
 from cyclegan import checkpoints
 from cyclegan.compare import compare
 from cyclegan.demo_data import write_demo_data
@@ -27,6 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         args.command(args)
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
     except (OSError, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -80,7 +80,8 @@ def _fetch(name: str, archive: Path, mirrors: tuple[str, ...], known: tuple[int,
     errors = []
     for mirror in mirrors:
         url = f"{mirror.rstrip('/')}/{name}.zip"
-        for begun in {partial.exists(), False}:  # what was there may be of another file: once more
+        # What is there already may be of another file: then once more from the beginning.
+        for _ in range(2 if partial.exists() else 1):
             try:
                 _transfer(url, partial, name, known)
             except (OSError, http.client.HTTPException) as error:  # what has come is kept
@@ -92,8 +93,6 @@ def _fetch(name: str, archive: Path, mirrors: tuple[str, ...], known: tuple[int,
             size = partial.stat().st_size
             errors.append(f"{url}: {size} bytes that are not the expected ones")
             partial.unlink()
-            if not begun:
-                break
     raise UserError(f"no mirror has {name}: {'; '.join(errors)}")
 
 

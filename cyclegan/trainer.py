@@ -77,6 +77,7 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0  # of training
         self.interrupted: signal.Signals | None = None
+        self._saved = False  # whether there is a checkpoint of this step
         self.log = RunLog(self.run_dir)
         self.watch = Watch()
 
@@ -202,6 +203,7 @@ class Trainer:
             parameters = list(getattr(self, name).parameters())
             get_ema_multi_avg_fn(s.ema_decay)(list(average.parameters()), parameters, self.step)
         self.step += 1
+        self._saved = False
         self.last_images = {"generator_ab": (real_a, fake_b), "generator_ba": (real_b, fake_a)}
         return {name: loss.detach() for name, loss in losses.items()}
 
@@ -249,8 +251,9 @@ class Trainer:
         if self.is_main:
             self._forget_after(self.step)
             write_text(json.dumps(asdict(s), indent=1), self.run_dir / "settings.json")
-        if self.step == 0 or not self.samples_path.exists():
-            self._test_and_show()  # what training begins from; fails now if it cannot be written
+        tested = [r["step"] for r in self.log.records() if "test" in r] if self.is_main else []
+        # What training begins from; fails now if it cannot be written.
+        self._test_and_show(unless=self.step in tested)
         if s.trackers:
             again = {"tensorboard": {"purge_step": self.step + 1}}
             self.accelerator.init_trackers("cyclegan", config=asdict(s), init_kwargs=again)
@@ -296,8 +299,7 @@ class Trainer:
                 began = time.perf_counter() - self.seconds  # without the time that saving took
             if stop:
                 break
-        # Nothing was left to do for a run that goes on in another folder.
-        if not checkpoints.folder_of(self.run_dir, self.step).exists():
+        if not self._saved:  # nothing was left to do for a run that goes on in another folder
             self.save_checkpoint()
 
     def _loader(self) -> DataLoader:
@@ -403,8 +405,8 @@ class Trainer:
         grid = torch.cat([torch.cat([*F.pad(row, [1] * 4, value=1)], dim=2) for row in rows], dim=1)
         write_png(to_image(grid), self.samples_path)
 
-    def _test_and_show(self) -> None:
-        if self.is_main:
+    def _test_and_show(self, unless: bool = False) -> None:
+        if self.is_main and not unless:
             self.save_samples()
             scores = self.test_scores()
             self.log.append(step=self.step, test=scores)
@@ -425,6 +427,7 @@ class Trainer:
                 self._write(folder)
         if self.is_main:
             checkpoints.keep_latest(self.run_dir, self.settings.keep)
+        self._saved = True
         return checkpoints.folder_of(self.run_dir, self.step)
 
     def _write(self, folder: Path) -> None:
@@ -482,6 +485,7 @@ class Trainer:
         if state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds = config["step"], config["seconds"]
+        self._saved = folder.resolve() == checkpoints.folder_of(self.run_dir, self.step).resolve()
         rank = self.accelerator.process_index
         set_random_state(torch.load(folder / f"process_{rank}.pt", weights_only=True), self.device)
 

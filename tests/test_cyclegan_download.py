@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import shutil
+import socket
 import stat
 import threading
 import zipfile
@@ -127,7 +129,7 @@ def test_no_mirror_at_all_is_one_message_with_every_reason(tmp_path):
     content = archive()
     with Server(content, status=503) as down, Server(b"another file") as liar:
         mirrors = (down.mirror, liar.mirror)
-        with pytest.raises(ValueError, match="503.*; .*12 bytes that are not the expected ones"):
+        with pytest.raises(ValueError, match="503.*; .*12 bytes where .* are expected"):
             download(NAME, tmp_path, mirrors, {NAME: known(content)})
     assert not list(tmp_path.iterdir())
 
@@ -158,6 +160,55 @@ def test_folders_without_one_around_them_are_taken_too(tmp_path):
     with Server(content) as server:
         download(NAME, tmp_path, (server.mirror,), {NAME: None})
     assert (tmp_path / NAME / "trainA" / "x.png").exists()
+
+
+def test_an_archive_that_is_there_is_checked_and_kept(tmp_path):
+    content = archive()
+    mine = tmp_path / f"{NAME}.zip"
+    mine.write_bytes(content)
+    download(NAME, tmp_path, (), {NAME: known(content)})
+    assert (tmp_path / NAME / "trainA").is_dir() and mine.read_bytes() == content
+    shutil.rmtree(tmp_path / NAME)
+    with pytest.raises(ValueError, match="is not the expected file"):
+        download(NAME, tmp_path, (), {NAME: (3, "")})
+    assert mine.read_bytes() == content
+
+
+def test_a_part_of_another_file_is_begun_again(tmp_path):
+    content = archive()
+    (tmp_path / f"{NAME}.zip.part").write_bytes(b"x" * 100)
+    with Server(content) as server:
+        download(NAME, tmp_path, (server.mirror,), {NAME: known(content)})
+    assert server.requests == ["bytes=100-", None]
+    assert_whole(tmp_path)
+
+
+def test_a_page_in_the_place_of_the_file_costs_nothing_that_has_come(tmp_path):
+    content = archive()
+    part = tmp_path / f"{NAME}.zip.part"
+    part.write_bytes(content[:100])
+    with Server(b"<html>sorry</html>" * 9, ranges=False) as sorry:
+        with pytest.raises(ValueError, match=f"162 bytes where {len(content)} are expected"):
+            download(NAME, tmp_path, (sorry.mirror,), {NAME: known(content)})
+    assert part.read_bytes() == content[:100]
+
+
+def test_servers_that_speak_no_http_are_passed_over(tmp_path):
+    content = archive()
+    with socket.create_server(("127.0.0.1", 0)) as listener, Server(content) as good:
+
+        def mumble():
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"mumble\r\n\r\n")
+
+        thread = threading.Thread(target=mumble)
+        thread.start()
+        mirrors = (f"http://127.0.0.1:{listener.getsockname()[1]}/data", good.mirror)
+        download(NAME, tmp_path, mirrors, {NAME: known(content)})
+        thread.join()
+    assert_whole(tmp_path)
 
 
 def test_unknown_data_sets_are_named_with_the_known_ones(tmp_path):

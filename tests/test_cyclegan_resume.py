@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from cyclegan import checkpoints
 from cyclegan.demo_data import write_demo_data
 from cyclegan.log import RunLog
+from cyclegan.report import sample_grids
 from cyclegan.trainer import NETWORKS, Trainer
 
 MODULES = (*NETWORKS, "averaged_generator_ab", "averaged_generator_ba")
@@ -26,12 +27,12 @@ MODULES = (*NETWORKS, "averaged_generator_ab", "averaged_generator_ba")
 STATEFUL = {"pool_size": 3, "ema_decay": 0.5, "clip_norm": 1.0, "learning_rate": 1e-3}
 
 
-def start(processes: int, *arguments) -> subprocess.Popen:
+def start(processes: int, *arguments, command: str = "train") -> subprocess.Popen:
     launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
     if processes == 1:
         launcher = []
     return subprocess.Popen(
-        [sys.executable, "-m", *launcher, "cyclegan", "train", *map(str, arguments)],
+        [sys.executable, "-m", *launcher, "cyclegan", command, *map(str, arguments)],
         cwd=Path(__file__).parent,  # not the root, whose sources would hide the package
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -132,7 +133,7 @@ def test_an_interrupted_run_saves_and_exits_with_0(data, tmp_path, number):
     process = start(1, *options, "--log-every=1", f"--run-dir={run}")
     log = run / "log.jsonl"
     wait_for(lambda: log.exists() and len(log.read_text().splitlines()) > 3, process)
-    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    os.killpg(process.pid, number)  # loader processes get it too
     output = finish(process)
     [checkpoint] = checkpoints.in_run(run)
     step = checkpoints.read_config(checkpoint)["step"]
@@ -165,6 +166,10 @@ def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path):
     for ours, others in zip(*logs, strict=True):
         for kind in ("losses", "test"):
             assert ours.get(kind) == pytest.approx(others.get(kind), abs=1e-4)
+    compared = tmp_path / "compared"
+    options = [*OPTIONS, f"--data={data}", "--steps=2", f"--run-dir={compared}"]
+    output = finish(start(2, *options, "--cycle-losses=l1,ssim", command="compare"))
+    assert output.count(f"comparison: {compared / 'compare.html'}") == 2
     assert not (theirs / "process_2.pt").exists() and (theirs / "process_1.pt").exists()
 
 
@@ -254,8 +259,57 @@ def test_a_run_is_not_written_over(run):
     with pytest.raises(FileExistsError, match="step_0000004 exists; resume the run"):
         Trainer(run.settings)
     early = checkpoints.folder_of(run.run_dir, 2)
-    with pytest.raises(ValueError, match="has a later checkpoint than .*step_0000002"):
+    with pytest.raises(ValueError, match="holds step_0000004, which .* would write over"):
         Trainer(run.settings, resume=str(early))
+    other = replace(run.settings, seed=0, run_dir=run.settings.run_dir + "_copy")
+    shutil.copytree(run.run_dir, other.run_dir)
+    with pytest.raises(ValueError, match="holds step_0000004, which .* would write over"):
+        Trainer(other, resume=str(checkpoints.folder_of(run.run_dir, 4)))
+
+
+def test_of_checkpoints_that_were_passed_over_none_outlives_what_comes_after(run):
+    """They would count as the latest ones that are kept."""
+    cut_short(checkpoints.folder_of(run.run_dir, 4) / "training.pt")
+    settings = replace(run.settings, steps=3, keep=1)
+    with pytest.warns(UserWarning, match="passed over"):
+        Trainer(settings, resume="auto").train()
+    [kept] = checkpoints.in_run(run.run_dir)
+    assert kept.name == "step_0000003" and checkpoints.why_broken(kept) is None
+
+
+def test_an_early_checkpoint_can_be_named_where_the_later_ones_are_broken(run):
+    cut_short(checkpoints.folder_of(run.run_dir, 4) / "training.pt")
+    early = checkpoints.folder_of(run.run_dir, 2)
+    assert Trainer(run.settings, resume=str(early)).step == 2
+
+
+def test_a_run_that_begins_again_logs_and_shows_its_beginning_once(settings, monkeypatch):
+    first = Trainer(replace(settings, steps=3))
+
+    def killed(*_):
+        first.log.append(step=1, losses={})
+        first.step = 2
+        first.save_samples()
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(first, "train_step", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        first.train()
+    second = Trainer(first.settings, resume="auto")
+    second.train()
+    steps = [record["step"] for record in second.log.records() if "test" in record]
+    assert steps == [0, 3]
+    assert [p.stem for p in sample_grids(second.run_dir)] == ["step_0000000", "step_0000003"]
+
+
+def test_a_finished_run_can_go_on_in_another_folder(run, tmp_path):
+    fork = Trainer(replace(run.settings, run_dir=str(tmp_path / "fork")), resume=str(run.run_dir))
+    fork.train()
+    folders = [checkpoints.folder_of(trainer.run_dir, 4) for trainer in (run, fork)]
+    assert checkpoints.why_broken(folders[1]) is None
+    weights = [load_file(folder / "generator_ab.safetensors") for folder in folders]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert [record["step"] for record in fork.log.records()] == [4]
 
 
 @pytest.mark.parametrize(
@@ -287,7 +341,7 @@ def test_a_run_goes_on_with_its_own_images_and_number_of_processes(run, data, tm
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["config.json"] = checkpoints.fingerprint(folder / "config.json")
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="its processes were 2; got 1"):
+    with pytest.raises(ValueError, match="its processes were others, 2; got 1"):
         Trainer(run.settings, resume="auto")
 
 

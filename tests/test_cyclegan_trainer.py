@@ -215,21 +215,44 @@ def test_other_ways_to_compute_come_near(settings, batch, changes, monkeypatch):
     assert [*trainer.generator_ab.state_dict()] == [*ResnetGenerator(4, 1).state_dict()]
 
 
-def test_nothing_in_a_step_reads_from_the_device(settings, batch):
+def test_nothing_in_a_step_reads_from_the_device(settings, batch, monkeypatch):
     """On a GPU each reading waits for it; here every one is an error."""
     trainer = Trainer(replace(settings, clip_norm=1.0, ema_decay=0.9, pool_size=2))
-    readings = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+    aten = torch.ops.aten
+    readings = (aten._local_scalar_dense, aten.nonzero, aten._unique2, aten.masked_select)
 
     class NoReadings(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            assert func not in readings, func
+            assert func.overloadpacket not in readings, func
+            if func.overloadpacket is aten.index:
+                assert all(i is None or i.dtype != torch.bool for i in args[1]), "by a mask"
             return func(*args, **(kwargs or {}))
 
+    def read(*_):
+        raise AssertionError("read")
+
+    for name in ("tolist", "cpu", "numpy", "item", "__bool__", "__float__", "__int__"):
+        monkeypatch.setattr(torch.Tensor, name, read)
     for _ in range(3):
         with NoReadings():
             trainer.train_step(*batch)
-    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoReadings():
-        batch[0].sum().item()
+    flat = batch[0].flatten()
+    for reading in (flat.sum().item, flat.tolist, flat.unique, flat.cpu, lambda: flat[flat > 0]):
+        with pytest.raises(AssertionError), NoReadings():
+            reading()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_nothing_in_a_step_waits_for_a_gpu(settings, batch):
+    settings = replace(settings, device="auto", clip_norm=1.0, ema_decay=0.9, precision="fp16")
+    trainer = Trainer(settings)
+    batch = [images.to(trainer.device) for images in batch]
+    trainer.train_step(*batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer.train_step(*batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_step_moves_every_parameter_of_every_network(settings, batch):
