@@ -28,7 +28,7 @@ table { border-collapse: collapse; }
 th, td { text-align: left; padding: .2rem 1.2rem .2rem 0; border-bottom: 1px solid var(--line); }
 td.number { font-variant-numeric: tabular-nums; }
 .best { font-weight: 600; color: var(--one); }
-img { image-rendering: auto; max-width: 100%; } .wide { overflow-x: auto; }
+img { max-width: 100%; } td img { min-width: 6rem; } .wide { overflow-x: auto; }
 input[type=range] { width: 24rem; max-width: 60%; vertical-align: middle; }
 """
 SLIDER = """
