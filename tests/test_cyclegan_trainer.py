@@ -243,16 +243,18 @@ def test_nothing_in_a_step_reads_from_the_device(settings, batch, monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_nothing_in_a_step_waits_for_a_gpu(settings, batch):
-    settings = replace(settings, device="auto", clip_norm=1.0, ema_decay=0.9, precision="fp16")
-    trainer = Trainer(settings)
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_nothing_in_a_step_waits_on_cuda(settings, batch, precision):
+    settings = replace(settings, clip_norm=1.0, ema_decay=0.9, precision=precision)
+    trainer = Trainer(replace(settings, device="auto"))
     batch = [images.to(trainer.device) for images in batch]
     trainer.train_step(*batch)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        trainer.train_step(*batch)
+        losses = trainer.train_step(*batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert all(loss.isfinite() for loss in losses.values())
 
 
 def test_a_step_moves_every_parameter_of_every_network(settings, batch):
