@@ -116,7 +116,9 @@ def add_settings(parser: argparse.ArgumentParser, without: tuple[str, ...] = ())
     for field in fields(Settings):
         if field.name in without:
             continue
-        default = "" if field.default in (MISSING, "") else f" ({field.default})"
+        default = "" if field.default == "" else f" ({field.default})"
+        if field.default is MISSING:
+            default = " (needed, but where a run is resumed)"
         flag = {"action": argparse.BooleanOptionalAction}
         parser.add_argument(
             "--" + field.name.replace("_", "-"),
@@ -133,7 +135,9 @@ def given_settings(args: argparse.Namespace, **others) -> Settings:
     missing = [n for n, f in names.items() if f.default is MISSING and n not in settings]
     if missing:
         raise UserError(
-            "these options are needed: " + ", ".join("--" + n.replace("_", "-") for n in missing)
+            "a new run needs "
+            + ", ".join("--" + name.replace("_", "-") for name in missing)
+            + " (--resume auto would go on with one that is in --run-dir)"
         )
     return Settings(**settings)
 
@@ -181,7 +185,7 @@ def run_translate(args: argparse.Namespace) -> None:
     device = find_device(args.device)
     generator, _ = load_generator(args.checkpoint, args.direction, device)
     count = translate_files(generator, args.source, args.target, device, args.tile, args.overlap)
-    print(f"translated {count} images into {args.target}")
+    print(f"translated into {args.target}: {count}")
 
 
 def run_evaluate(args: argparse.Namespace) -> None:

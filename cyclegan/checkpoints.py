@@ -139,7 +139,7 @@ def find(path: Path) -> Path:
         if broken := why_broken(path):
             raise UserError(f"broken checkpoint {path}: {broken}")
         return path
-    found = latest_whole(path)
+    found = latest_whole(path.parent if path.name == "checkpoints" else path)
     if found is None:
         raise UserError(f"no checkpoint in {path}")
     return found

@@ -26,6 +26,8 @@ def round_trips(
 
 
 def _batched(images: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    if size < 1:
+        raise UserError(f"batch_size must be positive; got {size}")
     held: list[Tensor] = []
     for image in images:
         held.append(image)

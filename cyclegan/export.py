@@ -31,6 +31,8 @@ def export_onnx(generator: nn.Module, image_size: int, path: Path, opset: int = 
         import onnxscript  # noqa: F401 - torch's exporter needs it
     except ImportError as error:
         raise UserError(f"export needs {error.name}: pip install 'ssimfast[onnx]'") from None
+    if path.suffix.lower() != ".onnx":
+        raise UserError(f"OUT must be an .onnx file; got {path}")
     generator = generator.cpu().eval()
     sides = {2: "height", 3: "width"}
     step = generator.multiple

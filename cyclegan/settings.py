@@ -119,5 +119,5 @@ class Settings:
             if ours != theirs and not one.metadata["free"]:
                 raise UserError(
                     f"{one.name} must be {theirs!r}, as in the checkpoint that the run goes on "
-                    f"from; got {ours!r}"
+                    f"from; got {ours!r}, which needs a new run in another run_dir"
                 )

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -294,8 +295,8 @@ class Trainer:
             stop = self._look_at_losses(progress, began)
             if saves or stop:
                 self._check_weights()
+                self.save_checkpoint()  # first: who sent a signal may not wait for long
                 self._test_and_show()
-                self.save_checkpoint()
                 began = time.perf_counter() - self.seconds  # without the time that saving took
             if stop:
                 break
@@ -332,6 +333,7 @@ class Trainer:
         def note(number, _):
             self.interrupted = signal.Signals(number)
             signal.signal(number, before[number])
+            print(f"{self.interrupted.name}: saving, then stopping", file=sys.stderr)
 
         try:
             for number in before:
@@ -461,16 +463,17 @@ class Trainer:
     def _load(self, folder: Path) -> None:
         config = checkpoints.read_config(folder)
         self.settings.check_resumes(Settings(**config["settings"]))
+        if config["processes"] != self.processes:
+            raise UserError(
+                f"the run cannot go on from {folder}: it has {config['processes']} processes, and "
+                f"here there are {self.processes}"
+            )
         for what, ours in (
-            ("processes", self.processes),
             ("images", self.pairs.digest()),
             ("feature_weights", self._feature_weights()),
         ):
             if config[what] != ours:
-                raise UserError(
-                    f"the run cannot go on from {folder}: its {what} were others, {config[what]}; "
-                    f"got {ours}"
-                )
+                raise UserError(f"the run cannot go on from {folder}: it has other {what}")
         if config["step"] > self.settings.steps:
             raise UserError(f"steps must be at least {config['step']}, which {folder} has done")
         for name in NETWORKS:

@@ -83,7 +83,7 @@ def test_resume_needs_no_settings_again_and_takes_new_ones(trained, tmp_path, ca
 
 def test_settings_that_are_needed_are_named(capsys):
     assert main(["train", "--steps", "3"]) == 2
-    assert "these options are needed: --data, --run-dir" in capsys.readouterr().err
+    assert "a new run needs --data, --run-dir (--resume auto" in capsys.readouterr().err
 
 
 def test_every_setting_is_an_option_with_its_default(capsys):
@@ -112,7 +112,7 @@ def test_translate_writes_every_readable_image_at_its_size(trained, odd_images, 
     root, _ = trained
     out = tmp_path / "out" / "ab"
     done = cyclegan("translate", "--checkpoint", root / "run", odd_images, out)
-    assert f"translated 4 images into {out}" in done.stdout
+    assert f"translated into {out}: 4" in done.stdout
     [warning] = done.stderr.splitlines()
     assert warning.startswith(f"warning: skipped unreadable image {odd_images / 'broken.png'}")
     sizes = {path.name: image.size for path, image in readable_images(out.iterdir())}
@@ -185,6 +185,8 @@ def test_user_errors_are_one_line_that_names_the_cause(trained, tmp_path, capsys
         "no checkpoint in": [*translate, data, data / "testA", out],
         "generator_ab.safetensors has changed": [*translate, broken, data / "testA", out],
         "does not hold the weights of": [*translate, others, data / "testA", out],
+        "batch_size must be positive": ["evaluate", "--checkpoint", run, "--batch-size", 0],
+        "OUT must be an .onnx file": ["export", "--checkpoint", run / "checkpoints", out],
         "no such folder: nowhere/testA": ["evaluate", "--checkpoint", run, "--data", "nowhere"],
     }
     for message, arguments in cases.items():

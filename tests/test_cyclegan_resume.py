@@ -138,6 +138,7 @@ def test_an_interrupted_run_saves_and_exits_with_0(data, tmp_path, number):
     [checkpoint] = checkpoints.in_run(run)
     step = checkpoints.read_config(checkpoint)["step"]
     assert step >= 3 and f"stopped at step {step}; --resume auto goes on" in output
+    assert f"{number.name}: saving, then stopping" in output
     assert "Traceback" not in output
     assert checkpoints.why_broken(checkpoint) is None
 
@@ -333,7 +334,7 @@ def test_a_run_goes_on_with_its_own_images_and_number_of_processes(run, data, tm
     moved = replace(run.settings, data=str(elsewhere), steps=5, workers=1, keep=9)
     assert Trainer(moved, resume="auto").step == 4  # the same images in another place
     (elsewhere / "trainA" / "0.png").unlink()
-    with pytest.raises(ValueError, match="its images were others"):
+    with pytest.raises(ValueError, match="it has other images"):
         Trainer(moved, resume="auto")
     folder = checkpoints.folder_of(run.run_dir, 4)
     config = json.loads((folder / "config.json").read_text())
@@ -341,7 +342,7 @@ def test_a_run_goes_on_with_its_own_images_and_number_of_processes(run, data, tm
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["config.json"] = checkpoints.fingerprint(folder / "config.json")
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="its processes were others, 2; got 1"):
+    with pytest.raises(ValueError, match="it has 2 processes, and here there are 1"):
         Trainer(run.settings, resume="auto")
 
 
