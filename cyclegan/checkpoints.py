@@ -11,7 +11,6 @@ A folder is written under another name, forced to disk and renamed. One without 
 with other files than its manifest says, is no checkpoint.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -22,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cyclegan.errors import UserError
-from cyclegan.files import write_text
+from cyclegan.files import fingerprint, write_text
 
 MANIFEST, CONFIG = "manifest.json", "config.json"
 FORMAT = 1
@@ -153,15 +152,6 @@ def read_config(folder: Path) -> dict:
             f"{folder} has format {config.get('format')!r}; this version reads {FORMAT}"
         )
     return config
-
-
-def fingerprint(path: Path) -> dict:
-    """Size in bytes and SHA-256 of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-        return {"size": file.tell(), "sha256": digest.hexdigest()}
 
 
 def _force_to_disk(path: Path) -> None:

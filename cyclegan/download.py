@@ -1,6 +1,5 @@
 """The data sets of the paper, from their authors' servers."""
 
-import hashlib
 import http.client
 import shutil
 import stat
@@ -13,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from cyclegan.errors import UserError
+from cyclegan.files import fingerprint
 
 MIRRORS = (
     "http://efrosgans.eecs.berkeley.edu/cyclegan/datasets",
@@ -97,7 +97,7 @@ def _fetch(name: str, archive: Path, mirrors: tuple[str, ...], known: tuple[int,
 
 
 def _is_known(path: Path, known: tuple[int, str] | None) -> bool:
-    return known is None or (path.stat().st_size, _sha256(path)) == known
+    return known is None or tuple(fingerprint(path).values()) == known
 
 
 def _transfer(url: str, partial: Path, name: str, known: tuple[int, str] | None) -> None:
@@ -107,9 +107,7 @@ def _transfer(url: str, partial: Path, name: str, known: tuple[int, str] | None)
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if (
-            error.code == 416 and have
-        ):  # nothing is missing, or it is another file: the sum will tell
+        if error.code == 416 and have:  # nothing is missing, or the sum will tell
             error.close()
             return
         raise
@@ -127,14 +125,6 @@ def _transfer(url: str, partial: Path, name: str, known: tuple[int, str] | None)
                 bar.update(len(block))
             if total is not None and file.tell() != total:
                 raise OSError(f"the connection ended after {file.tell()} of {total} bytes")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _unpack(archive: Path, target: Path) -> None:

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from cyclegan.data import centre_crops
 from cyclegan.errors import UserError
+from cyclegan.files import to_8_bit
 from ssimfast import ms_ssim, ssim
 
 METRICS = ("ssim", "ms_ssim", "psnr")
@@ -57,7 +58,6 @@ def evaluate(
     image_size: int,
     device: torch.device,
     batch: int = 8,
-    limit: int | None = None,
 ) -> dict[str, dict[str, float]]:
     """`cycle_scores` of testA ("aba") and testB ("bab"), and their "mean".
 
@@ -65,11 +65,10 @@ def evaluate(
         generators: by "ab" and "ba".
         data: folder with testA and testB.
         image_size: side of the centre crops.
-        limit: images of each folder, by name; None: all.
     """
     results = {}
     for there, back, folder in (("ab", "ba", "testA"), ("ba", "ab", "testB")):
-        real = centre_crops(data / folder, image_size, limit)
+        real = centre_crops(data / folder, image_size)
         trips = round_trips(real, generators[there], generators[back], device, batch)
         results[there + back[1]] = cycle_scores(trips)
     results["mean"] = mean_scores(*results.values())
@@ -84,7 +83,7 @@ class _Images8Bit(Dataset):
     """(3, H, W) of uint8, as torch-fidelity takes them."""
 
     def __init__(self, images: Iterable[Tensor]):
-        self.images = [((i.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8) for i in images]
+        self.images = [to_8_bit(image) for image in images]
 
     def __len__(self) -> int:
         return len(self.images)

@@ -1,5 +1,6 @@
 """Image files: found, read as 8-bit RGB, turned into tensors and back, and written in one step."""
 
+import hashlib
 import os
 import struct
 import warnings
@@ -118,10 +119,23 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(image, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
 
 
+def to_8_bit(tensor: Tensor) -> Tensor:
+    """An image in [-1, 1] -> the nearest values of uint8, on the CPU."""
+    return ((tensor.detach().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
+
+
 def to_image(tensor: Tensor) -> Image.Image:
     """(3, H, W) in [-1, 1] -> 8-bit RGB image."""
-    pixels = ((tensor.detach().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    return Image.fromarray(to_8_bit(tensor).permute(1, 2, 0).numpy())
+
+
+def fingerprint(path: Path) -> dict:
+    """Size in bytes and SHA-256 of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return {"size": file.tell(), "sha256": digest.hexdigest()}
 
 
 def write_png(image: Image.Image, path: Path) -> None:

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain
@@ -32,7 +32,7 @@ from cyclegan import checkpoints
 from cyclegan.data import Batches, UnpairedImages, load_test_images
 from cyclegan.errors import UserError
 from cyclegan.evaluate import cycle_scores, mean_scores, round_trips
-from cyclegan.files import to_image, write_png, write_text
+from cyclegan.files import fingerprint, to_image, write_png, write_text
 from cyclegan.guards import Diverged, Watch, check_finite, luminance_correlation
 from cyclegan.image_pool import ImagePool
 from cyclegan.log import RunLog
@@ -145,9 +145,9 @@ class Trainer:
                 )
             return None
         chosen = checkpoints.find(Path(resume))
-        earlier = [chosen.resolve(), *checkpoints.in_run(checkpoints.run_of(chosen))]
+        run, step = checkpoints.run_of(chosen), checkpoints.read_config(chosen)["step"]
         for folder in existing:
-            passed = folder.resolve() in earlier and folder.name <= chosen.name
+            passed = checkpoints.run_of(folder) == run and checkpoints.step_of(folder) <= step
             if not passed and checkpoints.why_broken(folder) is None:
                 raise UserError(
                     f"{self.run_dir} holds {folder.name}, which a run that goes on from {chosen} "
@@ -393,24 +393,25 @@ class Trainer:
 
     def test_scores(self) -> dict[str, float]:
         """`cycle_scores` of the test images, mean of both directions."""
-        return mean_scores(*(cycle_scores([trip]) for trip in self.round_trips()))
+        return scores_of(self.round_trips())
 
     @property
     def samples_path(self) -> Path:
         """Where this step's sample grid is."""
         return self.run_dir / "samples" / f"step_{self.step:07d}.png"
 
-    def save_samples(self) -> None:
-        """A grid of test images: rows real_a, fake_b, rec_a, real_b, fake_a, rec_b."""
+    def save_samples(self, trips: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """A grid of round trips: rows real_a, fake_b, rec_a, real_b, fake_a, rec_b."""
         columns = min(GRID_COLUMNS, len(self.test_a), len(self.test_b))
-        rows = list(chain.from_iterable(self.round_trips(columns)))
+        rows = [images[:columns] for trip in trips for images in trip]
         grid = torch.cat([torch.cat([*F.pad(row, [1] * 4, value=1)], dim=2) for row in rows], dim=1)
         write_png(to_image(grid), self.samples_path)
 
     def _test_and_show(self, unless: bool = False) -> None:
         if self.is_main and not unless:
-            self.save_samples()
-            scores = self.test_scores()
+            trips = list(self.round_trips())
+            self.save_samples(trips)
+            scores = scores_of(trips)
             self.log.append(step=self.step, test=scores)
             if self.settings.trackers and self.step:
                 self.accelerator.log({f"test/{k}": v for k, v in scores.items()}, self.step)
@@ -458,7 +459,7 @@ class Trainer:
 
     def _feature_weights(self) -> dict | None:
         file = self.settings.feature_weights
-        return checkpoints.fingerprint(Path(file)) if file else None
+        return fingerprint(Path(file)) if file else None
 
     def _load(self, folder: Path) -> None:
         config = checkpoints.read_config(folder)
@@ -514,6 +515,11 @@ def make_accelerator(settings: Settings) -> Accelerator:
     if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
         raise UserError("the processes do not find each other: Accelerate sees one alone")
     return accelerator
+
+
+def scores_of(trips: Iterable[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
+    """The mean of each direction's `cycle_scores`."""
+    return mean_scores(*(cycle_scores([trip]) for trip in trips))
 
 
 def linear_decay(steps: int, decay_start: float) -> Callable[[int], float]:

@@ -20,7 +20,7 @@ import ssimfast
 from cyclegan import __main__, checkpoints
 from cyclegan.__main__ import main
 from cyclegan.data import load_test_images
-from cyclegan.files import list_images, readable_images, to_tensor
+from cyclegan.files import fingerprint, list_images, readable_images, to_tensor
 from cyclegan.losses import discriminator_loss
 from cyclegan.networks import ResnetGenerator
 from cyclegan.translate import load_generator, translate
@@ -153,9 +153,7 @@ def test_user_errors_are_one_line_that_names_the_cause(trained, tmp_path, capsys
     others = tmp_path / "others"  # whole, but with other weights than its settings say
     shutil.copytree(broken, others)
     manifest = {
-        path.name: checkpoints.fingerprint(path)
-        for path in others.iterdir()
-        if path.name != "manifest.json"
+        path.name: fingerprint(path) for path in others.iterdir() if path.name != "manifest.json"
     }
     (others / "manifest.json").write_text(json.dumps(manifest))
     twins = tmp_path / "twins"

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from cyclegan import checkpoints
 from cyclegan.demo_data import write_demo_data
+from cyclegan.files import fingerprint
 from cyclegan.log import RunLog
 from cyclegan.report import sample_grids
 from cyclegan.trainer import NETWORKS, Trainer
@@ -290,7 +291,7 @@ def test_a_run_that_begins_again_logs_and_shows_its_beginning_once(settings, mon
     def killed(*_):
         first.log.append(step=1, losses={})
         first.step = 2
-        first.save_samples()
+        first.save_samples(first.round_trips())
         raise RuntimeError("killed")
 
     monkeypatch.setattr(first, "train_step", killed)
@@ -340,7 +341,7 @@ def test_a_run_goes_on_with_its_own_images_and_number_of_processes(run, data, tm
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "processes": 2}))
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["config.json"] = checkpoints.fingerprint(folder / "config.json")
+    manifest["config.json"] = fingerprint(folder / "config.json")
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="it has 2 processes, and here there are 1"):
         Trainer(run.settings, resume="auto")
