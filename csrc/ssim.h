@@ -20,10 +20,10 @@
 namespace ssimfast {
 
 // Filtered maps at one position. mu_s and mu_d are the true means; the variances come from
-// values that were shifted by a constant first.
+// values that were shifted by a constant first. vs is var_s + 2 C2, vd is var_d.
 template <class V>
 struct Moments {
-  V mu_s, mu_d, var_s, var_d;
+  V mu_s, mu_d, vs, vd;
 };
 
 // A variance is only ever negative through rounding. A NaN passes: it must reach the result.
@@ -32,42 +32,59 @@ SSIMFAST_INLINE V non_negative(V v) {
   return v < V{} ? V{} : v;
 }
 
+// 1 - 2 v. One instruction, where nvcc makes v + v of a product by 2, and then a difference.
+template <class V>
+SSIMFAST_INLINE V one_less_twice(V v) {
+  return 1 - 2 * v;
+}
+#if defined(__CUDACC__)
+SSIMFAST_INLINE float one_less_twice(float v) { return fmaf(-2.0f, v, 1.0f); }
+#endif
+
 // SSIM = (n1 / d1) * (n2 / d2), numerators and denominators twice those of docs/mathematics.md.
 //
 // |n1| <= d1 and |n2| <= d2 hold after rounding too, because each pair adds and subtracts the same
 // two non-negative numbers; so the quotient of the products never leaves [-1, 1] and is exactly 1
-// where d vanishes, if the division is right. With a reciprocal that is only nearly right, the same
-// holds for the distances: 1 - SSIM = (d1 d2 - n1 n2) / (d1 d2) in which everything that cancels
-// has cancelled, a sum of two non-negative products.
+// where d vanishes, if the division is right. Where the reciprocals are only nearly right, that
+// holds for the distances, in which everything that cancels has cancelled: with l = n1 / d1 and
+// cs = n2 / d2, 1 - SSIM = (1 - l) + (1 - cs) l.
 template <class V, class A>
 struct Terms {
-  V ms, md, n1, d1;  // ms: mu_s^2 + 2 C1, md: mu_d^2
-  V vs, vd, n2, d2;  // vs: var_s + 2 C2, vd: var_d
-  V r, r1, r2;       // 1 / (d1 d2), 1 / d1, 1 / d2
+  V mu_s, mu_d;
+  V ms, md, d1;                     // ms: mu_s^2 + 2 C1, md: mu_d^2
+  V vs, vd, d2;                     // of Moments
+  V r1, r2;                         // 1 / d1, 1 / d2
+  V half_luminance_distance;        // (1 - l) / 2, between 0 and 1
+  V half_contrast_distance;         // (1 - cs) / 2, likewise
+  V luminance, contrast_structure;  // l, cs
 
-  template <class Reciprocal>
-  SSIMFAST_INLINE Terms(const Moments<V>& m, A c1, A c2, const Reciprocal& reciprocal)
-      : ms(m.mu_s * m.mu_s + A(2) * c1),
-        md(m.mu_d * m.mu_d),
-        n1(ms - md),
+  // reciprocals(d1, d2, r1, r2) sets the last two.
+  template <class Reciprocals>
+  SSIMFAST_INLINE Terms(const Moments<V>& m, A twice_c1, const Reciprocals& reciprocals)
+      : mu_s(m.mu_s),
+        mu_d(m.mu_d),
+        ms(mu_s * mu_s + twice_c1),
+        md(mu_d * mu_d),
         d1(ms + md),
-        vs(m.var_s + A(2) * c2),
-        vd(m.var_d),
-        n2(vs - vd),
-        d2(vs + vd),
-        r(reciprocal(V(d1 * d2))),
-        r1(r * d2),
-        r2(r * d1) {}
+        vs(m.vs),
+        vd(m.vd),
+        d2(vs + vd) {
+    reciprocals(d1, d2, r1, r2);
+    half_luminance_distance = md * r1;
+    half_contrast_distance = vd * r2;
+    luminance = one_less_twice(half_luminance_distance);
+    contrast_structure = one_less_twice(half_contrast_distance);
+  }
 
   // (1 - SSIM) / 2, between 0 and 1.
-  SSIMFAST_INLINE V half_distance() const { return (ms * vd + md * vs) * r; }
-  // (1 - contrast-structure) / 2 and (1 - luminance) / 2, likewise.
-  SSIMFAST_INLINE V half_contrast_distance() const { return vd * r2; }
-  SSIMFAST_INLINE V half_luminance_distance() const { return md * r1; }
+  SSIMFAST_INLINE V half_distance() const {
+    return non_negative<V>(half_contrast_distance * luminance + half_luminance_distance);
+  }
 
-  SSIMFAST_INLINE V ssim() const { return (n1 * n2) / (d1 * d2); }
-  SSIMFAST_INLINE V luminance() const { return n1 / d1; }
-  SSIMFAST_INLINE V contrast_structure() const { return n2 / d2; }
+  // By quotients, for machines whose divisions are right.
+  SSIMFAST_INLINE V exact_ssim() const { return ((ms - md) * (vs - vd)) / (d1 * d2); }
+  SSIMFAST_INLINE V exact_luminance() const { return (ms - md) / d1; }
+  SSIMFAST_INLINE V exact_contrast_structure() const { return (vs - vd) / d2; }
 };
 
 // Upstream gradients at one position: by SSIM, by luminance and by contrast-structure.
@@ -76,45 +93,38 @@ struct Upstream {
   V ssim, luminance, contrast_structure;
 };
 
-// What the upstream gradients make of the luminance terms and of the variance terms below:
-// 4 / d1^2 and 4 / d2^2 times the upstream gradients by luminance and by contrast-structure.
+// Four times the upstream gradients by l and by cs, to both of which that by SSIM adds a part.
 template <class V>
 struct Slopes {
-  V luminance, contrast;
+  V luminance, contrast_structure;
 };
 
 template <class V, class A>
 SSIMFAST_INLINE Slopes<V> slopes(const Terms<V, A>& t, const Upstream<V>& upstream) {
-  return {A(4) * (upstream.ssim * t.n2 * t.r2 + upstream.luminance) * t.r1 * t.r1,
-          A(4) * (upstream.ssim * t.n1 * t.r1 + upstream.contrast_structure) * t.r2 * t.r2};
-}
-
-// The same where the upstream gradient is by SSIM alone; `four_times` it.
-template <class V, class A>
-SSIMFAST_INLINE Slopes<V> slopes_of_ssim(const Terms<V, A>& t, A four_times) {
-  const V r = t.r * four_times;
-  return {t.n2 * r * t.r1, t.n1 * r * t.r2};
+  return {A(4) * (upstream.ssim * t.contrast_structure + upstream.luminance),
+          A(4) * (upstream.ssim * t.luminance + upstream.contrast_structure)};
 }
 
 // The upstream gradients times the derivatives by the four filtered maps: by the true means, and
-// twice the ones by E[s^2] and E[d^2]. The differences 1 -+ l and 1 -+ cs are replaced by the terms
-// that they equal (1 - l = 2 mu_d^2 / d1, and so on), so nothing cancels where x is close to y.
+// twice the ones by E[s^2] and E[d^2]. 1 -+ l and 1 -+ cs are made of the two distances, so nothing
+// cancels where x is close to y.
 template <class V>
 struct Partials {
   V by_mu_s, by_mu_d, by_var_s, by_var_d;
 };
 
 template <class V, class A>
-SSIMFAST_INLINE Partials<V> partials(const Moments<V>& m, const Terms<V, A>& t,
-                                     const Slopes<V>& by) {
-  return {m.mu_s * t.md * by.luminance, -m.mu_d * t.ms * by.luminance, by.contrast * t.vd,
-          -by.contrast * t.vs};
+SSIMFAST_INLINE Partials<V> partials(const Terms<V, A>& t, const Slopes<V>& by) {
+  const V a = by.luminance * t.r1, b = by.contrast_structure * t.r2;
+  const V by_var_s = b * t.half_contrast_distance;
+  return {a * (t.mu_s * t.half_luminance_distance),
+          a * (t.mu_d * t.half_luminance_distance - t.mu_d), by_var_s, by_var_s - b};
 }
 
 // by_mu_s + by_mu_d of these, which is all that the gradient by x alone needs of them.
 template <class V, class A>
-SSIMFAST_INLINE V by_both_means(const Moments<V>& m, const Terms<V, A>& t, const Slopes<V>& by) {
-  return m.mu_d * (m.mu_s * m.mu_d - t.ms) * by.luminance;
+SSIMFAST_INLINE V by_both_means(const Terms<V, A>& t, const Slopes<V>& by) {
+  return (by.luminance * t.r1) * ((t.mu_s + t.mu_d) * t.half_luminance_distance - t.mu_d);
 }
 
 }  // namespace ssimfast

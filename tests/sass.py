@@ -672,8 +672,8 @@ int main(int, char** arguments) {
   job.height = height, job.width = width;
   job.window = WINDOW;
   job.margin = kHalo;
-  for (int i = 0; i < WINDOW; ++i) job.taps[i] = 1.0f / WINDOW;
-  job.c1 = job.c2 = 1e-3f;
+  for (int i = 0; i < WINDOW; ++i) job.taps[i] = job.weighted_taps[i] = 1.0f / WINDOW;
+  job.twice_c1 = job.twice_c2 = 1e-3f;
   const auto kernel = sweep<ELEMENT, WINDOW, Pass::PASS, PLAIN>;
   emulator::launch(kernel, plan.strips * plan.runs, plan.threads,
                    Sizes<WINDOW, Pass::PASS>::shared_bytes(plan.threads), job, plan);

@@ -70,8 +70,8 @@ struct Windows {
     // Two equal images where there is nothing, and none that c1 = c2 = 0 would divide by 0.
     q.moments.mu_s = nothing ? one : q.mean_s + level_s;
     q.moments.mu_d = q.mean_d;
-    q.moments.var_s = nothing ? one : non_negative<V>(square_s - q.mean_s * q.mean_s);
-    q.moments.var_d = non_negative<V>(square_d - q.mean_d * q.mean_d);
+    q.moments.vs = nothing ? one : non_negative<V>(square_s - q.mean_s * q.mean_s) + 2 * c2;
+    q.moments.vd = non_negative<V>(square_d - q.mean_d * q.mean_d);
     return q;
   }
 };
@@ -83,7 +83,8 @@ struct WriteSsim {
   template <class V>
   SSIMFAST_INLINE void at(int64_t i) const {
     const auto q = windows.statistics<V>(i);
-    store(to + i, Terms<V, double>(q.moments, windows.c1, windows.c2, Inverse<double>()).ssim());
+    const Terms<V, double> terms(q.moments, 2 * windows.c1, Reciprocals<double>());
+    store(to + i, terms.exact_ssim());
   }
 };
 
@@ -97,9 +98,9 @@ struct WriteSlopes {
   template <class V>
   SSIMFAST_INLINE void at(int64_t i) const {
     const auto q = windows.statistics<V>(i);
-    const Terms<V, double> terms(q.moments, windows.c1, windows.c2, Inverse<double>());
+    const Terms<V, double> terms(q.moments, 2 * windows.c1, Reciprocals<double>());
     const Upstream<V> by{load<V>(upstream + i) * q.share, V{}, V{}};
-    const auto p = partials(q.moments, terms, slopes(terms, by));
+    const auto p = partials(terms, slopes(terms, by));
     const V rest_s = p.by_mu_s - p.by_var_s * q.mean_s;
     const V rest_d = p.by_mu_d - p.by_var_d * q.mean_d;
     double* const to = windows.sums + i;

@@ -38,11 +38,14 @@ SSIMFAST_INLINE V broadcast(A a) {
   return a - V{};
 }
 
+// Of two numbers, by one division.
 template <class A>
-struct Inverse {
+struct Reciprocals {
   template <class V>
-  SSIMFAST_INLINE V operator()(V v) const {
-    return A(1) / v;
+  SSIMFAST_INLINE void operator()(V a, V b, V& of_a, V& of_b) const {
+    const V r = A(1) / (a * b);
+    of_a = r * b;
+    of_b = r * a;
   }
 };
 

@@ -33,8 +33,8 @@ Job<Arithmetic<T>> make_job(const Tensor& x, const Tensor& y, const Settings& se
   job.window = static_cast<int>(settings.window.size());
   job.margin = settings.margin();
   for (int i = 0; i < job.window; ++i) job.taps[i] = A(settings.window[i]);
-  job.c1 = A(settings.c1);
-  job.c2 = A(settings.c2);
+  job.twice_c1 = A(2 * settings.c1);
+  job.twice_c2 = A(2 * settings.c2);
   job.low = A(settings.low);
   job.scale = A(settings.scale);
   job.grad_scale = A(1);

@@ -58,8 +58,8 @@ struct Job {
   int window;
   int64_t margin;  // pixels at each edge that are no window's centre: halo for "valid", else 0
   A taps[kMaxWindow];
-  A c1, c2, low, scale;  // unit range = (value - low) * scale
-  A grad_scale;          // of the gradients on the way out: 1 for those by images in unit range
+  A twice_c1, twice_c2, low, scale;  // unit range = (value - low) * scale
+  A grad_scale;  // of the gradients on the way out: 1 for those by images in unit range
 };
 
 struct Tile {
@@ -436,18 +436,19 @@ class TileKernel {
     for (int64_t c = 0; c < stat_columns; c += kLanes) {
       V mean_s, mean_d;
       Moments<V> m;
-      horizontal_moments(taps, moments + c, moments + map + c, mean_s, m.var_s);
-      horizontal_moments(taps, moments + 2 * map + c, moments + 3 * map + c, mean_d, m.var_d);
+      horizontal_moments(taps, moments + c, moments + map + c, mean_s, m.vs);
+      horizontal_moments(taps, moments + 2 * map + c, moments + 3 * map + c, mean_d, m.vd);
+      m.vs += job.twice_c2;
       m.mu_s = mean_s + level_s;
       m.mu_d = mean_d;
-      const Terms<V, A> terms(m, job.c1, job.c2, Inverse<A>());
+      const Terms<V, A> terms(m, job.twice_c1, Reciprocals<A>());
       if constexpr (kPass == Pass::kMap) {
-        store(out_row + c, components ? terms.luminance() : terms.ssim());
-        if (components) store(out_row_y + c, terms.contrast_structure());
+        store(out_row + c, components ? terms.exact_luminance() : terms.exact_ssim());
+        if (components) store(out_row_y + c, terms.exact_contrast_structure());
       }
       if constexpr (kReduces) {
-        if (sums_ssim) store(out_row + c, terms.ssim());
-        if (sums_cs) store(out_row_y + c, terms.contrast_structure());
+        if (sums_ssim) store(out_row + c, terms.exact_ssim());
+        if (sums_cs) store(out_row_y + c, terms.exact_contrast_structure());
       }
       if constexpr (kGrad) {
         Upstream<V> upstream{};
@@ -460,7 +461,7 @@ class TileKernel {
         } else {
           upstream.ssim = load<V>(x_buffer + c);
         }
-        const Partials<V> p = partials(m, terms, slopes(terms, upstream));
+        const Partials<V> p = partials(terms, slopes(terms, upstream));
         store(to + kVarS * pitch + c, p.by_var_s);
         store(to + kVarD * pitch + c, p.by_var_d);
         store(to + kMeanS * pitch + c, mean_s);

@@ -159,20 +159,20 @@ __global__ void __launch_bounds__(kPixelThreads, 1)
     }
     const A mean_s = near.s0 + sum_s, mean_d = near.d0 + sum_d;
     const Moments<A> moments{mean_s + unit.level_s(), mean_d + unit.level_d(),
-                             non_negative(square_s - sum_s * sum_s),
+                             non_negative(square_s - sum_s * sum_s) + job.twice_c2,
                              non_negative(square_d - sum_d * sum_d)};
-    const Terms<A, A> terms(moments, job.c1, job.c2, [](A v) { return reciprocal(v); });
+    const Terms<A, A> terms(moments, job.twice_c1, Reciprocals());
     sums[kSsim].add(terms.half_distance());
-    sums[kContrastStructure].add(terms.half_contrast_distance());
+    sums[kContrastStructure].add(terms.half_contrast_distance);
     for (int i = 0; i < job.maps; ++i) {
       const A half = job.maps == 1 ? terms.half_distance()
-                     : i == 0      ? terms.half_luminance_distance()
-                                   : terms.half_contrast_distance();
+                     : i == 0      ? terms.half_luminance_distance
+                                   : terms.half_contrast_distance;
       job.map[i].set(p.in(job, job.map[i], p.row - job.margin, p.column - job.margin),
                      similarity_of(half));
     }
     if (to != nullptr) {
-      const Partials<A> by = partials(moments, terms, slopes(terms, upstream_at(job, p)));
+      const Partials<A> by = partials(terms, slopes(terms, upstream_at(job, p)));
       partial = {by.by_mu_s + by.by_var_s * (own_s - mean_s), by.by_var_s,
                  by.by_mu_d + by.by_var_d * (own_d - mean_d), by.by_var_d};
     }

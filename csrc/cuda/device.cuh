@@ -119,6 +119,21 @@ SSIMFAST_DEVICE float reciprocal(float v) {
 }
 SSIMFAST_DEVICE double reciprocal(double v) { return 1.0 / v; }
 
+// a b + c, rounded once; where nvcc would see a product of two uses, and round twice.
+template <class A>
+SSIMFAST_DEVICE A multiply_add(A a, A b, A c) {
+  if constexpr (sizeof(A) == sizeof(float)) return fmaf(a, b, c);
+  return fma(a, b, c);
+}
+
+struct Reciprocals {
+  template <class A>
+  SSIMFAST_DEVICE void operator()(A a, A b, A& of_a, A& of_b) const {
+    of_a = reciprocal(a);
+    of_b = reciprocal(b);
+  }
+};
+
 // ---- launches -------------------------------------------------------------------------------
 
 #if defined(SSIMFAST_EMULATED)

@@ -33,8 +33,9 @@ struct Job {
   int window;
   int64_t margin;  // pixels at each edge that are no window's centre: halo for "valid", else 0
   A taps[kMaxWindow];
-  A c1, c2, low, scale;  // unit range = (value - low) * scale
-  double* partial;       // kTerms sums of each tile: see reduce.cuh
+  A weighted_taps[kMaxWindow];       // times four times weight[kSsim]
+  A twice_c1, twice_c2, low, scale;  // unit range = (value - low) * scale
+  double* partial;                   // kTerms sums of each tile: see reduce.cuh
 };
 
 // A rectangle of one plane.
@@ -57,23 +58,27 @@ class UnitRange {
  public:
   SSIMFAST_DEVICE UnitRange(const Job<A>& job, const Levels<A>& levels)
       : scale(job.scale),
-        offset(-levels.image * job.scale),
-        black(job.low * job.scale + offset),
+        twice_scale(2 * job.scale),
+        twice_offset(-levels.image * twice_scale),
+        twice_black(job.low * twice_scale + twice_offset),
         level(levels.d) {}
 
-  SSIMFAST_DEVICE A s(A x, A y) const { return (x * scale + offset) + (y * scale + offset); }
-  SSIMFAST_DEVICE A d(A x, A y) const { return (x - y) * scale - level; }
+  // 2 y + (x - y): each step loses no more than its own last digit, however far away the images.
+  SSIMFAST_DEVICE A s(A x, A y) const {
+    return multiply_add(x - y, scale, multiply_add(y, twice_scale, twice_offset));
+  }
+  SSIMFAST_DEVICE A d(A x, A y) const { return multiply_add(x - y, scale, -level); }
   // Of the padding, where both images are black.
-  SSIMFAST_DEVICE A black_s() const { return 2 * black; }
+  SSIMFAST_DEVICE A black_s() const { return twice_black; }
   SSIMFAST_DEVICE A black_d() const { return -level; }
   // What the levels took from every mean.
-  SSIMFAST_DEVICE A level_s() const { return -2 * black; }
+  SSIMFAST_DEVICE A level_s() const { return -twice_black; }
   SSIMFAST_DEVICE A level_d() const { return level; }
-  SSIMFAST_DEVICE A x(A s, A d) const { return (s + (d + level)) * A(0.5) - black; }
-  SSIMFAST_DEVICE A y(A s, A d) const { return (s - (d + level)) * A(0.5) - black; }
+  SSIMFAST_DEVICE A x(A s, A d) const { return ((s - twice_black) + (d + level)) * A(0.5); }
+  SSIMFAST_DEVICE A y(A s, A d) const { return ((s - twice_black) - (d + level)) * A(0.5); }
 
  private:
-  A scale, offset, black, level;
+  A scale, twice_scale, twice_offset, twice_black, level;
 };
 
 // The median of the values of those lanes that count, 0 if none does. By rank: every lane compares
@@ -154,6 +159,13 @@ class Sum {
   SSIMFAST_DEVICE void add(A value) {
     const A next = high + value;
     low += value - (next - high);
+    high = next;
+  }
+  // The same of a finite value that was added to rest() already.
+  SSIMFAST_DEVICE A rest() const { return low; }
+  SSIMFAST_DEVICE void add_with_rest(A value) {
+    const A next = high + value;
+    low = value - (next - high);
     high = next;
   }
   // Infinite or NaN sums have no rest.

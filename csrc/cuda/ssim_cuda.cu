@@ -40,8 +40,8 @@ Job<A> make_job(const Tensor& x, const Tensor& y, const Settings& settings) {
   job.window = static_cast<int>(settings.size());
   job.margin = settings.margin();
   for (int i = 0; i < job.window; ++i) job.taps[i] = A(settings.window[i]);
-  job.c1 = A(settings.c1);
-  job.c2 = A(settings.c2);
+  job.twice_c1 = A(2 * settings.c1);
+  job.twice_c2 = A(2 * settings.c2);
   job.low = A(settings.low);
   job.scale = A(settings.scale);
   job.grad_scale = A(1);
@@ -151,6 +151,8 @@ void set_request(Job<A>& job, const Tensor& x, const Settings& settings, const R
     job.weight[t] = A(request.weights[t] * (t >= kL1 ? per_pixel : 1));
     job.wanted[t] = request.wants(t);
   }
+  for (int i = 0; i < job.window; ++i)
+    job.weighted_taps[i] = A(4 * request.weights[kSsim] * settings.window[i]);
 }
 
 std::vector<Tensor> new_pooled(const Tensor& x, int64_t pooling) {

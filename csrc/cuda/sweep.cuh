@@ -264,8 +264,9 @@ class Sweep {
           const int c = begin + first + i;
           const bool black = !inside || c < 0 || c >= width;
           const float xv = to_arithmetic(x[first + i]), yv = to_arithmetic(y[first + i]);
-          s[i] = black ? unit.black_s() : unit.s(xv, yv);
-          d[i] = black ? unit.black_d() : unit.d(xv, yv);
+          const float sv = unit.s(xv, yv), dv = unit.d(xv, yv);
+          s[i] = black ? unit.black_s() : sv;
+          d[i] = black ? unit.black_d() : dv;
         }
         to_s.set((column + first) / 4, make_float4(s[0], s[1], s[2], s[3]));
         to_d.set((column + first) / 4, make_float4(d[0], d[1], d[2], d[3]));
@@ -276,12 +277,12 @@ class Sweep {
   // ---- B: horizontal filters
 
   // Means and variances of four windows of values that stand one apart. The values may have
-  // variances of their own.
+  // variances of their own; `more` is added to the results.
   template <bool kOwn>
   SSIMFAST_DEVICE void moments(const float* v, const float* own, float (&means)[4],
-                               float (&variances)[4]) const {
+                               float (&variances)[4], float more = 0) const {
     const float near = v[kNear];
-    float sum[4] = {}, square[4] = {};
+    float sum[4] = {}, square[4] = {more, more, more, more};
 #pragma unroll
     for (int k = 0; k < kSeen; ++k) {
       if (k == kNear && !kOwn) continue;  // all differences are from it
@@ -391,35 +392,35 @@ class Sweep {
     float m[2][4], u[2][4];
     if (complete) {
 #pragma unroll
-      for (int map = 0; map < 2; ++map) moments<true>(mean[map], variance[map], m[map], u[map]);
+      for (int map = 0; map < 2; ++map)
+        moments<true>(mean[map], variance[map], m[map], u[map], map == 0 ? job.twice_c2 : 0);
     }
     const int pixel = kHalo + thread;
-    float distance = 0, contrast_distance = 0;
+    float distance = sums[kSsim].rest(), contrast_distance = 0;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const int r = centre + i;
       float partial[kAdjoints] = {};
       if (complete && column_valid && r >= valid_row_begin && r < valid_row_end) {
         const Moments<float> moments{m[0][i] + unit.level_s(), m[1][i] + unit.level_d(),
-                                     non_negative(u[0][i]), non_negative(u[1][i])};
-        const Terms<float, float> terms(moments, job.c1, job.c2,
-                                        [](float v) { return reciprocal(v); });
+                                     u[0][i] < job.twice_c2 ? job.twice_c2 : u[0][i],
+                                     non_negative(u[1][i])};
+        const Terms<float, float> terms(moments, job.twice_c1, Reciprocals());
         if (column_own && r >= kFirstOwnRow && r < own_row_end) {
           distance += terms.half_distance();
-          if constexpr (!kPlain) contrast_distance += terms.half_contrast_distance();
+          if constexpr (!kPlain) contrast_distance += terms.half_contrast_distance;
           if constexpr (kPass == Pass::kForward) write_maps(terms, r, pixel);
         }
         if constexpr (kGradient) {
           const Slopes<float> by = slopes_at(terms, r, pixel);
-          const Partials<float> p = partials(moments, terms, by);
+          const Partials<float> p = partials(terms, by);
           partial[1] = p.by_var_s;
           partial[2] = p.by_var_d;
           if constexpr (kBoth) {
             partial[0] = p.by_mu_s - p.by_var_s * m[0][i];
             partial[3] = p.by_mu_d - p.by_var_d * m[1][i];
           } else {
-            partial[0] =
-                by_both_means(moments, terms, by) - p.by_var_s * m[0][i] - p.by_var_d * m[1][i];
+            partial[0] = by_both_means(terms, by) - p.by_var_s * m[0][i] - p.by_var_d * m[1][i];
           }
         }
       }
@@ -427,17 +428,17 @@ class Sweep {
         float out[4];
 #pragma unroll
         for (int a = 0; a < kAdjoints; ++a) {
-          out[a] = job.taps[0] * partial[a] + pending[a][0];
+          out[a] = adjoint_tap(0) * partial[a] + pending[a][0];
 #pragma unroll
           for (int j = 0; j + 1 < K - 1; ++j)
-            pending[a][j] = pending[a][j + 1] + job.taps[j + 1] * partial[a];
-          pending[a][K - 2] = job.taps[K - 1] * partial[a];
+            pending[a][j] = pending[a][j + 1] + adjoint_tap(j + 1) * partial[a];
+          pending[a][K - 2] = adjoint_tap(K - 1) * partial[a];
         }
         exchange.set(place(i, thread + Size::kPad),
                      make_float4(out[0], out[1], out[2], kBoth ? out[3] : 0));
       }
     }
-    sums[kSsim].add(distance);
+    sums[kSsim].add_with_rest(distance);
     if constexpr (!kPlain) sums[kContrastStructure].add(contrast_distance);
 #pragma unroll
     for (int map = 0; map < 2; ++map) {
@@ -449,6 +450,10 @@ class Sweep {
     }
   }
 
+  SSIMFAST_DEVICE float adjoint_tap(int j) const {
+    return kPlain ? job.weighted_taps[j] : job.taps[j];
+  }
+
   // Where a position is in a map: maps have no margin.
   SSIMFAST_DEVICE int64_t in_map(const Image<float>& map, int row, int column) const {
     const int margin = job.margin;
@@ -458,7 +463,7 @@ class Sweep {
   SSIMFAST_DEVICE Slopes<float> slopes_at(const Terms<float, float>& terms, int row,
                                           int column) const {
     if constexpr (kPlain) {
-      return slopes_of_ssim(terms, 4 * job.weight[kSsim]);
+      return {terms.contrast_structure, terms.luminance};  // the weight is in the taps
     } else if (job.upstreams == 2) {
       const Image<float>&luminance = job.upstream[0], &contrast = job.upstream[1];
       return slopes(terms, {0, luminance.at(in_map(luminance, row, column)),
@@ -474,10 +479,8 @@ class Sweep {
     if (job.maps == 1) {
       job.map[0].set(in_map(job.map[0], row, column), similarity_of(terms.half_distance()));
     } else if (job.maps == 2) {
-      job.map[0].set(in_map(job.map[0], row, column),
-                     similarity_of(terms.half_luminance_distance()));
-      job.map[1].set(in_map(job.map[1], row, column),
-                     similarity_of(terms.half_contrast_distance()));
+      job.map[0].set(in_map(job.map[0], row, column), similarity_of(terms.half_luminance_distance));
+      job.map[1].set(in_map(job.map[1], row, column), similarity_of(terms.half_contrast_distance));
     }
   }
 
