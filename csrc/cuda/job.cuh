@@ -74,8 +74,13 @@ class UnitRange {
   // What the levels took from every mean.
   SSIMFAST_DEVICE A level_s() const { return -twice_black; }
   SSIMFAST_DEVICE A level_d() const { return level; }
-  SSIMFAST_DEVICE A x(A s, A d) const { return ((s - twice_black) + (d + level)) * A(0.5); }
-  SSIMFAST_DEVICE A y(A s, A d) const { return ((s - twice_black) - (d + level)) * A(0.5); }
+  // Rounded at the size of the result only once: far from the range that is all an image keeps.
+  SSIMFAST_DEVICE A x(A s, A d) const {
+    return multiply_add(s + (d + level), A(0.5), A(-0.5) * twice_black);
+  }
+  SSIMFAST_DEVICE A y(A s, A d) const {
+    return multiply_add(s - (d + level), A(0.5), A(-0.5) * twice_black);
+  }
 
  private:
   A scale, twice_scale, twice_offset, twice_black, level;
