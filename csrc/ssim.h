@@ -41,14 +41,18 @@ SSIMFAST_INLINE V one_less_twice(V v) {
 SSIMFAST_INLINE float one_less_twice(float v) { return fmaf(-2.0f, v, 1.0f); }
 #endif
 
-// SSIM = (n1 / d1) * (n2 / d2), numerators and denominators twice those of docs/mathematics.md.
-//
-// |n1| <= d1 and |n2| <= d2 hold after rounding too, because each pair adds and subtracts the same
-// two non-negative numbers; so the quotient of the products never leaves [-1, 1] and is exactly 1
-// where d vanishes, if the division is right. Where the reciprocals are only nearly right, that
-// holds for the distances, in which everything that cancels has cancelled: with l = n1 / d1 and
-// cs = n2 / d2, 1 - SSIM = (1 - l) + (1 - cs) l.
-template <class V, class A>
+// The similarity of a distance; below -1 by rounding only. NaN stays.
+template <class V>
+SSIMFAST_INLINE V similarity_of(V half_distance) {
+  const V v = one_less_twice(half_distance), least = V{} - 1;
+  return v < least ? least : v;
+}
+
+// SSIM = l * cs with l = n1 / d1 and cs = n2 / d2, numerators and denominators twice those of
+// docs/mathematics.md. What is computed are the distances, in which everything that cancels has
+// cancelled: (1 - l) / 2 = mu_d^2 / d1, (1 - cs) / 2 = var_d / d2, and 1 - SSIM = (1 - l) +
+// (1 - cs) l. They are 0 where d vanishes and never below, however the reciprocals are rounded.
+template <class V>
 struct Terms {
   V mu_s, mu_d;
   V ms, md, d1;                     // ms: mu_s^2 + 2 C1, md: mu_d^2
@@ -60,7 +64,7 @@ struct Terms {
 
   // reciprocals(d1, d2, r1, r2) sets the last two.
   template <class Reciprocals>
-  SSIMFAST_INLINE Terms(const Moments<V>& m, A twice_c1, const Reciprocals& reciprocals)
+  SSIMFAST_INLINE Terms(const Moments<V>& m, V twice_c1, const Reciprocals& reciprocals)
       : mu_s(m.mu_s),
         mu_d(m.mu_d),
         ms(mu_s * mu_s + twice_c1),
@@ -80,11 +84,6 @@ struct Terms {
   SSIMFAST_INLINE V half_distance() const {
     return non_negative<V>(half_contrast_distance * luminance + half_luminance_distance);
   }
-
-  // By quotients, for machines whose divisions are right.
-  SSIMFAST_INLINE V exact_ssim() const { return ((ms - md) * (vs - vd)) / (d1 * d2); }
-  SSIMFAST_INLINE V exact_luminance() const { return (ms - md) / d1; }
-  SSIMFAST_INLINE V exact_contrast_structure() const { return (vs - vd) / d2; }
 };
 
 // Upstream gradients at one position: by SSIM, by luminance and by contrast-structure.
@@ -99,10 +98,10 @@ struct Slopes {
   V luminance, contrast_structure;
 };
 
-template <class V, class A>
-SSIMFAST_INLINE Slopes<V> slopes(const Terms<V, A>& t, const Upstream<V>& upstream) {
-  return {A(4) * (upstream.ssim * t.contrast_structure + upstream.luminance),
-          A(4) * (upstream.ssim * t.luminance + upstream.contrast_structure)};
+template <class V>
+SSIMFAST_INLINE Slopes<V> slopes(const Terms<V>& t, const Upstream<V>& upstream) {
+  return {4 * (upstream.ssim * t.contrast_structure + upstream.luminance),
+          4 * (upstream.ssim * t.luminance + upstream.contrast_structure)};
 }
 
 // The upstream gradients times the derivatives by the four filtered maps: by the true means, and
@@ -113,8 +112,8 @@ struct Partials {
   V by_mu_s, by_mu_d, by_var_s, by_var_d;
 };
 
-template <class V, class A>
-SSIMFAST_INLINE Partials<V> partials(const Terms<V, A>& t, const Slopes<V>& by) {
+template <class V>
+SSIMFAST_INLINE Partials<V> partials(const Terms<V>& t, const Slopes<V>& by) {
   const V a = by.luminance * t.r1, b = by.contrast_structure * t.r2;
   const V by_var_s = b * t.half_contrast_distance;
   return {a * (t.mu_s * t.half_luminance_distance),
@@ -122,8 +121,8 @@ SSIMFAST_INLINE Partials<V> partials(const Terms<V, A>& t, const Slopes<V>& by) 
 }
 
 // by_mu_s + by_mu_d of these, which is all that the gradient by x alone needs of them.
-template <class V, class A>
-SSIMFAST_INLINE V by_both_means(const Terms<V, A>& t, const Slopes<V>& by) {
+template <class V>
+SSIMFAST_INLINE V by_both_means(const Terms<V>& t, const Slopes<V>& by) {
   return (by.luminance * t.r1) * ((t.mu_s + t.mu_d) * t.half_luminance_distance - t.mu_d);
 }
 

@@ -89,13 +89,15 @@ def uniform_taps(radius: int) -> list[float]:
     return [1 / (2 * radius + 1)] * (2 * radius + 1)
 
 
+_SHAPES = {4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
+
+
 def check_images(x: Tensor, y: Tensor, ranks: tuple[int, ...] = (4,)) -> None:
-    shapes = {4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
-    wanted = " or ".join(shapes[rank] for rank in ranks)
     for name, image in (("x", x), ("y", y)):
         if not isinstance(image, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(image).__name__}")
         if image.dim() not in ranks:
+            wanted = " or ".join(_SHAPES[rank] for rank in ranks)
             hint = f"; a single image is {name}[None]" if image.dim() == 3 else ""
             raise ValueError(f"{name} must have shape {wanted}, got {tuple(image.shape)}{hint}")
         if image.dtype not in _DTYPES:

@@ -27,7 +27,8 @@ brought to the number of positions: with ``count`` the positions of a group, all
   unit range.
 
 It returns the value, the terms (float64 where the device has it), the gradients and the pooled
-images. ``scale_grad`` turns a gradient into that by the images: ``* upstream * scale / count``.
+images. ``scale_grad`` turns a gradient into that by the images: ``* upstream * scale / count``;
+``scale_grad_`` in its place.
 ``combine_scales`` makes MS-SSIM of the terms of all scales: the value ``weights`` times (SSIM,
 MS-SSIM, L1, L2, blurred L1), these five, and the slopes of the value by the sums of each scale.
 ``sweep_scales`` is the sweeps of all scales and what combines them, for a backend that does it in
@@ -72,6 +73,7 @@ _SCHEMAS = {
         "-> (Tensor, Tensor, Tensor[], Tensor[])"
     ),
     "scale_grad": "(Tensor grad, Tensor upstream, float scale, SymInt count) -> Tensor",
+    "scale_grad_": "(Tensor(a!) grad, Tensor upstream, float scale, SymInt count) -> ()",
     "combine_scales": (
         "(Tensor[] terms, float[] scale_weights, str negative, bool joint, float[] weights, "
         "int kept, SymInt[] positions) -> (Tensor, Tensor, Tensor)"
@@ -261,6 +263,7 @@ _FAKES = {
     "components_map_grad": lambda by_l, by_cs, x, y, *a: _fake_grads(x, y, a[-1]),
     "similarity": _fake_similarity,
     "scale_grad": lambda grad, upstream, scale, count: torch.empty_like(grad),
+    "scale_grad_": lambda grad, upstream, scale, count: None,
     "combine_scales": _fake_combine_scales,
     "sweep_scales": _fake_sweep_scales,
     "collapse": lambda grads, *_: torch.empty_like(grads[0]),
@@ -281,6 +284,7 @@ _components_map = torch.ops.ssimfast.components_map.default
 _components_map_grad = torch.ops.ssimfast.components_map_grad.default
 _similarity = torch.ops.ssimfast.similarity.default
 _scale_grad = torch.ops.ssimfast.scale_grad.default
+_scale_grad_ = torch.ops.ssimfast.scale_grad_.default
 _combine_scales = torch.ops.ssimfast.combine_scales.default
 _sweep_scales = torch.ops.ssimfast.sweep_scales.default
 _collapse = torch.ops.ssimfast.collapse.default
@@ -293,6 +297,16 @@ def _refuse_second_derivative() -> None:
             "ssimfast is differentiable once: call backward or torch.autograd.grad without "
             "create_graph=True"
         )
+
+
+# Whether the pass of backward that is running was asked to retain the graph; where torch does not
+# tell, as if it was.
+_retains_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+
+
+def _may_overwrite() -> bool:
+    """Whether backward may use the memory of what was saved for it: nobody will need it again."""
+    return not torch.compiler.is_compiling() and not _retains_graph()
 
 
 def _in_order(x: Tensor, y: Tensor, needs: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
@@ -386,7 +400,13 @@ class Similarity(torch.autograd.Function):
         _refuse_second_derivative()
         if upstream is None:  # nothing depends on the value
             return (None,) * 8
-        grads = [_scale_grad(grad, upstream, ctx.scale, ctx.count) for grad in ctx.saved_tensors]
+        grads = ctx.saved_tensors
+        factors = (upstream, ctx.scale, ctx.count)
+        if _may_overwrite():
+            for grad in grads:
+                _scale_grad_(grad, *factors)
+        else:
+            grads = [_scale_grad(grad, *factors) for grad in grads]
         return *_by_need(grads, ctx.needs_input_grad[:2]), *[None] * 6
 
 

@@ -288,6 +288,10 @@ def scale_grad(grad: Tensor, upstream: Tensor, scale: float, count: int) -> Tens
     return _like(grad, grad * (_by_plane(upstream) * (scale / count)))
 
 
+def scale_grad_(grad: Tensor, upstream: Tensor, scale: float, count: int) -> None:
+    grad.copy_(scale_grad(grad, upstream, scale, count))
+
+
 def _by_plane(upstream: Tensor) -> Tensor:
     return upstream.reshape(*upstream.shape, *[1] * (4 - upstream.dim()))
 

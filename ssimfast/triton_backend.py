@@ -367,20 +367,32 @@ def _upstream_strides(upstream: Tensor) -> tuple[int, int]:
 def scale_grad(grad: Tensor, upstream: Tensor, scale: float, count: int) -> Tensor:
     source = _dense(grad)
     out = torch.empty_like(source)
+    if not _scale_into(out, source, upstream, scale / count):
+        return reference.scale_grad(grad, upstream, scale, count)
+    return out
+
+
+def scale_grad_(grad: Tensor, upstream: Tensor, scale: float, count: int) -> None:
+    if _dense(grad) is not grad or not _scale_into(grad, grad, upstream, scale / count):
+        reference.scale_grad_(grad, upstream, scale, count)
+
+
+def _scale_into(out: Tensor, grad: Tensor, upstream: Tensor, factor: float) -> bool:
+    """False if images do not lie one after another in memory, which is what the kernel takes."""
     batch, channels, *size = grad.shape
     image_size = channels * math.prod(size)
-    if source.numel() == 0:
-        return out
-    if batch > 1 and source.stride(0) != image_size:
-        return reference.scale_grad(grad, upstream, scale, count)
+    if batch > 1 and grad.stride(0) != image_size:
+        return False
+    if grad.numel() == 0:
+        return True
     with _on(grad.device):
         triton_kernels.scale_grad[(math.ceil(grad.numel() / _BLOCK),)](
-            *(source, out, upstream, scale / count, grad.numel(), image_size, channels),
-            *(source.stride(1), *_upstream_strides(upstream)),
+            *(grad, out, upstream, factor, grad.numel(), image_size, channels),
+            *(grad.stride(1), *_upstream_strides(upstream)),
             BLOCK=_BLOCK,
             A=_ARITHMETIC[reference.result_dtype(grad.dtype)],
         )
-    return out
+    return True
 
 
 def collapse(

@@ -579,6 +579,7 @@ inline void shared_read(const void*, size_t) { ++mine()[0]; }
 inline void shared_write(const void*, size_t) { ++mine()[1]; }
 inline float approximate_reciprocal(float v) { return ++mine()[2], 1 / v; }
 inline void global_read(const void*, size_t size) { mine()[3] += int(size); }
+inline void global_read_own(const void* from, size_t size) { global_read(from, size); }
 inline void global_write(const void*, size_t size) { mine()[4] += int(size); }
 inline void barrier(int line, const char* file) {
   if (block != int(blockIdx.x)) {

@@ -25,11 +25,11 @@ SIZES = {
     "one_window": (1, 1, 11, 11),
     "primes": (2, 3, 29, 31),
     "many_planes": (10, 3, 11, 12),
-    # Planes are cut at multiples of 64 rows and 640 columns.
+    # Planes are cut at multiples of 64 rows and 320 columns.
     "rows_of_two_tiles": (1, 1, 129, 20),
     "rows_of_two_tiles_of_windows": (1, 1, 139, 20),
-    "columns_of_two_tiles": (1, 1, 14, 641),
-    "columns_of_two_tiles_of_windows": (1, 1, 14, 651),
+    "columns_of_two_tiles": (1, 1, 14, 321),
+    "columns_of_two_tiles_of_windows": (1, 1, 14, 331),
 }
 PADDINGS = ("valid", "same", "reflect")
 
@@ -140,8 +140,10 @@ def test_far_from_the_range(backend, padding):
 def test_flat_bright_beside_flat_dark(backend):
     checks = ((torch.arange(60)[:, None] // 15 + torch.arange(70) // 15) % 2).float()[None, None]
     faint = 0.01 * torch.randn(checks.shape)
-    # Without luminance as a factor, black regions count as much as bright ones.
-    tolerances = loosened({**TOLERANCES[checks.dtype], "grad": 4e-6}, backend)
+    # Without luminance as a factor, black regions count as much as bright ones. Two rows from an
+    # edge, what a window's variance is made of is several times as large as the variance.
+    allowed = {**TOLERANCES[checks.dtype], "map": 2e-6, "grad": 4e-6}
+    tolerances = loosened(allowed, backend)
     for y in ((checks + faint).clamp(0, 1), 1 - checks + faint, checks * 0.3 + 0.5 * (faint > 0)):
         assert_components_match_oracle(checks, y, tolerances)
         assert_matches_oracle(checks, y, window="uniform", window_size=7, sample_covariance=True)

@@ -71,9 +71,9 @@ def test_every_pair_of_terms(backend):
         assert_similarity_matches_oracle(x, y, weights=TWO, **factors)
 
 
-# Planes are cut at multiples of 64 rows and 640 columns.
+# Planes are cut at multiples of 64 rows and 320 columns.
 @pytest.mark.parametrize(
-    "shape", [(1, 1, 128, 24), (1, 1, 139, 24), (1, 1, 22, 641), (1, 1, 24, 1290)], ids=str
+    "shape", [(1, 1, 128, 24), (1, 1, 139, 24), (1, 1, 22, 321), (1, 1, 24, 650)], ids=str
 )
 @pytest.mark.parametrize("mixture", ["all_without_ms_ssim", "all"])
 def test_boundaries_of_tiles(backend, mixture, shape):

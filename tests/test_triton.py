@@ -60,8 +60,8 @@ def test_kernel_and_reference_give_the_same_tensors(name, dtype, layout):
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float64: 1e-12}[dtype]
     for more in (False, True):
         arguments = test_ops.arguments(name, more, dtype, layout)
-        got = test_ops.flat(triton_backend.OPS[name](*arguments))
-        want = test_ops.flat(getattr(reference, name)(*arguments))
+        got = test_ops.results(name, triton_backend.OPS[name], arguments)
+        want = test_ops.results(name, getattr(reference, name), arguments)
         for g, w in zip(got, want, strict=True):
             assert g.stride() == w.stride() and g.dtype == w.dtype
             torch.testing.assert_close(g, w, rtol=tolerance, atol=tolerance)
@@ -317,7 +317,7 @@ def test_plans_cover_every_pixel(shape, multiprocessors, gradients, monkeypatch)
 
 def test_warmup_calls_every_kernel_of_a_training_step(monkeypatch):
     called = []
-    for name in ("similarity", "scale_grad"):
+    for name in ("similarity", "scale_grad_"):
 
         def op(*arguments, name=name, op=triton_backend.OPS[name]):
             called.append((name, arguments[0].shape, arguments[0].dtype))
@@ -332,7 +332,7 @@ def test_warmup_calls_every_kernel_of_a_training_step(monkeypatch):
         for dtype in dtypes:
             # Alone, to one image, to both; and three gradients in backward.
             assert called.count(("similarity", shape, dtype)) == 3
-            assert called.count(("scale_grad", shape, dtype)) == 3
+            assert called.count(("scale_grad_", shape, dtype)) == 3
 
 
 def test_warmup_refuses_what_it_cannot_call():

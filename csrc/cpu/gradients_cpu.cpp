@@ -44,11 +44,11 @@ void for_rows(const Tensor& image, Body&& body) {
                               });
 }
 
-// grad * upstream * scale / count.
-Tensor scale_grad(const Tensor& grad, const Tensor& upstream, double scale, int64_t count) {
+// out = grad * upstream * scale / count; `out` may be `grad`.
+void scale_into(const Tensor& out, const Tensor& grad, const Tensor& upstream, double scale,
+                int64_t count) {
   check_upstream(grad, upstream);
-  const Tensor out = torch::stable::empty_like(grad);
-  if (grad.numel() == 0) return out;
+  if (grad.numel() == 0) return;
   dispatch_floating(grad, [&](auto zero) {
     using T = decltype(zero);
     using A = Arithmetic<T>;
@@ -57,16 +57,26 @@ Tensor scale_grad(const Tensor& grad, const Tensor& upstream, double scale, int6
     const Upstream<A> factors(upstream);
     const int64_t width = grad.size(3);
     for_rows(grad, [&](int64_t n, int64_t c, int64_t begin, int64_t end) {
-      A* const scratch = workspace<A>(2 * width);
+      A* const scratch = workspace<A>(width);
       const A factor = A(factors.at(n, c) * scale / double(count));
       for (int64_t r = begin; r < end; ++r) {
         const A* row = from.row(from.plane(n, c), r, 0, width, scratch);
-        for (int64_t j = 0; j < width; ++j) scratch[width + j] = row[j] * factor;
-        to.row(n, c, r, 0, width, scratch + width);
+        A* const scaled = to.in_place(n, c, r, 0, scratch);
+        for (int64_t j = 0; j < width; ++j) scaled[j] = row[j] * factor;
+        if (scaled == scratch) to.row(n, c, r, 0, width, scratch);
       }
     });
   });
+}
+
+Tensor scale_grad(const Tensor& grad, const Tensor& upstream, double scale, int64_t count) {
+  const Tensor out = torch::stable::empty_like(grad);
+  scale_into(out, grad, upstream, scale, count);
   return out;
+}
+
+void scale_grad_in_place(const Tensor& grad, const Tensor& upstream, double scale, int64_t count) {
+  scale_into(grad, grad, upstream, scale, count);
 }
 
 // Sums the gradients of one plane over its scales, row by row from the top. The sum of the scales
@@ -200,5 +210,6 @@ Tensor collapse(std::vector<Tensor> grads, const Tensor& slopes, const Tensor& u
 STABLE_TORCH_LIBRARY_IMPL(ssimfast, CPU, m) {
   using namespace ssimfast::cpu;
   m.impl("scale_grad", TORCH_BOX(&scale_grad));
+  m.impl("scale_grad_", TORCH_BOX(&scale_grad_in_place));
   m.impl("collapse", TORCH_BOX(&collapse));
 }

@@ -14,11 +14,6 @@ namespace ssimfast::cpu {
 // What is summed over each window: a pixel's weight w (its mask) and w s, w d, w s^2, w d^2.
 enum Sum { kSumS, kSumD, kSumS2, kSumD2, kSumWeight, kSums };
 
-// What a window leaves behind for the gradient, in the place of its sums: the derivatives by the
-// two variances, and what multiplies no pixel, by s and by d (added up in kRestS where only the
-// gradient by x is wanted).
-enum Slope { kVarianceS, kVarianceD, kRestS, kRestD, kSlopes };
-
 // to[i] = sum over k of taps[k] * from[i + k * step], for a symmetric window.
 struct Correlate {
   const double* from;
@@ -83,8 +78,8 @@ struct WriteSsim {
   template <class V>
   SSIMFAST_INLINE void at(int64_t i) const {
     const auto q = windows.statistics<V>(i);
-    const Terms<V, double> terms(q.moments, 2 * windows.c1, Reciprocals<double>());
-    store(to + i, terms.exact_ssim());
+    const Terms<V> terms(q.moments, broadcast<V>(2 * windows.c1), Reciprocals<double>());
+    store(to + i, similarity_of(terms.half_distance()));
   }
 };
 
@@ -98,14 +93,14 @@ struct WriteSlopes {
   template <class V>
   SSIMFAST_INLINE void at(int64_t i) const {
     const auto q = windows.statistics<V>(i);
-    const Terms<V, double> terms(q.moments, 2 * windows.c1, Reciprocals<double>());
+    const Terms<V> terms(q.moments, broadcast<V>(2 * windows.c1), Reciprocals<double>());
     const Upstream<V> by{load<V>(upstream + i) * q.share, V{}, V{}};
     const auto p = partials(terms, slopes(terms, by));
     const V rest_s = p.by_mu_s - p.by_var_s * q.mean_s;
     const V rest_d = p.by_mu_d - p.by_var_d * q.mean_d;
     double* const to = windows.sums + i;
-    store(to + kVarianceS * windows.pitch, p.by_var_s);
-    store(to + kVarianceD * windows.pitch, p.by_var_d);
+    store(to + kByVarS * windows.pitch, p.by_var_s);
+    store(to + kByVarD * windows.pitch, p.by_var_d);
     store(to + kRestS * windows.pitch, both ? rest_s : rest_s + rest_d);
     if (both) store(to + kRestD * windows.pitch, rest_d);
   }

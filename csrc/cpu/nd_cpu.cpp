@@ -102,7 +102,7 @@ struct Task {
   Box pixels, centres;
 
   int sums() const { return masked ? kSums : kSumWeight; }
-  int slopes() const { return both ? kSlopes : kRestD; }
+  int slopes() const { return both ? kPartials : kRestD; }
   int64_t numbers() const {
     return sums() * pixels[kDepth].end * pixels[kHeight].end * pixels[kWidth].end;
   }
@@ -152,7 +152,7 @@ class Planes {
     Box known = task.centres;
     filter(kDepth, task.slopes(), known, task.pixels, nothing);
     filter(kHeight, task.slopes(), known, task.pixels, nothing);
-    for_rows(task.pixels, (3 + kSlopes) * width + padded,
+    for_rows(task.pixels, (3 + kPartials) * width + padded,
              [&](const Row& row, double* scratch) { write_gradient_row(row, scratch); });
   }
 
@@ -316,9 +316,9 @@ class Planes {
     double *s = scratch, *d = s + width, *w = d + width;
     load_pixels(row, s, d, w);
     // What is never written to stays 0: kRestD where it is part of kRestS, and a line's padding.
-    std::array<double*, kSlopes + 1> slope;
-    for (int map = 0; map <= kSlopes; ++map) slope[map] = w + (1 + map) * width;
-    double* const line = slope[kSlopes];
+    std::array<double*, kPartials + 1> slope;
+    for (int map = 0; map <= kPartials; ++map) slope[map] = w + (1 + map) * width;
+    double* const line = slope[kPartials];
     for (int map = 0; map < task.slopes(); ++map) {
       const double* from = map_row(row, map) + columns.begin;
       std::copy_n(from, columns.size(), line + half + columns.begin);
@@ -326,8 +326,8 @@ class Planes {
     }
     for (int64_t i = 0; i < width; ++i) {
       const double factor = w[i] * task.scale;
-      const double by_s = (slope[kRestS][i] + slope[kVarianceS][i] * s[i]) * factor;
-      const double by_d = (slope[kRestD][i] + slope[kVarianceD][i] * d[i]) * factor;
+      const double by_s = (slope[kRestS][i] + slope[kByVarS][i] * s[i]) * factor;
+      const double by_d = (slope[kRestD][i] + slope[kByVarD][i] * d[i]) * factor;
       // What is hidden has no gradient, even where its windows have none that is finite.
       s[i] = w[i] == 0 ? 0 : by_s + by_d;
       d[i] = w[i] == 0 ? 0 : by_s - by_d;

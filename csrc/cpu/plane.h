@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "../ssim.h"
+
 namespace ssimfast::cpu {
 
 // Reads `n` elements, `stride` elements apart, into numbers of the arithmetic type; and back.
@@ -10,6 +12,15 @@ template <class A>
 using ReadRow = void (*)(const void* from, int64_t stride, int64_t n, A* to);
 template <class A>
 using WriteRow = void (*)(const A* from, int64_t n, void* to, int64_t stride);
+
+// Asks for memory that will be read soon. Where there is none, nothing happens.
+SSIMFAST_INLINE void prefetch(const void* from) {
+#if defined(__GNUC__)
+  __builtin_prefetch(from);
+#else
+  (void)from;
+#endif
+}
 
 struct Strides {
   int64_t n, c, h, w;  // in bytes
@@ -35,6 +46,11 @@ struct Source {
     return buffer;
   }
 
+  // Of a pixel, which may lie outside of the image.
+  const char* address(const char* plane, int64_t row, int64_t column) const {
+    return plane + row * strides.h + column * strides.w;
+  }
+
   A at(const char* plane, int64_t row_index, int64_t column) const {
     A buffer;
     return *row(plane, row_index, column, 1, &buffer);
@@ -46,7 +62,15 @@ struct Sink {
   char* data = nullptr;
   Strides strides{};
   int64_t element_size = 0;
+  bool as_it_lies = false;
   WriteRow<A> write = nullptr;
+
+  // Where a row can be written in place, from this column on; else `buffer`.
+  A* in_place(int64_t n, int64_t c, int64_t row, int64_t column, A* buffer) const {
+    if (!as_it_lies || strides.w != element_size) return buffer;
+    return reinterpret_cast<A*>(data + n * strides.n + c * strides.c + row * strides.h +
+                                column * strides.w);
+  }
 
   void row(int64_t n, int64_t c, int64_t row, int64_t column, int64_t count, const A* from) const {
     char* to = data + n * strides.n + c * strides.c + row * strides.h + column * strides.w;

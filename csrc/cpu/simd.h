@@ -1,7 +1,11 @@
 // SIMD vectors as the compiler's own vector types: plain arithmetic operators on `Lanes` numbers.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #include "../ssim.h"
 
@@ -20,6 +24,20 @@ struct VectorOf {
 };
 #endif
 
+// What a vector is of.
+template <class V>
+struct NumberOf {
+  using type = std::remove_reference_t<decltype(std::declval<V&>()[0])>;
+};
+template <>
+struct NumberOf<float> {
+  using type = float;
+};
+template <>
+struct NumberOf<double> {
+  using type = double;
+};
+
 template <class V, class A>
 SSIMFAST_INLINE V load(const A* p) {
   V v;
@@ -30,6 +48,16 @@ SSIMFAST_INLINE V load(const A* p) {
 template <class V, class A>
 SSIMFAST_INLINE void store(A* p, V v) {
   std::memcpy(p, &v, sizeof v);
+}
+
+// The first `count` numbers, or all.
+template <class V, class A>
+SSIMFAST_INLINE void store_some(A* p, V v, int64_t count) {
+  if (count >= int64_t(sizeof(V) / sizeof(A))) {
+    store(p, v);
+  } else {
+    std::memcpy(p, &v, count * sizeof(A));
+  }
 }
 
 // The same number in every lane; correct for infinities and NaN, unlike V{} + a for -0.
@@ -53,6 +81,40 @@ template <class V>
 SSIMFAST_INLINE V magnitude(V v) {
   return v < V{} ? -v : v;
 }
+
+// Sums of non-negative numbers, a lane each, in which little is lost: what an addition rounds off
+// is added the next time.
+template <class V>
+class Compensated {
+ public:
+  SSIMFAST_INLINE void add(V value) {
+    value += rest;
+    const V next = sum + value;
+    rest = value - (next - sum);
+    sum = next;
+  }
+  // The lanes begin .. end - 1 of `value`.
+  SSIMFAST_INLINE void add_some(V value, int64_t begin, int64_t end) {
+    Number lanes[kLanes];
+    std::memcpy(lanes, &value, sizeof value);
+    for (int64_t i = std::max<int64_t>(begin, 0); i < std::min(end, kLanes); ++i)
+      edges += double(lanes[i]);
+  }
+  SSIMFAST_INLINE double total() const {
+    Number sums[kLanes], rests[kLanes];
+    std::memcpy(sums, &sum, sizeof sum);
+    std::memcpy(rests, &rest, sizeof rest);
+    double total = edges;
+    for (int64_t i = 0; i < kLanes; ++i) total += double(sums[i]) + double(rests[i]);
+    return total;
+  }
+
+ private:
+  using Number = typename NumberOf<V>::type;
+  static constexpr int64_t kLanes = sizeof(V) / sizeof(Number);
+  V sum{}, rest{};
+  double edges = 0;
+};
 
 // -1, 0 or 1; NaN for NaN. Without branches, so that a loop of it becomes vectors.
 template <class A>

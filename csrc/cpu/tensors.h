@@ -7,7 +7,11 @@
 #include <type_traits>
 
 #include "../tensor.h"
+#include "dispatch.h"
 #include "plane.h"
+#if SSIMFAST_X86
+#include <immintrin.h>
+#endif
 
 namespace ssimfast::cpu {
 
@@ -31,6 +35,50 @@ void write_row(const Arithmetic<T>* from, int64_t n, void* to, int64_t stride) {
   }
 }
 
+#if SSIMFAST_X86
+// Rows of float16 by the instructions for it, which every processor with AVX2 has: the compiler
+// takes the conversion in software to pieces, and a step would be half as long again.
+__attribute__((target("avx2,f16c"))) inline void read_halves(const void* from, int64_t stride,
+                                                             int64_t n, float* to) {
+  const auto* source = static_cast<const torch::headeronly::Half*>(from);
+  int64_t i = 0;
+  for (; stride == 1 && i + 8 <= n; i += 8) {
+    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i));
+    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(halves));
+  }
+  read_row<torch::headeronly::Half>(source + i * stride, stride, n - i, to + i);
+}
+
+__attribute__((target("avx2,f16c"))) inline void write_halves(const float* from, int64_t n,
+                                                              void* to, int64_t stride) {
+  auto* target = static_cast<torch::headeronly::Half*>(to);
+  int64_t i = 0;
+  for (; stride == 1 && i + 8 <= n; i += 8) {
+    const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(target + i), halves);
+  }
+  write_row<torch::headeronly::Half>(from + i, n - i, target + i * stride, stride);
+}
+#endif
+
+template <class T>
+ReadRow<Arithmetic<T>> reader() {
+#if SSIMFAST_X86
+  if constexpr (std::is_same_v<T, torch::headeronly::Half>)
+    if (isa() != Isa::kBaseline) return read_halves;
+#endif
+  return read_row<T>;
+}
+
+template <class T>
+WriteRow<Arithmetic<T>> writer() {
+#if SSIMFAST_X86
+  if constexpr (std::is_same_v<T, torch::headeronly::Half>)
+    if (isa() != Isa::kBaseline) return write_halves;
+#endif
+  return write_row<T>;
+}
+
 template <class T>
 Strides byte_strides(const Tensor& tensor) {
   const int64_t size = sizeof(T);
@@ -41,13 +89,13 @@ Strides byte_strides(const Tensor& tensor) {
 template <class T>
 Source<Arithmetic<T>> source(const Tensor& tensor) {
   return {static_cast<const char*>(tensor.const_data_ptr()), byte_strides<T>(tensor), sizeof(T),
-          std::is_same_v<T, Arithmetic<T>>, read_row<T>};
+          std::is_same_v<T, Arithmetic<T>>, reader<T>()};
 }
 
 template <class T>
 Sink<Arithmetic<T>> sink(const Tensor& tensor) {
   return {static_cast<char*>(tensor.mutable_data_ptr()), byte_strides<T>(tensor), sizeof(T),
-          write_row<T>};
+          std::is_same_v<T, Arithmetic<T>>, writer<T>()};
 }
 
 // Scratch memory of one thread, kept between calls.

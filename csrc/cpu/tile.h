@@ -1,15 +1,15 @@
-// One tile of one plane: rows stream through, no intermediate is larger than the tile's ring.
+// One tile of one plane: rows stream through, no intermediate is larger than the tile's rings.
 //
-//   image rows -> ring of s, d -> vertical filter -> horizontal filter -> moments -> SSIM
-//                                                                        -> ring of partials
-//   ring of partials -> vertical adjoint -> horizontal adjoint -> (with s, d) gradient rows
+//   image rows -> s, d -> horizontal filter -> ring of means and variances -> vertical filter
+//                                                           -> SSIM -> ring of partials
+//   ring of partials -> vertical adjoint -> horizontal adjoint -> gradient rows
 //
 // kRows rows advance together. Positions are named by the pixel at the centre of their window;
-// `halo` is window / 2.
+// `halo` is window / 2. docs/cpu.md says why it looks as it does, and what was tried.
 //
 // Nothing is squared before something near it was subtracted (docs/mathematics.md, "Centring"):
-// the vertical filters work on differences from a row at or next to the centre, the horizontal
-// ones on differences from the centre column. Flat regions, bright or dark, keep their digits.
+// the horizontal filters work on differences from the centre column, the vertical ones on
+// differences from a row at or next to the centre. Flat regions, bright or dark, keep their digits.
 #pragma once
 
 #include <algorithm>
@@ -27,7 +27,6 @@ namespace ssimfast::cpu {
 constexpr int kRows = 4;
 constexpr int kMaxRing = kMaxWindow + kRows - 1;
 constexpr int kMaxLanes = 16;
-constexpr int kMaps = 4;
 
 enum class Pass {
   kValue,        // sums of the terms
@@ -67,22 +66,32 @@ struct Tile {
   int64_t row_begin, row_end, column_begin, column_end;
 };
 
-// What the statistics of one position leave behind for the gradient: the derivatives by the two
-// variances, the two means (of shifted values), and the luminance part of the derivatives by the
-// means. With the gradient to one image only, kLumS holds the sum of both luminance parts.
-enum Partial { kVarS, kVarD, kMeanS, kMeanD, kLumS, kLumD, kPartials };
+// What horizontal filters make of a row of pixels: means, and variances around them.
+enum Moment { kMeanS, kVarS, kMeanD, kVarD, kMoments };
 
-// Scratch memory of a tile. All rows share one pitch, with a vector's slack at the end.
+// What the statistics of one position leave behind for the gradient: the derivatives by the two
+// variances, and what multiplies no pixel, with the factor (pixel - mean) of the former taken at
+// the position's own pixel. kRestD only where the gradients to both images are wanted; else kRestS
+// is the sum of both.
+enum Partial { kByVarS, kByVarD, kRestS, kRestD, kPartials };
+
+// Scratch memory of a tile. All rows share one pitch, with a vector's slack at the end: an odd
+// number of cache lines, so that a column of rows does not crowd a few sets of the cache.
 template <class A>
 struct Workspace {
+  static constexpr int64_t kLine = 64 / sizeof(A);
+
   static int64_t pitch(int64_t tile_width, int window) {
     const int64_t width = tile_width + 4 * (window / 2) + 2 * kMaxLanes;
-    return (width + kMaxLanes - 1) / kMaxLanes * kMaxLanes;
+    return ((width + kLine - 1) / kLine | 1) * kLine;
   }
+  // Rows of pixels that the adjoint of the oldest row and the window of the newest one see.
+  static int64_t pixel_rows(int window) { return 3 * (window / 2) + kRows; }
   static int64_t size(int64_t tile_width, int window) {
     const int64_t ring = window + kRows - 1;
-    const int64_t rows = (2 + kPartials) * ring + kMaps * kRows + 4;
-    return rows * pitch(tile_width, window) + kMaxLanes;
+    const int64_t rows = 2 * pixel_rows(window) + (int(kMoments) + int(kPartials)) * ring +
+                         (kPartials + 2) * kRows + 4;
+    return rows * pitch(tile_width, window);
   }
 };
 
@@ -131,6 +140,12 @@ struct AnyTaps {
   SSIMFAST_INLINE A operator[](int j) const { return taps[j]; }
 };
 
+// Half of 1 - SSIM and of 1 - contrast-structure.
+template <class V>
+struct Distances {
+  V whole, contrast;
+};
+
 // kWindow > 0: that window, unrolled, kRows output rows at a time: one loaded vector serves kRows
 // vertical sums, which all take differences from the row in the middle. That row is near every
 // centre only if the window is wide. kWindow = 0: any window, row by row, each centred on itself.
@@ -143,6 +158,7 @@ class TileKernel {
         window(kWindow > 0 ? kWindow : job.window),
         halo(window / 2),
         ring(window + kRows - 1),
+        pixel_ring(kGrad ? Workspace<A>::pixel_rows(window) : kRows),
         pitch(pitch),
         spread(kGrad ? halo : 0),
         columns(tile.column_end - tile.column_begin),
@@ -150,20 +166,26 @@ class TileKernel {
         first_stat(tile.column_begin - spread),
         valid_begin(std::max<int64_t>(job.margin - first_stat, 0)),
         valid_end(std::min(job.width - job.margin - first_stat, stat_columns)),
+        own_begin(std::max(valid_begin, spread)),
+        own_end(std::max(own_begin, std::min(valid_end, spread + columns))),
         first_center(tile.row_begin - (2 * spread + kRows - 1) / kRows * kRows + spread),
+        first_row(first_center - halo),
         x(job.x.plane(tile.n, tile.c)),
         y(job.y.plane(tile.n, tile.c)),
         level(choose_level(job, tile, x, y)),
+        pad_s(2 * (job.low - level) * job.scale),
         pixels(workspace),
-        partials_ring(pixels + 2 * ring * pitch),
-        filtered(partials_ring + kPartials * ring * pitch),
-        x_buffer(filtered + kMaps * kRows * pitch),
+        moments_ring(pixels + 2 * pixel_ring * pitch),
+        partials_ring(moments_ring + kMoments * ring * pitch),
+        adjoints(partials_ring + kPartials * ring * pitch),
+        maps(adjoints + kPartials * kRows * pitch),
+        x_buffer(maps + 2 * kRows * pitch),
         y_buffer(x_buffer + pitch),
         out_row(y_buffer + pitch),
         out_row_y(out_row + pitch),
-        weight_ssim(plane_weight(kSsim)),
-        weight_cs(plane_weight(kContrastStructure)),
-        loaded(first_center - halo) {}
+        weight_ssim(4 * plane_weight(kSsim)),
+        weight_cs(4 * plane_weight(kContrastStructure)),
+        loaded(first_row) {}
 
   // Returns the sums over the tile's own positions and pixels (none for maps).
   SSIMFAST_INLINE Sums run() {
@@ -181,29 +203,36 @@ class TileKernel {
   static constexpr bool kReduces = kPass == Pass::kValue || kPass == Pass::kGradient;
   static constexpr int kLanes = sizeof(V) / sizeof(A);
   static constexpr int kBlock = kWindow > 0 ? kRows : 1;  // rows that share a centring row
-  static constexpr int kSums = kBoth ? 4 : 3;             // maps of the vertical adjoint
+  static constexpr int kSums = kBoth ? 4 : 3;             // maps of the adjoint
+  static constexpr int kStep = 128;                    // columns that go on to statistics at once
+  static constexpr int kChunk = std::max(32, kLanes);  // columns that share a centring pixel
 
   const Job<A>& job;
   const Tile tile;
   const int window;
   const int64_t halo;
   const int64_t ring;  // rows that kRows windows cover
+  const int64_t pixel_ring;
   const int64_t pitch;
   const int64_t spread;  // the statistics reach this far beyond the tile
   const int64_t columns, stat_columns, first_stat;
   const int64_t valid_begin, valid_end;  // columns of statistics that are centres of a window
-  const int64_t first_center;
+  const int64_t own_begin, own_end;      // those of them that are the tile's own
+  const int64_t first_center, first_row;
   const char *const x, *const y;
   const A level;
+  const A pad_s;           // s of the padding
   A* const pixels;         // ring of rows: s, d
+  A* const moments_ring;   // ring of rows: kMoments maps
   A* const partials_ring;  // ring of rows: kPartials maps
-  A* const filtered;       // kMaps blocks of kRows rows, between vertical and horizontal
+  A* const adjoints;       // kSums blocks of kRows rows, between vertical and horizontal adjoint
+  A* const maps;           // two blocks of kRows rows: SSIM or its components, or their upstream
   A* const x_buffer;
   A* const y_buffer;
   A* const out_row;
   A* const out_row_y;
-  const A weight_ssim, weight_cs;
-  int64_t loaded;  // the first pixel row that is not in the ring yet
+  const A weight_ssim, weight_cs;  // four times those of the sums
+  int64_t loaded;                  // the first pixel row that is not in the ring yet
   Sums sums;
 
   A plane_weight(Term term) const {
@@ -212,66 +241,61 @@ class TileKernel {
   }
 
   SSIMFAST_INLINE A* pixel_row(int64_t r) const {
-    return pixels + (r - first_center + halo) % ring * 2 * pitch;
+    return pixels + (r - first_row) % pixel_ring * 2 * pitch;
+  }
+  SSIMFAST_INLINE A* moments_row(int64_t r) const {
+    return moments_ring + (r - first_row) % ring * kMoments * pitch;
   }
   SSIMFAST_INLINE A* partial_row(int64_t center) const {
     return partials_ring + (center - first_center) % ring * kPartials * pitch;
   }
+  SSIMFAST_INLINE A* adjoint_row(int map, int row) const {
+    return adjoints + (map * kRows + row) * pitch;
+  }
+  SSIMFAST_INLINE A* map_row(int map, int row) const { return maps + (map * kRows + row) * pitch; }
 
-  // The statistics of the positions in rows center .. center + kRows - 1.
+  SSIMFAST_INLINE bool is_center(int64_t r) const {
+    return r >= job.margin && r < job.height - job.margin && valid_begin < valid_end;
+  }
+
+  // The statistics of the positions in rows center0 .. center0 + kRows - 1.
   SSIMFAST_INLINE void statistics(int64_t center0) {
     for (; loaded < center0 - halo + ring; ++loaded) {
       load_row(loaded);
+      filter_row(loaded);
       if constexpr (kReduces) {
         if (loaded < tile.row_begin || loaded >= tile.row_end) continue;
         sum_pixels(loaded);
         if (job.pooling != Pooling::kNone) pool_up_to(loaded);
       }
     }
-    const bool any_valid = center0 + kRows > job.margin && center0 < job.height - job.margin &&
-                           valid_begin < valid_end;
-    if (any_valid) {
-      const A* rows[kMaxRing];
-      for (int i = 0; i < 2; ++i) {  // s, d
-        for (int64_t k = 0; k < ring; ++k) rows[k] = pixel_row(center0 - halo + k) + i * pitch;
-        A* const to = filtered + 2 * i * kRows * pitch;
-        for (int b = 0; b < kRows; b += kBlock)
-          vertical_moments(rows + b, to + b * pitch, to + (kRows + b) * pitch);
+    if (center0 + kRows > job.margin && center0 < job.height - job.margin) {
+      if constexpr (kPass == Pass::kMapGradient) {
+        for (int b = 0; b < kRows; ++b) {
+          for (int i = 0; i <= int(job.components) && is_center(center0 + b); ++i)
+            upstream_row(job.upstream[i], center0 + b, map_row(i, b));
+        }
       }
+      positions(center0);
     }
     for (int b = 0; b < kRows; ++b) {
       const int64_t center = center0 + b;
-      const bool valid = any_valid && center >= job.margin && center < job.height - job.margin;
-      const bool own = center >= tile.row_begin && center < tile.row_end;
-      if constexpr (kGrad) {
+      if constexpr (kGrad) {  // no window is centred there
         A* const to = partial_row(center);
-        if (!valid) {
-          std::fill(to, to + kPartials * pitch, A(0));
-          continue;
+        for (int i = 0; i < kSums; ++i) {
+          A* const row = to + i * pitch;
+          if (is_center(center)) {
+            std::fill(row, row + valid_begin, A(0));
+            std::fill(row + valid_end, row + stat_columns, A(0));
+          } else {
+            std::fill(row, row + stat_columns, A(0));
+          }
         }
-        if constexpr (kPass == Pass::kMapGradient) {
-          upstream_row(job.upstream[0], center, x_buffer);
-          if (job.components) upstream_row(job.upstream[1], center, y_buffer);
-        }
-        position_row(filtered + b * pitch, to);
-        for (int i = 0; i < kPartials; ++i) {  // no window is centred there
-          std::fill(to + i * pitch, to + i * pitch + valid_begin, A(0));
-          std::fill(to + i * pitch + valid_end, to + i * pitch + stat_columns, A(0));
-        }
-      } else {
-        if (!valid || !own) continue;
-        position_row(filtered + b * pitch, nullptr);
-      }
-      const A* const result[] = {out_row, out_row_y};
-      if constexpr (kPass == Pass::kMap) {
+      } else if (kPass == Pass::kMap) {
+        if (!is_center(center) || center >= tile.row_end) continue;
         for (int i = 0; i <= int(job.components); ++i)
           job.map[i].row(tile.n, tile.c, center - job.margin, first_stat + valid_begin - job.margin,
-                         valid_end - valid_begin, result[i] + valid_begin);
-      } else if (kReduces && own) {
-        for (int i : {kSsim, kContrastStructure})
-          if (job.wanted[i])
-            sums.term[i] += sum_row(result[i], std::max(valid_begin, spread),
-                                    std::min(valid_end, spread + columns));
+                         valid_end - valid_begin, map_row(i, b) + valid_begin);
       }
     }
   }
@@ -282,7 +306,6 @@ class TileKernel {
     A* const s = pixel_row(r);
     A* const d = s + pitch;
     const int64_t first = first_stat - halo, width = stat_columns + 2 * halo;
-    const A pad_s = 2 * (job.low - level) * job.scale;
     const int64_t begin = std::max<int64_t>(first, 0);
     const int64_t end = std::min(first + width, job.width);
     if (r < 0 || r >= job.height || begin >= end) {
@@ -397,226 +420,345 @@ class TileKernel {
     std::fill(to + valid_end, to + pitch, A(0));
   }
 
-  // Vertical means and variances of kBlock output rows: row b of the results is over rows
-  // b .. b + window - 1.
-  SSIMFAST_INLINE void vertical_moments(const A* const* rows, A* mean, A* variance) const {
-    const Taps taps(job);
-    const int count = (kWindow > 0 ? kWindow : window) + kBlock - 1;
-    const int64_t width = stat_columns + 2 * halo;
-    for (int64_t c = 0; c < width; c += kLanes) {
-      const V near = load<V>(rows[count / 2] + c);
-      V sum[kBlock] = {}, squares[kBlock] = {};
-#pragma GCC unroll 16
-      for (int k = 0; k < count; ++k) {
-        const V v = load<V>(rows[k] + c) - near;
-        const V v2 = v * v;
-#pragma GCC unroll 4
-        for (int b = 0; b < kBlock; ++b) {
-          if (kBlock > 1 && (k - b < 0 || k - b >= kWindow)) continue;
-          sum[b] += taps[k - b] * v;
-          squares[b] += taps[k - b] * v2;
-        }
-      }
-#pragma GCC unroll 4
-      for (int b = 0; b < kBlock; ++b) {
-        store(mean + b * pitch + c, near + sum[b]);
-        store(variance + b * pitch + c, non_negative<V>(squares[b] - sum[b] * sum[b]));
-      }
+  // Horizontal means and variances of pixel row r, at the columns of the statistics.
+  SSIMFAST_INLINE void filter_row(int64_t r) const {
+    A* const to = moments_row(r);
+    if (r < 0 || r >= job.height) {
+      std::fill(to, to + kMoments * pitch, A(0));
+      std::fill(to + kMeanS * pitch, to + (kMeanS + 1) * pitch, pad_s);
+      return;
     }
-  }
-
-  // One row of positions, from its vertical moments: results into out_row and out_row_y, partials
-  // into `to`.
-  SSIMFAST_INLINE void position_row(const A* moments, A* to) const {
     const Taps taps(job);
-    const A level_s = 2 * (level - job.low) * job.scale;
-    const int64_t map = kRows * pitch;
-    const bool components = job.components;
-    const bool sums_ssim = job.wanted[kSsim], sums_cs = job.wanted[kContrastStructure];
+    const A* const s = pixel_row(r);
+    const A* const d = s + pitch;
+    const char* const soon_x = job.x.address(x, r + kRows, first_stat);
+    const char* const soon_y = job.y.address(y, r + kRows, first_stat);
     for (int64_t c = 0; c < stat_columns; c += kLanes) {
-      V mean_s, mean_d;
-      Moments<V> m;
-      horizontal_moments(taps, moments + c, moments + map + c, mean_s, m.vs);
-      horizontal_moments(taps, moments + 2 * map + c, moments + 3 * map + c, mean_d, m.vd);
-      m.vs += job.twice_c2;
-      m.mu_s = mean_s + level_s;
-      m.mu_d = mean_d;
-      const Terms<V, A> terms(m, job.twice_c1, Reciprocals<A>());
-      if constexpr (kPass == Pass::kMap) {
-        store(out_row + c, components ? terms.exact_luminance() : terms.exact_ssim());
-        if (components) store(out_row_y + c, terms.exact_contrast_structure());
-      }
-      if constexpr (kReduces) {
-        if (sums_ssim) store(out_row + c, terms.exact_ssim());
-        if (sums_cs) store(out_row_y + c, terms.exact_contrast_structure());
-      }
-      if constexpr (kGrad) {
-        Upstream<V> upstream{};
-        if constexpr (kPass == Pass::kGradient) {
-          upstream.ssim = broadcast<V>(weight_ssim);
-          upstream.contrast_structure = broadcast<V>(weight_cs);
-        } else if (components) {
-          upstream.luminance = load<V>(x_buffer + c);
-          upstream.contrast_structure = load<V>(y_buffer + c);
-        } else {
-          upstream.ssim = load<V>(x_buffer + c);
-        }
-        const Partials<V> p = partials(terms, slopes(terms, upstream));
-        store(to + kVarS * pitch + c, p.by_var_s);
-        store(to + kVarD * pitch + c, p.by_var_d);
-        store(to + kMeanS * pitch + c, mean_s);
-        store(to + kMeanD * pitch + c, mean_d);
-        if constexpr (kBoth) {
-          store(to + kLumS * pitch + c, p.by_mu_s);
-          store(to + kLumD * pitch + c, p.by_mu_d);
-        } else {
-          store(to + kLumS * pitch + c, p.by_mu_s + p.by_mu_d);
-        }
-      }
+      prefetch(soon_x + c * job.x.element_size);
+      prefetch(soon_y + c * job.y.element_size);
+      row_moments(taps, s + c, d + c, to + c);
     }
   }
 
-  // Mean and variance of a window from the vertical ones of its columns, the first of which
-  // `mean` and `variance` point to. Differences are taken from the centre column.
-  SSIMFAST_INLINE void horizontal_moments(const Taps& taps, const A* mean, const A* variance,
-                                          V& result_mean, V& result_variance) const {
+  // Means and variances of windows of s and d, the first columns of which are given. Differences
+  // are taken from the centre column.
+  SSIMFAST_INLINE void row_moments(const Taps& taps, const A* from_s, const A* from_d,
+                                   A* to) const {
     const int half = (kWindow > 0 ? kWindow : window) / 2;
-    const V near = load<V>(mean + half);
-    V sum{}, squares = taps[half] * load<V>(variance + half);
+    const V near_s = load<V>(from_s + half), near_d = load<V>(from_d + half);
+    V sum_s{}, squares_s{}, sum_d{}, squares_d{};
 #pragma GCC unroll 16
     for (int j = 0; j < half; ++j) {
       const int k = 2 * half - j;
-      const V left = load<V>(mean + j) - near, right = load<V>(mean + k) - near;
-      const V left2 = left * left + load<V>(variance + j);
-      const V right2 = right * right + load<V>(variance + k);
-      sum += taps[j] * (left + right);
-      squares += taps[j] * (left2 + right2);
+      const V left_s = load<V>(from_s + j) - near_s, right_s = load<V>(from_s + k) - near_s;
+      const V left_d = load<V>(from_d + j) - near_d, right_d = load<V>(from_d + k) - near_d;
+      sum_s += taps[j] * (left_s + right_s);
+      sum_d += taps[j] * (left_d + right_d);
+      squares_s += taps[j] * (left_s * left_s + right_s * right_s);
+      squares_d += taps[j] * (left_d * left_d + right_d * right_d);
     }
-    result_mean = near + sum;
-    result_variance = non_negative<V>(squares - sum * sum);
+    store(to + kMeanS * pitch, near_s + sum_s);
+    store(to + kVarS * pitch, squares_s - sum_s * sum_s);
+    store(to + kMeanD * pitch, near_d + sum_d);
+    store(to + kVarD * pitch, squares_d - sum_d * sum_d);
+  }
+
+  // Means and variances of kBlock windows of rows: window b is over rows b .. b + window - 1. Goes
+  // on into the rows of `to`, `step` apart.
+  SSIMFAST_INLINE void column_moments(const Taps& taps, const A* const* rows, int64_t mean_at,
+                                      int64_t variance_at, A* means, A* variances,
+                                      int64_t step) const {
+    const int count = (kWindow > 0 ? kWindow : window) + kBlock - 1;
+    const V near = load<V>(rows[count / 2] + mean_at);
+    V sum[kBlock] = {}, squares[kBlock] = {};
+#pragma GCC unroll 16
+    for (int k = 0; k < count; ++k) {
+      const bool is_near = kWindow > 0 && k == count / 2;
+      const V e = load<V>(rows[k] + mean_at) - near, own = load<V>(rows[k] + variance_at);
+      const V e2 = is_near ? own : e * e + own;
+#pragma GCC unroll 4
+      for (int b = 0; b < kBlock; ++b) {
+        if (kBlock > 1 && (k - b < 0 || k - b >= kWindow)) continue;
+        if (!is_near) sum[b] += taps[k - b] * e;
+        squares[b] += taps[k - b] * e2;
+      }
+    }
+#pragma GCC unroll 4
+    for (int b = 0; b < kBlock; ++b) {
+      store(means + b * step, near + sum[b]);
+      store(variances + b * step, non_negative<V>(squares[b] - sum[b] * sum[b]));
+    }
+  }
+
+  // Rows of positions: their terms into the sums or `maps`, their partials into the ring. Chunk by
+  // chunk, whose moments stay in the innermost cache.
+  SSIMFAST_INLINE void positions(int64_t center0) {
+    const Taps taps(job);
+    const A* rows[kMaxRing];
+    for (int64_t k = 0; k < ring; ++k) rows[k] = moments_row(center0 - halo + k);
+    Compensated<V> distances, contrast_distances;
+    const Constants constants(job.twice_c1, job.twice_c2, pad_s, weight_ssim, weight_cs);
+    alignas(64) A moments[kMoments][kRows][kStep];
+    for (int64_t first = 0; first < stat_columns; first += kStep) {
+      const int64_t some = std::min<int64_t>(kStep, stat_columns - first);
+      for (int i : {kMeanS, kMeanD}) {  // each with its variance behind it
+        for (int b = 0; b < kRows; b += kBlock) {
+          for (int64_t c = 0; c < some; c += kLanes)
+            column_moments(taps, rows + b, i * pitch + first + c, (i + 1) * pitch + first + c,
+                           moments[i][b] + c, moments[i + 1][b] + c, kStep);
+        }
+      }
+      for (int b = 0; b < kRows; ++b) {
+        const int64_t center = center0 + b;
+        if (!is_center(center)) continue;
+        const bool counts = center >= tile.row_begin && center < tile.row_end;
+        const Place place{kGrad ? pixel_row(center) + halo + first : nullptr,
+                          kGrad ? partial_row(center) + first : nullptr,
+                          {map_row(0, b) + first, map_row(1, b) + first}};
+        V distance{}, contrast_distance{};  // of a step
+        for (int64_t c = 0; c < some; c += kLanes) {
+          const Distances<V> at =
+              position(constants, load<V>(moments[kMeanS][b] + c), load<V>(moments[kVarS][b] + c),
+                       load<V>(moments[kMeanD][b] + c), load<V>(moments[kVarD][b] + c), place, c);
+          if constexpr (kReduces) {
+            const int64_t begin = own_begin - first - c, end = own_end - first - c;
+            if (begin <= 0 && end >= kLanes) {
+              distance += at.whole;
+              contrast_distance += at.contrast;
+            } else if (counts) {
+              distances.add_some(at.whole, begin, end);
+              contrast_distances.add_some(at.contrast, begin, end);
+            }
+          }
+        }
+        if (kReduces && counts) {
+          distances.add(distance);
+          contrast_distances.add(contrast_distance);
+        }
+      }
+    }
+    if constexpr (kReduces) {
+      double count = 0;
+      for (int64_t r = center0; r < center0 + kRows; ++r)
+        count += is_center(r) && r >= tile.row_begin && r < tile.row_end ? own_end - own_begin : 0;
+      if (job.wanted[kSsim]) sums.term[kSsim] += count - 2 * distances.total();
+      if (job.wanted[kContrastStructure])
+        sums.term[kContrastStructure] += count - 2 * contrast_distances.total();
+    }
+  }
+
+  // What all positions share, in registers: a store could change what is elsewhere.
+  struct Constants {
+    V twice_c1, twice_c2, pad_s, weight_ssim, weight_cs;
+
+    SSIMFAST_INLINE Constants(A twice_c1, A twice_c2, A pad_s, A weight_ssim, A weight_cs)
+        : twice_c1(broadcast<V>(twice_c1)),
+          twice_c2(broadcast<V>(twice_c2)),
+          pad_s(broadcast<V>(pad_s)),
+          weight_ssim(broadcast<V>(weight_ssim)),
+          weight_cs(broadcast<V>(weight_cs)) {}
+  };
+
+  // Rows from the first column of a step on: of own pixels, of partials, of maps.
+  struct Place {
+    const A* pixels;
+    A* partials;
+    A* maps[2];
+  };
+
+  // A vector of positions, from its moments: its distances, its maps, and its partials.
+  SSIMFAST_INLINE Distances<V> position(const Constants& constants, V mean_s, V var_s, V mean_d,
+                                        V var_d, const Place& place, int64_t c) const {
+    const Moments<V> m{mean_s - constants.pad_s, mean_d, var_s + constants.twice_c2, var_d};
+    const Terms<V> terms(m, constants.twice_c1, Reciprocals<A>());
+    const Distances<V> distances{terms.half_distance(), terms.half_contrast_distance};
+    if constexpr (kPass == Pass::kMap) {
+      store(place.maps[0] + c,
+            similarity_of(job.components ? terms.half_luminance_distance : distances.whole));
+      if (job.components) store(place.maps[1] + c, similarity_of(distances.contrast));
+    }
+    if constexpr (kGrad) {
+      Slopes<V> by;
+      if constexpr (kPass == Pass::kGradient) {
+        by.luminance = constants.weight_ssim * terms.contrast_structure;
+        by.contrast_structure = constants.weight_ssim * terms.luminance + constants.weight_cs;
+      } else {
+        const V upstream = load<V>(place.maps[0] + c);
+        by = slopes(terms, job.components ? Upstream<V>{V{}, upstream, load<V>(place.maps[1] + c)}
+                                          : Upstream<V>{upstream, V{}, V{}});
+      }
+      const Partials<V> p = partials(terms, by);
+      const V rest_s = p.by_var_s * (load<V>(place.pixels + c) - mean_s);
+      const V rest_d = p.by_var_d * (load<V>(place.pixels + pitch + c) - mean_d);
+      A* const to = place.partials + c;
+      store(to + kByVarS * pitch, p.by_var_s);
+      store(to + kByVarD * pitch, p.by_var_d);
+      if constexpr (kBoth) {
+        store(to + kRestS * pitch, p.by_mu_s + rest_s);
+        store(to + kRestD * pitch, p.by_mu_d + rest_d);
+      } else {
+        store(to + kRestS * pitch, by_both_means(terms, by) + rest_s + rest_d);
+      }
+    }
+    return distances;
   }
 
   // Gradient rows g .. g + kRows - 1, from the partials of centres g - halo .. g + halo + kRows
-  // - 1.
+  // - 1. The vertical adjoint moves the pixel of the factor (pixel - mean) from each position's own
+  // to that of one row in the middle, `near`; then it moves along that row to one pixel of each
+  // chunk of columns; and in the end to the gradient's own.
   SSIMFAST_INLINE void gradient(int64_t g) const {
     const Taps taps(job);
-    const A* rows[kMaxRing];
-    for (int64_t k = 0; k < ring; ++k) rows[k] = partial_row(g - halo + k);
     for (int block = 0; block < kRows; block += kBlock) {
-      const A* const near = pixel_row(g + block + kBlock / 2) + halo;
-      vertical_adjoint(taps, rows + block, near, filtered + block * pitch);
+      const int64_t middle = std::min(g + block + kBlock / 2, tile.row_end - 1);
+      const A* const near = pixel_row(middle) + halo;
+      column_adjoint(taps, g + block, near, block);
       for (int b = block; b < block + kBlock && g + b < tile.row_end; ++b) {
-        const A* const s = pixel_row(g + b) + 2 * halo;
-        for (int64_t c = 0; c < columns; c += kLanes) {
-          V by_s, by_d;
-          horizontal_adjoint(taps, filtered + b * pitch + c, near + c, load<V>(s + c),
-                             load<V>(s + pitch + c), by_s, by_d);
-          if constexpr (kBoth) {
-            store(out_row + c, (by_s + by_d) * job.grad_scale);
-            store(out_row_y + c, (by_s - by_d) * job.grad_scale);
-          } else {
-            store(out_row + c, by_s * job.grad_scale);
-          }
-        }
-        if constexpr (kPass == Pass::kGradient) add_pixel_gradient(g + b);
-        job.grad_x.row(tile.n, tile.c, g + b, tile.column_begin, columns, out_row);
-        if constexpr (kBoth)
+        A* const by_x = job.grad_x.in_place(tile.n, tile.c, g + b, tile.column_begin, out_row);
+        A* const by_y =
+            kBoth ? job.grad_y.in_place(tile.n, tile.c, g + b, tile.column_begin, out_row_y)
+                  : nullptr;
+        const A* const own = pixel_row(g + b) + 2 * halo;
+        int64_t c = 0;
+        for (; c + kChunk <= columns; c += kChunk)
+          row_adjoint<true>(taps, b, near, own, c, by_x, by_y);
+        if (c < columns) row_adjoint<false>(taps, b, near, own, c, by_x, by_y);
+        if constexpr (kPass == Pass::kGradient) add_pixel_gradient(g + b, by_x, by_y);
+        if (by_x == out_row)
+          job.grad_x.row(tile.n, tile.c, g + b, tile.column_begin, columns, out_row);
+        if (kBoth && by_y == out_row_y)
           job.grad_y.row(tile.n, tile.c, g + b, tile.column_begin, columns, out_row_y);
       }
     }
   }
 
-  // The vertical half of the adjoint, for kBlock gradient rows: of the derivatives by the
-  // variances, and of everything that multiplies no pixel (by s and by d apart for kBoth).
-  // The factor (pixel - mean) is taken at the pixels `near` of one row here; horizontal_adjoint
-  // moves it to each pixel. Row k of all maps starts at rows[k].
-  SSIMFAST_INLINE void vertical_adjoint(const Taps& taps, const A* const* rows, const A* near,
-                                        A* out) const {
+  // The vertical half of the adjoint, for kBlock gradient rows from row g on.
+  SSIMFAST_INLINE void column_adjoint(const Taps& taps, int64_t g, const A* near,
+                                      int to_row) const {
     const int count = (kWindow > 0 ? kWindow : window) + kBlock - 1;
-    for (int64_t c = 0; c < stat_columns; c += kLanes) {
-      const V s = load<V>(near + c), d = load<V>(near + pitch + c);
-      V sum[kSums][kBlock] = {};
+    const A *rows[kMaxRing], *pixel_rows[kMaxRing];
+    for (int k = 0; k < count; ++k) {
+      rows[k] = partial_row(g - halo + k);
+      pixel_rows[k] = pixel_row(g - halo + k) + halo;
+    }
+    const auto filter = [&](int64_t c, int map, auto&& term) SSIMFAST_INLINE_LAMBDA {
+      V sum[kBlock] = {};
 #pragma GCC unroll 16
       for (int k = 0; k < count; ++k) {
-        const A* row = rows[k] + c;
-        V term[kSums];
-        term[0] = load<V>(row + kVarS * pitch);
-        term[1] = load<V>(row + kVarD * pitch);
-        term[2] = load<V>(row + kLumS * pitch) + (s - load<V>(row + kMeanS * pitch)) * term[0];
-        const V by_d = (d - load<V>(row + kMeanD * pitch)) * term[1];
-        if constexpr (kBoth) {
-          term[3] = load<V>(row + kLumD * pitch) + by_d;
-        } else {
-          term[2] += by_d;
-        }
+        const V v = term(k);
 #pragma GCC unroll 4
         for (int b = 0; b < kBlock; ++b) {
           if (kBlock > 1 && (k - b < 0 || k - b >= kWindow)) continue;
-#pragma GCC unroll 4
-          for (int i = 0; i < kSums; ++i) sum[i][b] += taps[k - b] * term[i];
+          sum[b] += taps[k - b] * v;
         }
       }
 #pragma GCC unroll 4
-      for (int i = 0; i < kSums; ++i) {
-#pragma GCC unroll 4
-        for (int b = 0; b < kBlock; ++b) store(out + (i * kRows + b) * pitch + c, sum[i][b]);
+      for (int b = 0; b < kBlock; ++b) store(adjoint_row(map, to_row + b) + c, sum[b]);
+    };
+    for (int64_t c = 0; c < stat_columns; c += kLanes) {
+      const V s = load<V>(near + c), d = load<V>(near + pitch + c);
+      const auto partial = [&](int k, Partial i)
+                               SSIMFAST_INLINE_LAMBDA { return load<V>(rows[k] + i * pitch + c); };
+      const auto moved_s = [&](int k) SSIMFAST_INLINE_LAMBDA {
+        return partial(k, kRestS) + (s - load<V>(pixel_rows[k] + c)) * partial(k, kByVarS);
+      };
+      const auto moved_d = [&](int k) SSIMFAST_INLINE_LAMBDA {
+        return (d - load<V>(pixel_rows[k] + pitch + c)) * partial(k, kByVarD);
+      };
+      filter(c, kByVarS, [&](int k) SSIMFAST_INLINE_LAMBDA { return partial(k, kByVarS); });
+      filter(c, kByVarD, [&](int k) SSIMFAST_INLINE_LAMBDA { return partial(k, kByVarD); });
+      if constexpr (kBoth) {
+        filter(c, kRestS, moved_s);
+        filter(c, kRestD,
+               [&](int k) SSIMFAST_INLINE_LAMBDA { return partial(k, kRestD) + moved_d(k); });
+      } else {
+        filter(c, kRestS, [&](int k) SSIMFAST_INLINE_LAMBDA { return moved_s(k) + moved_d(k); });
       }
     }
   }
 
-  // The horizontal half, at pixels (s, d): the gradient by s and by d, all in `by_s` unless kBoth.
-  // `from` and `near` point to the first column under the window.
-  SSIMFAST_INLINE void horizontal_adjoint(const Taps& taps, const A* from, const A* near, V s, V d,
-                                          V& by_s, V& by_d) const {
+  // The horizontal half, for one chunk of columns of one row, from column c on: gradients by x, and
+  // by y where both are wanted. `own` points to the first column's own s. kWhole: the chunk is, and
+  // its loops are unrolled.
+  template <bool kWhole>
+  SSIMFAST_INLINE void row_adjoint(const Taps& taps, int row, const A* near, const A* own,
+                                   int64_t c, A* by_x, A* by_y) const {
     const int half = (kWindow > 0 ? kWindow : window) / 2;
-    V left_s, left_d, right_s, right_d;
-    adjoint_term(from + half, near + half, s, d, left_s, left_d);
-    by_s = taps[half] * left_s;
-    by_d = taps[half] * left_d;
+    const A* const var_s = adjoint_row(kByVarS, row) + c;
+    const A* const var_d = adjoint_row(kByVarD, row) + c;
+    alignas(64) A rest_s[kChunk + kMaxWindow + kMaxLanes];
+    const int some = kWhole ? kChunk : int(columns - c);
+    const int64_t middle = c + half + some / 2;
+    const A s = near[middle];
+#pragma GCC unroll 16
+    for (int i = 0; i < some + 2 * half; i += kLanes) {
+      store(rest_s + i, load<V>(adjoint_row(kRestS, row) + c + i) +
+                            (s - load<V>(near + c + i)) * load<V>(var_s + i));
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < some; i += kLanes) {
+      const V own_s = load<V>(own + c + i), own_d = load<V>(own + pitch + c + i);
+      const A* const near_d = near + pitch + c + i;
+      V part_s = (own_s - s) * filtered(taps, var_s + i);
+      V part_d{};
+      if constexpr (kBoth) {
+        part_s += filtered(taps, rest_s + i);
+        part_d = filtered_exactly(taps, adjoint_row(kRestD, row) + c + i, var_d + i, near_d, own_d);
+      } else {
+        part_s += filtered_exactly(taps, rest_s + i, var_d + i, near_d, own_d);
+      }
+      store_some(by_x + c + i, (part_s + part_d) * job.grad_scale, some - i);
+      if constexpr (kBoth) store_some(by_y + c + i, (part_s - part_d) * job.grad_scale, some - i);
+    }
+  }
+
+  // The same of rest + (own - near) * slope.
+  SSIMFAST_INLINE V filtered_exactly(const Taps& taps, const A* rest, const A* slope, const A* near,
+                                     V own) const {
+    const int half = (kWindow > 0 ? kWindow : window) / 2;
+    const auto term = [&](int j, V more) SSIMFAST_INLINE_LAMBDA {
+      return (own - load<V>(near + j)) * load<V>(slope + j) + more;
+    };
+    V sum = taps[half] * term(half, load<V>(rest + half));
 #pragma GCC unroll 16
     for (int j = 0; j < half; ++j) {
       const int k = 2 * half - j;
-      adjoint_term(from + j, near + j, s, d, left_s, left_d);
-      adjoint_term(from + k, near + k, s, d, right_s, right_d);
-      by_s += taps[j] * (left_s + right_s);
-      if constexpr (kBoth) by_d += taps[j] * (left_d + right_d);
+      sum += taps[j] * term(j, term(k, load<V>(rest + j) + load<V>(rest + k)));
     }
+    return sum;
   }
 
-  // One column's part of it.
-  SSIMFAST_INLINE void adjoint_term(const A* from, const A* near, V s, V d, V& by_s,
-                                    V& by_d) const {
-    const int64_t map = kRows * pitch;
-    by_s = load<V>(from + 2 * map) + (s - load<V>(near)) * load<V>(from);
-    by_d = (d - load<V>(near + pitch)) * load<V>(from + map);
-    if constexpr (kBoth) {
-      by_d += load<V>(from + 3 * map);
-    } else {
-      by_s += by_d;
-    }
+  SSIMFAST_INLINE V filtered(const Taps& taps, const A* from) const {
+    const int half = (kWindow > 0 ? kWindow : window) / 2;
+    V sum = taps[half] * load<V>(from + half);
+#pragma GCC unroll 16
+    for (int j = 0; j < half; ++j)
+      sum += taps[j] * (load<V>(from + j) + load<V>(from + 2 * half - j));
+    return sum;
   }
 
   // Adds to one row of gradients what the sums over pixels contribute.
-  SSIMFAST_INLINE void add_pixel_gradient(int64_t r) const {
+  SSIMFAST_INLINE void add_pixel_gradient(int64_t r, A* by_x, A* by_y) const {
     const A l1 = job.weight[kL1], l2 = job.weight[kL2], blurred = job.weight[kBlurredL1];
     const bool has_l1 = l1 != 0 || l2 != 0, has_blurred = blurred != 0;
     const A* const d = pixel_row(r) + pitch + 2 * halo;
     if (has_l1)
-      add_by_d([&](int64_t c) SSIMFAST_INLINE_LAMBDA { return l1 * sign(d[c]) + 2 * l2 * d[c]; });
+      add_by_d(by_x, by_y,
+               [&](int64_t c) SSIMFAST_INLINE_LAMBDA { return l1 * sign(d[c]) + 2 * l2 * d[c]; });
     if (has_blurred) {
       const A factor = blurred * job.rows[r];
       const A* const counts = job.columns + tile.column_begin;
-      add_by_d([&](int64_t c) SSIMFAST_INLINE_LAMBDA { return factor * counts[c] * sign(d[c]); });
+      add_by_d(by_x, by_y,
+               [&](int64_t c) SSIMFAST_INLINE_LAMBDA { return factor * counts[c] * sign(d[c]); });
     }
   }
 
   template <class Body>
-  SSIMFAST_INLINE void add_by_d(Body&& by_d) const {
-    A *const out_x = out_row, *const out_y = out_row_y;
+  SSIMFAST_INLINE void add_by_d(A* by_x, A* by_y, Body&& by_d) const {
     for (int64_t c = 0; c < columns; ++c) {
       const A value = by_d(c) * job.grad_scale;
-      out_x[c] += value;
-      if constexpr (kBoth) out_y[c] -= value;
+      by_x[c] += value;
+      if constexpr (kBoth) by_y[c] -= value;
     }
   }
 
@@ -632,19 +774,6 @@ class TileKernel {
     store(lanes, sum);
     for (int i = 0; i < kLanes; ++i) total += double(lanes[i]);
     for (; c < count; ++c) total += double(body(A{}, c));
-    return total;
-  }
-
-  // Sum in double, in an order that depends on the range alone.
-  static SSIMFAST_INLINE double sum_row(const A* row, int64_t begin, int64_t end) {
-    constexpr int kChains = 8;
-    double sum[kChains] = {};
-    int64_t i = begin;
-    for (; i + kChains <= end; i += kChains)
-      for (int j = 0; j < kChains; ++j) sum[j] += double(row[i + j]);
-    for (; i < end; ++i) sum[0] += double(row[i]);
-    double total = 0;
-    for (int j = 0; j < kChains; ++j) total += sum[j];
     return total;
   }
 };

@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(kPixelThreads, 1)
     const Moments<A> moments{mean_s + unit.level_s(), mean_d + unit.level_d(),
                              non_negative(square_s - sum_s * sum_s) + job.twice_c2,
                              non_negative(square_d - sum_d * sum_d)};
-    const Terms<A, A> terms(moments, job.twice_c1, Reciprocals());
+    const Terms<A> terms(moments, job.twice_c1, Reciprocals());
     sums[kSsim].add(terms.half_distance());
     sums[kContrastStructure].add(terms.half_contrast_distance);
     for (int i = 0; i < job.maps; ++i) {

@@ -25,11 +25,18 @@ namespace ssimfast::cuda {
 
 // ---- global memory --------------------------------------------------------------------------
 
-// Through the read-only cache: nothing that a kernel reads is written by the same kernel.
+// Through the read-only cache: nothing that is read so is written by the same kernel.
 template <class V>
 SSIMFAST_DEVICE V read(const V* from) {
   SSIMFAST_WATCH(emulator::global_read(from, sizeof(V)));
   return __ldg(from);
+}
+
+// What the same thread, and no other, may write afterwards.
+template <class V>
+SSIMFAST_DEVICE V read_own(const V* from) {
+  SSIMFAST_WATCH(emulator::global_read_own(from, sizeof(V)));
+  return *from;
 }
 
 template <class V>

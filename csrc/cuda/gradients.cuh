@@ -27,8 +27,7 @@ using Packed = std::conditional_t<n * sizeof(T) == 16, uint4,
                                   std::conditional_t<n * sizeof(T) == 8, uint2, unsigned>>;
 
 template <class T, int n>
-SSIMFAST_DEVICE Several<T, n> read_several(const Packed<T, n>* from) {
-  const Packed<T, n> packed = read(from);
+SSIMFAST_DEVICE Several<T, n> unpacked(const Packed<T, n>& packed) {
   Several<T, n> values;
   static_assert(sizeof(values) == sizeof(packed));
   memcpy(&values, &packed, sizeof(values));
@@ -44,7 +43,7 @@ SSIMFAST_DEVICE void write_several(Packed<T, n>* to, const Several<T, n>& values
 
 // ---- scale_grad ---------------------------------------------------------------------------------
 //
-// Each element is read once and written once: 2 sizeof(T) bytes.
+// Each element is read once and written once, perhaps to where it was: 2 sizeof(T) bytes.
 
 constexpr int kScaleThreads = 256;
 
@@ -105,14 +104,14 @@ SSIMFAST_DEVICE void scale_piece(const T* from, T* to, int count, A factor) {
   const auto* const source = reinterpret_cast<const Packed<T, kLanes>*>(from + before);
   auto* const target = reinterpret_cast<Packed<T, kLanes>*>(to + before);
   for (int i = int(threadIdx.x); i < vectors; i += kScaleThreads) {
-    auto values = read_several<T, kLanes>(source + i);
+    auto values = unpacked<T, kLanes>(read_own(source + i));
     for (T& value : values.of) value = scaled(value);
     write_several(target + i, values);
   }
   // Those before and after the vectors.
   for (int i = int(threadIdx.x); i < count - vectors * kLanes; i += kScaleThreads) {
     const int place = i < before ? i : i + vectors * kLanes;
-    write(to + place, scaled(read(from + place)));
+    write(to + place, scaled(read_own(from + place)));
   }
 }
 
@@ -140,7 +139,7 @@ __global__ void __launch_bounds__(kScaleThreads) scale_elements(const ScaleGrad<
     const A factor = p.factor_at(offsets.upstream);
     for_dtype<A>(p.dtype, [&](auto zero) {
       using T = decltype(zero);
-      const A value = to_arithmetic(read(static_cast<const T*>(p.from) + offsets.from));
+      const A value = to_arithmetic(read_own(static_cast<const T*>(p.from) + offsets.from));
       write(static_cast<T*>(p.to) + offsets.to, from_arithmetic<T>(value * factor));
     });
   }
@@ -191,8 +190,8 @@ struct Patches {
         Several<T, n> vectors[kPatch][kPatch / n];  // all are read before any is waited for
         for (int i = 0; i < kPatch; ++i)
           for (int k = 0; k < kPatch / n; ++k)
-            vectors[i][k] = read_several<T, n>(
-                reinterpret_cast<const Packed<T, n>*>(from + i * image.by_row) + k);
+            vectors[i][k] = unpacked<T, n>(
+                read(reinterpret_cast<const Packed<T, n>*>(from + i * image.by_row) + k));
         for (int i = 0; i < kPatch; ++i)
           for (int k = 0; k < kPatch; ++k)
             values[i][k] = to_arithmetic(vectors[i][k / n].of[k % n]);

@@ -44,12 +44,12 @@ std::vector<Axis> axes_of(const Tensor& from, const Tensor& to, const Tensor& up
   return joined;
 }
 
-// grad * upstream * scale / count.
-Tensor scale_grad(const Tensor& grad, const Tensor& upstream, double scale, int64_t count) {
+// out = grad * upstream * scale / count; `out` may be `grad`.
+void scale_into(const Tensor& out, const Tensor& grad, const Tensor& upstream, double scale,
+                int64_t count) {
   check_upstream(grad, upstream);
+  if (grad.numel() == 0) return;
   const Launcher launch(grad);
-  const Tensor out = poisoned(torch::stable::empty_like(grad));
-  if (grad.numel() == 0) return out;
   std::vector<Axis> axes = axes_of(grad, out, upstream);
   int64_t items = grad.numel(), run = 0, pieces = 0;
   const int64_t piece = kPieceBytes / grad.element_size();
@@ -84,7 +84,17 @@ Tensor scale_grad(const Tensor& grad, const Tensor& upstream, double scale, int6
       launch(scale_elements<A>, grid(divide_up(items, kScaleThreads)), kScaleThreads, 0, p);
     }
   });
+}
+
+Tensor scale_grad(const Tensor& grad, const Tensor& upstream, double scale, int64_t count) {
+  const Launcher launch(grad);  // on whose device the result is
+  const Tensor out = poisoned(torch::stable::empty_like(grad));
+  scale_into(out, grad, upstream, scale, count);
   return out;
+}
+
+void scale_grad_in_place(const Tensor& grad, const Tensor& upstream, double scale, int64_t count) {
+  scale_into(grad, grad, upstream, scale, count);
 }
 
 template <class A>
@@ -176,5 +186,6 @@ SSIMFAST_CUDA_LIBRARY(m) {
   using namespace ssimfast::cuda;
   if (!is_chosen()) return;
   m.impl("scale_grad", TORCH_BOX(&scale_grad));
+  m.impl("scale_grad_", TORCH_BOX(&scale_grad_in_place));
   m.impl("collapse", TORCH_BOX(&collapse));
 }

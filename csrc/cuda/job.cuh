@@ -150,13 +150,6 @@ SSIMFAST_DEVICE A by_difference(const Job<A>& job, A d, int64_t row, int64_t col
   return l1 * sign(d) + 2 * job.weight[kL2] * d;
 }
 
-// The similarity of a distance; below -1 by rounding only. NaN stays.
-template <class A>
-SSIMFAST_DEVICE A similarity_of(A half_distance) {
-  const A v = 1 - 2 * half_distance;
-  return v < -1 ? A(-1) : v;
-}
-
 // A sum in which little is lost: what each addition rounds off is kept beside it.
 template <class A>
 class Sum {

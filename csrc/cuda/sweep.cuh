@@ -405,7 +405,7 @@ class Sweep {
         const Moments<float> moments{m[0][i] + unit.level_s(), m[1][i] + unit.level_d(),
                                      u[0][i] < job.twice_c2 ? job.twice_c2 : u[0][i],
                                      non_negative(u[1][i])};
-        const Terms<float, float> terms(moments, job.twice_c1, Reciprocals());
+        const Terms<float> terms(moments, job.twice_c1, Reciprocals());
         if (column_own && r >= kFirstOwnRow && r < own_row_end) {
           distance += terms.half_distance();
           if constexpr (!kPlain) contrast_distance += terms.half_contrast_distance;
@@ -460,8 +460,7 @@ class Sweep {
     return offset_of(map, row - margin) + (first_column + column - margin) * map.by_column;
   }
 
-  SSIMFAST_DEVICE Slopes<float> slopes_at(const Terms<float, float>& terms, int row,
-                                          int column) const {
+  SSIMFAST_DEVICE Slopes<float> slopes_at(const Terms<float>& terms, int row, int column) const {
     if constexpr (kPlain) {
       return {terms.contrast_structure, terms.luminance};  // the weight is in the taps
     } else if (job.upstreams == 2) {
@@ -475,7 +474,7 @@ class Sweep {
         terms, {plane_weight(job, plane, kSsim), 0, plane_weight(job, plane, kContrastStructure)});
   }
 
-  SSIMFAST_DEVICE void write_maps(const Terms<float, float>& terms, int row, int column) const {
+  SSIMFAST_DEVICE void write_maps(const Terms<float>& terms, int row, int column) const {
     if (job.maps == 1) {
       job.map[0].set(in_map(job.map[0], row, column), similarity_of(terms.half_distance()));
     } else if (job.maps == 2) {

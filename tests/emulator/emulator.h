@@ -463,7 +463,8 @@ class GlobalMemory {
   struct Page {
     uintptr_t number;
     uint64_t read[kPageBytes / kGroupBytes], written[kPageBytes / kGroupBytes];
-    uint32_t writer[kPageBytes / kGranule];
+    uint64_t kept[kPageBytes / kGroupBytes];  // read by one thread, which may write there
+    uint32_t owner[kPageBytes / kGranule];    // who wrote or keeps it
   };
 
   // Calls visit(page, group, mask of granules) for each group of 64 granules that the bytes touch.
@@ -689,7 +690,7 @@ inline void check_global_address(uintptr_t address, const char* verb) {
   fail("global memory read that this launch has written: ",
        name_in_launch(machine.thread->in_launch), " reads", at_line(line), " address 0x", std::hex,
        page.number * GlobalMemory::kPageBytes + granule * GlobalMemory::kGranule, std::dec,
-       ", which ", name_in_launch(page.writer[granule]), " wrote");
+       ", which ", name_in_launch(page.owner[granule]), " wrote");
 }
 
 [[noreturn]] EMULATOR_COLD inline void fail_global_write(const GlobalMemory::Page& page,
@@ -699,7 +700,7 @@ inline void check_global_address(uintptr_t address, const char* verb) {
   if (was_read)
     fail("global memory written that this launch has read: ",
          name_in_launch(machine.thread->in_launch), " writes", at_line(line), " address ", address);
-  fail("two threads write the same global address: ", name_in_launch(page.writer[granule]), " and ",
+  fail("two threads write the same global address: ", name_in_launch(page.owner[granule]), " and ",
        name_in_launch(machine.thread->in_launch), at_line(line), ", address ", address);
 }
 
@@ -714,12 +715,41 @@ inline void global_read(const void* from, size_t size, int line = 0) {
   detail::check_alignment(address, size, "global", "reads");
   machine.last.global_bytes_read += int64_t(size);
   if (!machine.check_global) return;
+  machine.global.for_groups(address, size,
+                            [&](detail::GlobalMemory::Page& page, size_t group, uint64_t mask) {
+                              const uint64_t written = page.written[group] & mask;
+                              const uint64_t fresh = mask & ~(page.read[group] | page.kept[group]);
+                              if (!EMULATOR_LIKELY(written == 0))
+                                detail::fail_read_of_written(page, group, written, line);
+                              page.read[group] |= mask;
+                              machine.last.unique_global_bytes_read += 2 * std::popcount(fresh);
+                            });
+}
+
+// The same, of what the same thread, and no other, may write to afterwards.
+inline void global_read_own(const void* from, size_t size, int line = 0) {
+  detail::Machine& machine = detail::machine;
+  detail::check_thread();
+  const auto address = reinterpret_cast<uintptr_t>(from);
+  detail::check_global_address(address, "reads");
+  detail::check_alignment(address, size, "global", "reads");
+  machine.last.global_bytes_read += int64_t(size);
+  if (!machine.check_global) return;
+  const uint32_t me = machine.thread->in_launch;
   machine.global.for_groups(
       address, size, [&](detail::GlobalMemory::Page& page, size_t group, uint64_t mask) {
-        const uint64_t written = page.written[group] & mask, fresh = mask & ~page.read[group];
-        if (!EMULATOR_LIKELY(written == 0))
-          detail::fail_read_of_written(page, group, written, line);
-        page.read[group] |= mask;
+        const uint64_t fresh = mask & ~(page.read[group] | page.kept[group] | page.written[group]);
+        for (uint64_t rest = mask; rest != 0; rest &= rest - 1) {
+          const size_t bit = size_t(std::countr_zero(rest)), granule = group * 64 + bit;
+          const uint64_t one = uint64_t{1} << bit;
+          const bool written = (page.written[group] & one) != 0;
+          if ((written || (page.kept[group] & one)) && page.owner[granule] != me) {
+            if (written) detail::fail_read_of_written(page, group, one, line);
+            page.read[group] |= one;  // by two threads: nobody may write there
+          }
+          page.owner[granule] = me;
+        }
+        page.kept[group] |= mask;
         machine.last.unique_global_bytes_read += 2 * std::popcount(fresh);
       });
 }
@@ -738,11 +768,13 @@ inline void global_write(void* to, size_t size, int line = 0) {
         const uint64_t fresh = mask & ~page.written[group];
         for (uint64_t rest = mask; rest != 0; rest &= rest - 1) {
           const size_t bit = size_t(std::countr_zero(rest)), granule = group * 64 + bit;
-          const bool was_read = page.read[group] >> bit & 1;
+          const bool is_mine = page.owner[granule] == me;
           const bool was_written = page.written[group] >> bit & 1;
-          if (!EMULATOR_LIKELY(!was_read && !(was_written && page.writer[granule] != me)))
+          const bool was_read = (page.read[group] >> bit & 1) ||
+                                (!was_written && !is_mine && (page.kept[group] >> bit & 1));
+          if (!EMULATOR_LIKELY(!was_read && (is_mine || !was_written)))
             detail::fail_global_write(page, granule, was_read, line);
-          page.writer[granule] = me;
+          page.owner[granule] = me;
         }
         page.written[group] |= mask;
         machine.last.unique_global_bytes_written += 2 * std::popcount(fresh);

@@ -18,6 +18,7 @@
 using ssimfast::cuda::from_lane;
 using ssimfast::cuda::from_lane_xor;
 using ssimfast::cuda::read;
+using ssimfast::cuda::read_own;
 using ssimfast::cuda::Shared;
 using ssimfast::cuda::write;
 
@@ -269,6 +270,24 @@ __global__ void read_then_write(float* to) {
   const float value = read(to + (threadIdx.x ^ 1));
   __syncthreads();
   write(to + threadIdx.x, value);
+}
+
+// In place, if distance is 0; else a thread writes what another has read, or will read.
+__global__ void scale_own(float* to, int distance) {
+  const float value = read_own(to + threadIdx.x);
+  __syncthreads();
+  write(to + (threadIdx.x + distance) % blockDim.x, 2 * value);
+}
+
+__global__ void write_then_read_own(float* to) {
+  write(to + threadIdx.x, 1.0f);
+  __syncthreads();
+  read_own(to + (threadIdx.x ^ 1));
+}
+
+__global__ void read_own_of_two(float* to) {
+  const float value = read_own(to + threadIdx.x / 2);
+  write(to + threadIdx.x / 2, value);
 }
 
 __global__ void read_null() { read(static_cast<const float*>(nullptr)); }
@@ -611,6 +630,10 @@ std::map<std::string, Case> cases() {
       {"halves_of_a_word", [] { launch(write_halves, 1, kThreads, 0, halves.data()); }},
       {"read_of_written", [=] { launch(write_then_read, 1, kThreads, 0, data, 1); }},
       {"write_of_read", [=] { launch(read_then_write, 1, kThreads, 0, data); }},
+      {"in_place", [=] { launch(scale_own, 1, kThreads, 0, data, 0); }},
+      {"write_of_anothers_own", [=] { launch(scale_own, 1, kThreads, 0, data, 1); }},
+      {"read_own_of_written", [=] { launch(write_then_read_own, 1, kThreads, 0, data); }},
+      {"own_of_two", [=] { launch(read_own_of_two, 1, kThreads, 0, data); }},
       {"interleaved", interleaved},
       {"counters", counters},
       {"conversions", conversions},
