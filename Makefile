@@ -31,7 +31,8 @@ test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --maxprocesses=8 --dist=worksteal -p no:benchmark
 
 bench: $(VENV)/installed $(VENV)/bench-tools
-	$(VENV)/bin/pytest bench --benchmark-columns=min,median,max,iqr
+	$(VENV)/bin/pytest bench --benchmark-columns=min,median,max,iqr --benchmark-json=$(VENV)/bench.json
+	$(VENV)/bin/python -I bench/report.py $(VENV)/bench.json docs
 	$(VENV)/bin/python -I bench/accuracy.py
 
 # Everything that only a GPU can show, in docs/gpu_report.md.
@@ -66,6 +67,7 @@ $(VENV)/installed: $(VENV)/torch $(SOURCES)
 
 $(VENV)/bench-tools: $(VENV)/installed
 	$(PIP) install '.[bench]'
+	$(PIP) install --no-deps piq==0.8.0 monai==1.6.1  # which would replace torch by another
 	touch $@
 
 $(VENV)/lint-tools: Makefile | $(VENV)/bin/python

@@ -15,15 +15,45 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def machine() -> str:
+    where = f"{torch.get_num_threads()} threads, {processor()}"
+    if torch.cuda.is_available():
+        where = torch.cuda.get_device_name()
+    return f"torch {torch.__version__}, {where}"
+
+
 def pytest_report_header() -> str:
-    return f"torch {torch.__version__}, {torch.get_num_threads()} threads, {processor()}"
+    return machine()
+
+
+not_compared: set[str] = set()  # libraries, and why: what their tests were skipped for
+
+
+def pytest_runtest_logreport(report) -> None:
+    if report.skipped and "test_peers" in report.nodeid:
+        not_compared.add(report.longrepr[2].removeprefix("Skipped: "))
+
+
+def pytest_benchmark_update_json(config, benchmarks, output_json) -> None:
+    output_json["not_compared"] = sorted(not_compared)
+
+
+def pytest_benchmark_update_machine_info(config, machine_info) -> None:
+    machine_info["measured_on"] = machine()
 
 
 def extra(info: dict) -> str:
-    """Memory in image-sized tensors, or the share of a training step."""
+    """Shares of the machine's limits, memory in image-sized tensors, share of a training step."""
+    words = []
+    if "of_fma" in info:
+        words.append(f"{info['of_fma']:.0%} FMA")
+    if "of_copy" in info:
+        words.append(f"{info['of_copy']:.0%} copy")
+    if "extra_images" in info:
+        words.append(f"{info['extra_images']:.1f} images")
     if "share_of_cycle_losses" in info:
-        return f"{info['share_of_cycle_losses']:.1%} in loss"
-    return f"{info['extra_images']:.1f} images" if "extra_images" in info else ""
+        words.append(f"{info['share_of_cycle_losses']:.1%} in loss")
+    return ", ".join(words)
 
 
 def pytest_terminal_summary(terminalreporter, config) -> None:
@@ -35,7 +65,7 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
     if not groups:
         return
     terminalreporter.section("medians; ratio = how many times longer than ssimfast")
-    row = "{:48} {:24} {:>9} {:>7} {:>7} {:>13}"
+    row = "{:52} {:24} {:>9} {:>7} {:>7} {:>30}"
     terminalreporter.write_line(row.format("task", "library", "ms", "Mpx/s", "ratio", "extra"))
     for group, benches in groups.items():
         ours = next(

@@ -19,7 +19,6 @@ import platform
 import shlex
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,7 +26,7 @@ import time
 import traceback
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
@@ -38,147 +37,34 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
 
-import memory
-from tasks import TASKS, Loss, inputs, training_step
+from cards import (
+    CARDS,
+    Card,
+    Shape,
+    Skipped,
+    Step,
+    first_line,
+    images,
+    medians,
+    named,
+    reason_to_exclude,
+    runner,
+    short,
+    summary_of,
+)
+from tasks import COMPILED, FUSED_PEERS, TASKS, TRITON, Loss, inputs, libraries_of, training_step
 
 import ssimfast
-from ssimfast import ops
 
 ROOT = Path(__file__).resolve().parents[1]
 # The entries of TASKS that are backends of ours. Ratios are to the first; others are compared.
 OUR_BACKENDS = ["ssimfast"]
-PEERS = {"fused-ssim": "fused_ssim", "fussim": "fussim", "pytorch-msssim": "pytorch_msssim"}
-COMPILED = "pytorch-msssim, compiled"
-TRITON = "ssimfast, Triton"
 LOSSES = ["SSIM", "MS-SSIM", "SSIM + L1", "mix (Zhao 2017)"]
 REPEATED = ["SSIM", "SSIM + L1", "components", "MS-SSIM", "SSIM + MS-SSIM", "mix (Zhao 2017)"]
-
-Step = Callable[[], object]
-Shape = tuple[int, ...]
-
-
-class Skipped(Exception):
-    """A section does not apply here; why is the message."""
 
 
 class Failed(SystemExit):
     """A section found something wrong, which the message says; there is nothing to trace back."""
-
-
-# ---- the card -----------------------------------------------------------------------------------
-
-
-class Card:
-    """What the sections ask of a device. This one is the CPU, standing in for a card."""
-
-    device = "cpu"
-    clock = "by the wall clock"
-
-    def facts(self) -> dict[str, str]:
-        return {"card": f"none: the CPU stands in ({platform.processor() or platform.machine()})"}
-
-    def milliseconds(self, step: Step) -> float:
-        start = time.perf_counter()
-        step()
-        return (time.perf_counter() - start) * 1e3
-
-    def extra_images(self, task: str, library: str, loss: Loss, shape: Shape) -> float | None:
-        """Peak memory of a step beyond its inputs, in image-sized tensors; None if unknown."""
-        return memory.extra_images(task, library, shape) if library in TASKS[task] else None
-
-    def capture(self, step: Step) -> Step:
-        """The step as a graph that was recorded once; a call replays it."""
-        raise Skipped("CUDA graphs and streams need a GPU")
-
-    def on_side_stream(self, step: Step) -> None:
-        raise Skipped("CUDA graphs and streams need a GPU")
-
-
-class CudaCard(Card):
-    """The GPU: all that is particular to torch.cuda is here."""
-
-    device = "cuda"
-    clock = (
-        "by CUDA events, the L2 cache emptied before each step; Python runs ahead meanwhile, so "
-        "that its overhead counts only beyond that time"
-    )
-    FLUSHED_BYTES = 256 << 20  # more than any L2 cache holds
-
-    def facts(self) -> dict[str, str]:
-        properties = torch.cuda.get_device_properties(0)
-        driver = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        return {
-            "card": properties.name,
-            "compute capability": f"{properties.major}.{properties.minor}",
-            "multiprocessors": str(properties.multi_processor_count),
-            "memory": f"{properties.total_memory / 2**30:.1f} GiB",
-            "driver": first_line(driver) or "unknown",
-            "CUDA of torch": str(torch.version.cuda),
-        }
-
-    def milliseconds(self, step: Step) -> float:
-        torch.empty(self.FLUSHED_BYTES, dtype=torch.int8, device=self.device).zero_()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        step()
-        end.record()
-        torch.cuda.synchronize()
-        return start.elapsed_time(end)
-
-    def extra_images(self, task: str, library: str, loss: Loss, shape: Shape) -> float | None:
-        x, y = images(shape, torch.float32, self)
-        training_step(loss, x, y)  # loads code and workspaces
-        x.grad = None
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        training_step(loss, x, y)
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / (x.numel() * x.element_size())
-
-    def capture(self, step: Step) -> Step:
-        for _ in range(3):  # torch wants a warm-up, and not on the stream that everything else uses
-            self.on_side_stream(step)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step()
-        return graph.replay
-
-    def on_side_stream(self, step: Step) -> None:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            step()
-        torch.cuda.current_stream().wait_stream(stream)
-
-
-CARDS = {card.device: card for card in (Card, CudaCard)}
-
-
-def images(shape: Shape, dtype: torch.dtype, card: Card) -> tuple[Tensor, Tensor]:
-    """The images of tasks.py on the card; the first wants a gradient."""
-    x, y = (image.detach().to(card.device, dtype) for image in inputs(shape))
-    return x.requires_grad_(), y
-
-
-def medians(
-    card: Card, steps: dict[str, Step], rounds: int, seconds: float = 60.0
-) -> dict[str, float]:
-    """Median milliseconds of each step, taken in turns: a change of clocks then meets all alike.
-
-    After ``seconds`` there are no more rounds than three.
-    """
-    for step in steps.values():
-        for _ in range(2):
-            card.milliseconds(step)
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    stop = time.monotonic() + seconds
-    for done in range(rounds):
-        if done >= 3 and time.monotonic() > stop:
-            break
-        for name, step in steps.items():
-            times[name].append(card.milliseconds(step))
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 # ---- what sections share ------------------------------------------------------------------------
@@ -209,31 +95,6 @@ def row(*cells: object) -> None:
 def head(*cells: str) -> None:
     row(*cells)
     say("|" + "---|" * len(cells))
-
-
-def named(shape: Shape) -> str:
-    return "x".join(map(str, shape))
-
-
-def short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def summary_of(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"
-
-
-def first_line(command: list[str]) -> str:
-    """The first line that a command prints; nothing if it is not there or fails."""
-    if shutil.which(command[0]) is None:
-        return ""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except subprocess.TimeoutExpired:
-        return ""
-    lines = done.stdout.strip().splitlines()
-    return lines[0].strip() if lines and done.returncode == 0 else ""
 
 
 def isolation() -> list[str]:
@@ -607,44 +468,8 @@ def timed_compiled(quick: bool) -> list[Timed]:
     return [Timed(loss, shape) for loss in ("SSIM", "MS-SSIM") for shape in shapes]
 
 
-# Factors of 1 - SSIM and L1 in the losses that fused-ssim and fussim have part in.
-_FACTORS = {"SSIM": (1.0, 0.0), "SSIM + L1": (0.84, 0.16)}
-
-
-def _fused_peer(module: str, task: str, x: Tensor, y: Tensor) -> Tensor:
-    fused_ssim = importlib.import_module(module).fused_ssim
-    by_ssim, by_l1 = _FACTORS[task]
-    # fussim takes half types under autocast only.
-    half = module == "fussim" and x.dtype != torch.float32
-    with torch.autocast(x.device.type, x.dtype) if half else nullcontext():
-        loss = by_ssim * (1 - fused_ssim(x, y, padding="valid"))
-    return loss + by_l1 * (x - y).abs().mean() if by_l1 else loss
-
-
-@contextmanager
-def served_by_triton() -> Iterator[None]:
-    """The ops of ssimfast are Triton's, whatever kernels were compiled at installation."""
-    from ssimfast import triton_backend
-
-    known = {name: getattr(ops, f"_{name}") for name in (*triton_backend.OPS, "sweep_scales")}
-    of_triton = {**triton_backend.OPS, "sweep_scales": ops._sweep_scales_by_ops}
-    try:
-        for name, op in of_triton.items():
-            setattr(ops, f"_{name}", op)
-        yield
-    finally:
-        for name, op in known.items():
-            setattr(ops, f"_{name}", op)
-
-
-def _runner(name: str) -> Callable:
-    """Calls a function with the ops of that column of a table."""
-
-    def run(function: Callable, *arguments):
-        with served_by_triton() if name == TRITON else nullcontext():
-            return function(*arguments)
-
-    return run
+# Whose fused kernels are for GPUs, and what everyone uses.
+PEERS = {**FUSED_PEERS, "pytorch-msssim": "pytorch_msssim"}
 
 
 def installed_libraries(card: Card) -> list[str]:
@@ -653,33 +478,6 @@ def installed_libraries(card: Card) -> list[str]:
     if has_triton and ssimfast.backends()[card.device] == "cuda":
         columns.append(TRITON)
     return columns + [name for name in PEERS if importlib.util.find_spec(PEERS[name])]
-
-
-def libraries_of(task: str, columns: Sequence[str]) -> dict[str, Loss]:
-    """The losses of those of the libraries that have the task."""
-    losses = dict(TASKS[task])
-    losses[TRITON] = losses[OUR_BACKENDS[0]]
-    for name in ("fused-ssim", "fussim"):
-        if task in _FACTORS:
-            losses[name] = partial(_fused_peer, PEERS[name], task)
-    if COMPILED in columns:
-        losses[COMPILED] = torch.compile(losses["pytorch-msssim"])
-    return {name: losses[name] for name in columns if name in losses}
-
-
-def reason_to_exclude(loss: Loss, x: Tensor, y: Tensor, expected: float) -> str | None:
-    """Why a library is not compared: it fails, or computes something else."""
-    try:
-        x.grad = None
-        value = loss(x, y)
-        value.backward()
-        value = value.item()
-    except Exception as error:  # whatever another library raises
-        return summary_of(error)
-    tolerance = 1e-4 if x.dtype == torch.float32 else 1e-2
-    if not abs(value - expected) <= tolerance:
-        return f"its loss is {value:.6f}, that of ssimfast {expected:.6f}"
-    return None
 
 
 def compared(
@@ -692,7 +490,7 @@ def compared(
     steps: dict[str, Step] = {}
     for name, loss in losses.items():
         reason = None
-        run = _runner(name)
+        run = runner(name)
         if name != OUR_BACKENDS[0]:
             start = time.monotonic()
             reason = run(reason_to_exclude, loss, x, y, expected)
@@ -798,7 +596,7 @@ def memory_of_step(context: Context) -> None:
         for shape in shapes:
             losses = libraries_of(task, columns)
             cells = {
-                name: _runner(name)(_extra_images, context.card, task, name, loss, shape, failures)
+                name: runner(name)(_extra_images, context.card, task, name, loss, shape, failures)
                 for name, loss in losses.items()
             }
             row(task, named(shape), *(cells.get(name, "-") for name in columns))

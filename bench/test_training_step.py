@@ -6,14 +6,18 @@ when they are timed alone with their backward pass.
 """
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Callable
+from functools import cache, partial
 
 import pytest
 import torch
+from cards import turns
 from pytorch_msssim import ssim as peer_ssim
 from torch import Tensor
+from turns import CARD, clock, hand_over
 
 from cyclegan.demo_data import write_demo_data
 from cyclegan.settings import Settings
@@ -117,20 +121,34 @@ def test_both_steps_compute_the_same(case, data):
                 torch.testing.assert_close(mine.grad, theirs.grad, atol=2e-3 * scale, rtol=1e-3)
 
 
+@cache
+def steps_in_turns(case: str, data) -> dict[str, tuple[list[float], float]]:
+    """By library: milliseconds of the rounds, and which share of them the cycle losses take."""
+    trainer, plain, batch = make(case, data)
+    steps = {"ssimfast": partial(trainer.train_step, *batch), "plain": partial(plain, *batch)}
+    losses = {"ssimfast": trainer.cycle_loss, "plain": plain.cycle_loss}
+    times = turns(CARD, steps, rounds=3 if "256" in case else 15)
+    return {
+        name: (
+            times[name],
+            1e3 * seconds_of_losses(losses[name], batch) / statistics.median(times[name]),
+        )
+        for name in LIBRARIES
+    }
+
+
+@pytest.mark.benchmark(timer=clock)
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("case", CASES)
 def test_training_step(benchmark, case, library, data):
-    trainer, plain, batch = make(case, data)
-    step = trainer.train_step if library == "ssimfast" else plain
-    loss = trainer.cycle_loss if library == "ssimfast" else plain.cycle_loss
-
-    def one() -> None:
-        step(*batch)
-        if batch[0].is_cuda:
-            torch.cuda.synchronize()
-
-    benchmark.group = f"training step, {case}"
-    benchmark.pedantic(one, rounds=3 if "256" in case else 15, warmup_rounds=1)
-    share = seconds_of_losses(loss, batch) / benchmark.stats.stats.median
-    info = {"library": library, "pixels": batch[0].numel(), "share_of_cycle_losses": share}
-    benchmark.extra_info.update(info)
+    times, share = steps_in_turns(case, data)[library]
+    hand_over(benchmark, f"training step, {case}", times)
+    benchmark.extra_info.update(
+        {
+            "suite": "training step",
+            "task": case,
+            "library": library,
+            "pixels": math.prod(map(int, case.split()[1].split("x"))),
+            "share_of_cycle_losses": share,
+        }
+    )

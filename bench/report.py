@@ -1,0 +1,197 @@
+"""Tables and plots of a benchmark run: ``make bench``.
+
+``python bench/report.py RESULTS FOLDER`` takes what ``pytest bench --benchmark-json=RESULTS`` wrote
+and puts benchmarks.json (medians and what they are of), benchmarks.md and three plots into FOLDER.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
+
+import matplotlib.pyplot as plt
+from tasks import FUSED_PEERS
+
+plt.rcParams["svg.hashsalt"] = "ssimfast"  # the same bytes of the same figures
+OURS = "ssimfast"
+COMMAND = "make bench"
+SUITES = {
+    "peers": "Against other libraries",
+    "kernels": "ssimfast alone, and beside the nearest that pytorch-msssim has",
+    "training step": "A step of the CycleGAN trainer",
+}
+
+
+def entries(results: dict) -> list[dict]:
+    """One a library and group: what it is of, and its times in milliseconds."""
+    found = []
+    for benchmark in results["benchmarks"]:
+        stats = benchmark["stats"]
+        times = {key: round(stats[key] * 1e3, 4) for key in ("median", "min", "max")}
+        found.append(
+            {"group": benchmark["group"], **benchmark["extra_info"], **times}
+            | {"rounds": stats["rounds"]}
+        )
+    return found
+
+
+def grouped(rows: Iterable[dict]) -> dict[str, list[dict]]:
+    groups: dict[str, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(row["group"], []).append(row)
+    return groups
+
+
+def ours_of(rows: list[dict]) -> float | None:
+    return next((row["median"] for row in rows if row["library"] == OURS), None)
+
+
+def percent(row: dict, key: str) -> str:
+    return f"{100 * row[key]:.0f} %" if key in row else ""
+
+
+def table(rows: list[dict]) -> list[str]:
+    lines = [
+        "| what | library | ms | ratio | ns a pixel | of the FMA peak | of a copy | images |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, group in grouped(rows).items():
+        ours = ours_of(group)
+        for row in sorted(group, key=lambda row: (row["library"] != OURS, row["median"])):
+            ratio = f"{row['median'] / ours:.1f}" if ours and row["library"] != OURS else ""
+            images = f"{row['extra_images']:.1f}" if "extra_images" in row else ""
+            cells = (
+                *(name if row["library"] == OURS else "", row["library"]),
+                *(f"{row['median']:.3g}", ratio, f"{row['median'] * 1e6 / row['pixels']:.2f}"),
+                *(percent(row, "of_fma"), percent(row, "of_copy"), images),
+            )
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def training_table(rows: list[dict]) -> list[str]:
+    lines = ["| step | library | ms | in the cycle losses |", "|---|---|---|---|"]
+    for row in rows:
+        share = f"{100 * row['share_of_cycle_losses']:.1f} %"
+        cells = (row["task"], row["library"], f"{row['median']:.4g}", share)
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def page(machine: str, date: str, rows: list[dict], not_compared: list[str]) -> str:
+    versions = {row["library"]: row["version"] for row in rows if row.get("version")}
+    of_peers = (f"{name} {v}" for name, v in versions.items() if name.split(",")[0] != OURS)
+    lines = [
+        "# Benchmarks",
+        "",
+        f"One run of `{COMMAND}`, {date}, {machine}. Medians; the libraries of a group take turns.",
+        "Window 11, sigma 1.5, float32 unless said otherwise. *Ratio*: how many times as long as",
+        "ssimfast. *Of the FMA peak*, *of a copy*: multiply-adds and bytes that the formulation",
+        "needs, against what a loop of nothing else reached on the same threads right after",
+        "(bench/limits.cpp). *Images*: peak memory of the step beyond its inputs, in image-sized",
+        "tensors, the gradient among them.",
+        "",
+        "Libraries: " + ", ".join(sorted(of_peers)) + ".",
+        "",
+        "![time against pixels](benchmarks_time.svg)",
+        "![memory against pixels](benchmarks_memory.svg)",
+        "![ratios](benchmarks_ratios.svg)",
+    ]
+    for suite, title in SUITES.items():
+        chosen = [row for row in rows if row["suite"] == suite]
+        if chosen:
+            lines += ["", f"## {title}", ""]
+            lines += training_table(chosen) if suite == "training step" else table(chosen)
+    lines += ["", "## Not compared", ""]
+    lines += [f"- {reason}" for reason in not_compared] or ["Every library was."]
+    return "\n".join(lines) + "\n"
+
+
+# ---- plots --------------------------------------------------------------------------------------
+
+
+def _series(rows: list[dict], quantity: str) -> dict[str, list[tuple[int, float]]]:
+    """By library: (pixels, quantity) of SSIM's training step, one image of three channels."""
+    series: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        is_step = row.get("part") == "forward and backward" and row["task"] == "SSIM"
+        is_size = row["suite"] == "kernels" and row.get("shape", "").startswith("1x3x")
+        plain = row.get("dtype") == "float32" and row.get("threads") == 0
+        if is_step and is_size and plain and quantity in row:
+            value = row[quantity]
+            if quantity == "extra_images":
+                value *= row["pixels"] * 4 / 2**20
+            series.setdefault(row["library"], []).append((row["pixels"] // 3, value))
+    return {name: sorted(points) for name, points in series.items()}
+
+
+def plot_lines(rows: list[dict], quantity: str, label: str, to: Path) -> None:
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    for name, points in sorted(_series(rows, quantity).items()):
+        bold = {"linewidth": 2.5} if name == OURS else {}
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name, **bold)
+    axes.set(xscale="log", yscale="log", xlabel="pixels of an RGB image", ylabel=label)
+    axes.set_title("SSIM, forward and backward, float32", fontsize="medium")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save(figure, to)
+
+
+def plot_ratios(rows: list[dict], to: Path) -> None:
+    """How many times as long the peers take for a training step, by size."""
+    chosen = [row for row in rows if row["suite"] == "peers"]
+    steps = grouped(row for row in chosen if row["part"] == "forward and backward")
+    figure, all_axes = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
+    for axes, task in zip(all_axes, ("SSIM", "MS-SSIM"), strict=True):
+        groups = {rows[0]["shape"]: rows for rows in steps.values() if rows[0]["task"] == task}
+        names = sorted({row["library"] for group in groups.values() for row in group} - {OURS})
+        height = 0.8 / max(1, len(groups))
+        for i, (shape, group) in enumerate(groups.items()):
+            ratio = {row["library"]: row["median"] / ours_of(group) for row in group}
+            places = [n + i * height for n, name in enumerate(names) if name in ratio]
+            bars = axes.barh(places, [ratio[n] for n in names if n in ratio], height, label=shape)
+            axes.bar_label(bars, fmt="%.0f", fontsize=6, padding=2)
+        axes.set_yticks([n + 0.4 - height / 2 for n in range(len(names))], names)
+        axes.set(xscale="log", xlabel="times as long as ssimfast", title=f"{task}, a training step")
+        axes.axvline(1, color="black", linewidth=1)
+        axes.invert_yaxis()
+        axes.legend(fontsize="small")
+    save(figure, to)
+
+
+def save(figure, to: Path) -> None:
+    unfinished = to.with_name(to.name + ".tmp")
+    figure.savefig(unfinished, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    unfinished.replace(to)
+
+
+def write(to: Path, text: str) -> None:
+    unfinished = to.with_name(to.name + ".tmp")
+    unfinished.write_text(text)
+    unfinished.replace(to)
+
+
+def main() -> None:
+    results, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    machine, date = results["machine_info"]["measured_on"], results["datetime"][:10]
+    rows, not_compared = entries(results), results["not_compared"]
+    measured = {row["library"] for row in rows}
+    unmeasured = [name for name in FUSED_PEERS if name not in measured]
+    not_compared += [f"{name}: needs a CUDA device, to be installed as well" for name in unmeasured]
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {"machine": machine, "date": date, "command": COMMAND, "results": rows}
+    kept["not_compared"] = not_compared
+    write(folder / "benchmarks.json", json.dumps(kept, indent=1) + "\n")
+    write(folder / "benchmarks.md", page(machine, date, rows, not_compared))
+    plot_lines(rows, "median", "ms", folder / "benchmarks_time.svg")
+    plot_lines(rows, "extra_images", "MiB beyond the inputs", folder / "benchmarks_memory.svg")
+    plot_ratios(rows, folder / "benchmarks_ratios.svg")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""What ssimfast itself costs: every loss, sizes from 64 x 64 to 8K, dtypes, threads, backends.
+
+Sizes are run by the two libraries that matter most, too, as far as they go in reasonable time: the
+plots of time and memory against pixels are made of these.
+"""
+
+import pytest
+import torch
+from tasks import EVERY_TASK, VOLUME_TASKS
+from turns import CARD, Group, backends, clock, hand_over, measured, note
+
+pytestmark = [
+    pytest.mark.benchmark(timer=clock),
+    pytest.mark.filterwarnings("default"),  # what libraries warn of is no reason to stop
+]
+SIZES = [(64, 64), (128, 128), (256, 256), (512, 512), (1080, 1920), (2160, 3840), (4320, 7680)]
+MOST_FOR_PEERS = 2160 * 3840
+HALF = (torch.float16, torch.bfloat16)
+# One thread and two; a GPU has none of its own.
+THREADS = (1, 2) if CARD.device == "cpu" else ()
+
+
+def groups() -> dict[Group, list[str]]:
+    """With the libraries that are measured in turns."""
+    found: dict[Group, list[str]] = {}
+    for task, libraries in EVERY_TASK.items():
+        shape = (1, 1, 64, 128, 128) if task in VOLUME_TASKS else (16, 3, 256, 256)
+        known = [name for name in libraries if name.split(" (")[0] == "pytorch-msssim"]
+        found[Group(task, shape)] = [*backends(), *known]
+    for height, width in SIZES:
+        few = ["pytorch-msssim", "frame-analytics"] if height * width <= MOST_FOR_PEERS else []
+        found[Group("SSIM", (1, 3, height, width))] = [*backends(), *few]
+        found[Group("SSIM", (1, 3, height, width), "forward")] = [*backends()]
+        if min(height, width) > 160:
+            found[Group("MS-SSIM", (1, 3, height, width))] = [*backends()]
+    for dtype in HALF:
+        for part in ("forward", "forward and backward"):
+            found[Group("SSIM", (1, 3, 1080, 1920), part, dtype)] = [*backends()]
+    for threads in THREADS:
+        for part in ("forward", "forward and backward"):
+            found[Group("SSIM", (1, 3, 1080, 1920), part, threads=threads)] = [*backends()]
+    return found
+
+
+CASES = [
+    pytest.param(group, tuple(libraries), library, id=f"{group}-{library}")
+    for group, libraries in groups().items()
+    for library in libraries
+]
+
+
+@pytest.mark.parametrize("group, libraries, library", CASES)
+def test_kernels(benchmark, group, libraries, library):
+    found = measured(group, libraries, rounds=15, seconds=6)
+    if found.reasons[library]:
+        pytest.skip(f"{library}: {found.reasons[library]}")
+    hand_over(benchmark, group, found.times[library])
+    note(benchmark, "kernels", group, library)

@@ -1,0 +1,54 @@
+"""One small group of `make bench`, and the report made of it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ssimfast import ops
+
+BENCH = Path(__file__).parents[1] / "bench"
+
+
+def run(*command: str) -> str:
+    # Not in the root of the repository, where Python would import the sources.
+    done = subprocess.run(
+        [sys.executable, *command], cwd=BENCH, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_group_and_its_report(tmp_path):
+    for needed in ("pytest_benchmark", "matplotlib", "pytorch_msssim"):
+        pytest.importorskip(needed)
+    if ops.extension is None:
+        pytest.skip("the extension was not built: no C++ compiler at install time")
+    results = tmp_path / "results.json"
+    chosen = "1x3x64x64"
+    printed = run("-m", "pytest", "test_kernels.py", "-k", chosen, f"--benchmark-json={results}")
+    assert "SSIM, forward and backward, 1x3x64x64" in printed
+    run("report.py", str(results), str(tmp_path / "docs"))
+
+    kept = json.loads((tmp_path / "docs" / "benchmarks.json").read_text())
+    found = {(row["part"], row["library"]): row for row in kept["results"]}
+    ours = found["forward and backward", "ssimfast"]
+    peer = found["forward and backward", "pytorch-msssim"]
+    assert ("forward", "ssimfast") in found and ours["pixels"] == 3 * 64 * 64
+    assert 0 < ours["of_fma"] < 1.5 and 0 < ours["min"] <= ours["median"] <= ours["max"]
+    assert (
+        f"{peer['median'] / ours['median']:.1f} |"
+        in (tmp_path / "docs" / "benchmarks.md").read_text()
+    )
+    for plot in ("time", "memory", "ratios"):
+        text = (tmp_path / "docs" / f"benchmarks_{plot}.svg").read_text()
+        assert "<svg" in text and "</svg>" in text
+    assert sorted(path.name for path in (tmp_path / "docs").iterdir()) == [
+        "benchmarks.json",
+        "benchmarks.md",
+        "benchmarks_memory.svg",
+        "benchmarks_ratios.svg",
+        "benchmarks_time.svg",
+    ]
