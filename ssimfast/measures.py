@@ -87,7 +87,23 @@ class SSIMMeasure(Windowed):
     def __call__(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.reduced(x, y, mask, self.reduction)
 
-    def reduced(self, x: Tensor, y: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
+    def loss(self, x: Tensor, y: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
+        """``1 - SSIM``."""
+        fused = mask is None and reduction != "none" and isinstance(x, Tensor)
+        if fused and x.dim() == 4 and x.numel() > 0:
+            return self.reduced(x, y, None, reduction, factor=-1.0, constant=1.0)
+        return 1 - self.reduced(x, y, mask, reduction)
+
+    def reduced(
+        self,
+        x: Tensor,
+        y: Tensor,
+        mask: Tensor | None,
+        reduction: str,
+        factor: float = 1.0,
+        constant: float = 0.0,
+    ) -> Tensor:
+        """SSIM, of sums and means of pairs of images times a factor and plus a constant."""
         check_images(x, y, ranks=(4, 5))
         check_size(x, len(self._taps), self.padding)
         settings = self.settings(x)
@@ -113,8 +129,8 @@ class SSIMMeasure(Windowed):
         if x.dim() == 5:
             values = ops.ssim_nd_map(x, y, None, *settings)
             return values if reduction == "none" else (_sum(values, kept) / count).to(values.dtype)
-        weights = [1.0, 0.0, 0.0, 0.0, 0.0]
-        return ops.similarity(x, y, settings, weights, None, None, count, kept)[0]
+        weights = [factor, 0.0, 0.0, 0.0, 0.0]
+        return ops.similarity(x, y, settings, weights, constant, None, None, count, kept)[0]
 
     def total_weight(self, x: Tensor, mask: Tensor | None) -> int | Tensor:
         """What the sum of SSIM is divided by to give the mean."""
@@ -282,10 +298,11 @@ class MixtureMeasure(MSSSIMMeasure):
                 rows, columns = (self._inside(size, of_scales, x) for size in x.shape[2:])
             if scales is None:
                 count = ops.positions(x, settings, kept)
-                value, terms = ops.similarity(x, y, settings, weights, rows, columns, count, kept)
+                rest = (by_ssim, rows, columns, count, kept)
+                loss, terms = ops.similarity(x, y, settings, weights, *rest)
             else:
                 value, terms = ops.multi_scale(x, y, settings, scales, weights, rows, columns, kept)
-            loss = value + (by_ssim + by_ms_ssim)
+                loss = value + (by_ssim + by_ms_ssim)
         if not self.return_terms:
             return loss
         terms = terms.detach().to(loss.dtype)

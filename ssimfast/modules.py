@@ -62,9 +62,9 @@ class SSIMLoss(SSIM):
     def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
         """Images to the loss: shape (), (N,) or that of the map, by ``reduction``."""
         if self.measure.reduction == "sum":
-            mean = self.measure.reduced(x, y, mask, "mean")
-            return (1 - mean) * self.measure.total_weight(x, mask)
-        return 1 - self.measure(x, y, mask)
+            mean = self.measure.loss(x, y, mask, "mean")
+            return mean * self.measure.total_weight(x, mask)
+        return self.measure.loss(x, y, mask, self.measure.reduction)
 
 
 class MSSSIM(_Module):

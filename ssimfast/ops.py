@@ -376,10 +376,11 @@ class ComponentsMap(torch.autograd.Function):
 
 
 class Similarity(torch.autograd.Function):
-    """A weighted sum of terms; the gradient is computed in the forward pass, on the same tiles."""
+    """A weighted sum of terms and a constant; the gradient is computed in the forward pass, on the
+    same tiles."""
 
     @staticmethod
-    def forward(ctx, x, y, settings, weights, rows, columns, count, kept):
+    def forward(ctx, x, y, settings, weights, constant, rows, columns, count, kept):
         needs = ctx.needs_input_grad[:2]
         x, y = _in_order(x, y, needs)
         # Large factors wait for backward: float16 could not hold the gradient that they make.
@@ -389,6 +390,7 @@ class Similarity(torch.autograd.Function):
             *(None, rows, columns, count, kept, sum(needs), 0),
         )
         value = value * largest if largest > 1 else value
+        value = value + constant if constant else value
         ctx.save_for_backward(*grads)
         ctx.scale, ctx.count = settings[4] * largest, count
         ctx.mark_non_differentiable(terms)
@@ -399,7 +401,7 @@ class Similarity(torch.autograd.Function):
     def backward(ctx, upstream, _):
         _refuse_second_derivative()
         if upstream is None:  # nothing depends on the value
-            return (None,) * 8
+            return (None,) * 9
         grads = ctx.saved_tensors
         factors = (upstream, ctx.scale, ctx.count)
         if _may_overwrite():
@@ -407,7 +409,7 @@ class Similarity(torch.autograd.Function):
                 _scale_grad_(grad, *factors)
         else:
             grads = [_scale_grad(grad, *factors) for grad in grads]
-        return *_by_need(grads, ctx.needs_input_grad[:2]), *[None] * 6
+        return *_by_need(grads, ctx.needs_input_grad[:2]), *[None] * 7
 
 
 class MultiScale(torch.autograd.Function):
@@ -589,17 +591,23 @@ def similarity(
     y: Tensor,
     settings: tuple,
     weights: list[float],
+    constant: float,
     rows: Tensor | None,
     columns: Tensor | None,
     count: int,
     kept: int,
 ) -> tuple[Tensor, Tensor]:
-    """The weighted sum of the terms, and the terms, which are not differentiable."""
+    """The weighted sum of the terms, plus a constant, and the terms, which are not differentiable.
+
+    (The constant makes a loss of a similarity without a node of autograd of its own, which would
+    take as long as a small image.)
+    """
     if _needs_autograd(x, y):
-        return Similarity.apply(x, y, settings, weights, rows, columns, count, kept)
-    return _similarity(
+        return Similarity.apply(x, y, settings, weights, constant, rows, columns, count, kept)
+    value, terms, *_ = _similarity(
         *(x, y, *settings, _bits(weights), weights, None, rows, columns, count, kept, 0, 0)
-    )[:2]
+    )
+    return value + constant if constant else value, terms
 
 
 def multi_scale(
