@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 
 import memory
 import torch
-from tasks import TASKS, TRITON, Loss, inputs, training_step
+from tasks import EVERY_TASK, TRITON, Loss, inputs, training_step
 from torch import Tensor
 
 from ssimfast import ops
@@ -53,7 +53,7 @@ class Card:
 
     def extra_images(self, task: str, library: str, loss: Loss, shape: Shape) -> float | None:
         """Peak memory of a step beyond its inputs, in image-sized tensors; None if unknown."""
-        return memory.extra_images(task, library, shape) if library in TASKS[task] else None
+        return memory.extra_images(task, library, shape) if library in EVERY_TASK[task] else None
 
     def capture(self, step: Step) -> Step:
         """The step as a graph that was recorded once; a call replays it."""
