@@ -60,7 +60,7 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
     session = getattr(config, "_benchmarksession", None)
     groups: dict[str, list] = {}
     for bench in session.benchmarks if session else []:
-        if bench.group and not bench.has_error:
+        if bench.extra_info and not bench.has_error:  # without: its test failed
             groups.setdefault(bench.group, []).append(bench)
     if not groups:
         return

@@ -30,6 +30,8 @@ def entries(results: dict) -> list[dict]:
     """One a library and group: what it is of, and its times in milliseconds."""
     found = []
     for benchmark in results["benchmarks"]:
+        if not benchmark["extra_info"]:  # its test failed
+            continue
         stats = benchmark["stats"]
         times = {key: round(stats[key] * 1e3, 4) for key in ("median", "min", "max")}
         found.append(
@@ -159,7 +161,8 @@ def plot_ratios(rows: list[dict], to: Path) -> None:
         axes.set(xscale="log", xlabel="times as long as ssimfast", title=f"{task}, a training step")
         axes.axvline(1, color="black", linewidth=1)
         axes.invert_yaxis()
-        axes.legend(fontsize="small")
+    handles, labels = all_axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small")
     save(figure, to)
 
 
