@@ -141,7 +141,7 @@ def _probe() -> Path | None:
     source = Path(__file__).with_name("limits.cpp")
     flags = ["-O2", "-march=native", "-std=c++17", "-pthread"]
     try:
-        subprocess.run(["g++", *flags, str(source), "-o", str(program)], check=True)
+        subprocess.run(["c++", *flags, str(source), "-o", str(program)], check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return program

@@ -1,6 +1,7 @@
 """One small group of `make bench`, and the report made of it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,16 @@ BENCH = Path(__file__).parents[1] / "bench"
 
 
 def run(*command: str) -> str:
+    # pytest-benchmark does nothing in what it takes for a worker of xdist.
+    environment = {name: v for name, v in os.environ.items() if not name.startswith("PYTEST_")}
     # Not in the root of the repository, where Python would import the sources.
     done = subprocess.run(
-        [sys.executable, *command], cwd=BENCH, capture_output=True, text=True, timeout=300
+        [sys.executable, *command],
+        cwd=BENCH,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
