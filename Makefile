@@ -7,7 +7,7 @@ LINTERS := ruff==0.14.6 clang-format==21.1.6  # pinned: another version formats 
 
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc ssimfast cyclegan -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CPP := $(shell find csrc tests bench -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test bench gpu-report lint format clean
 
