@@ -683,6 +683,14 @@ inline void check_global_address(uintptr_t address, const char* verb) {
          address - reinterpret_cast<uintptr_t>(dynamic.data.get()));
 }
 
+inline uintptr_t check_global_access(const void* pointer, size_t size, const char* verb) {
+  check_thread();
+  const auto address = reinterpret_cast<uintptr_t>(pointer);
+  check_global_address(address, verb);
+  check_alignment(address, size, "global", verb);
+  return address;
+}
+
 [[noreturn]] EMULATOR_COLD inline void fail_read_of_written(const GlobalMemory::Page& page,
                                                             size_t group, uint64_t granules,
                                                             int line) {
@@ -709,10 +717,7 @@ inline void check_global_address(uintptr_t address, const char* verb) {
 // Before each access of device code. `line` is of the access, for the reports; 0 if unknown.
 inline void global_read(const void* from, size_t size, int line = 0) {
   detail::Machine& machine = detail::machine;
-  detail::check_thread();
-  const auto address = reinterpret_cast<uintptr_t>(from);
-  detail::check_global_address(address, "reads");
-  detail::check_alignment(address, size, "global", "reads");
+  const uintptr_t address = detail::check_global_access(from, size, "reads");
   machine.last.global_bytes_read += int64_t(size);
   if (!machine.check_global) return;
   machine.global.for_groups(address, size,
@@ -729,10 +734,7 @@ inline void global_read(const void* from, size_t size, int line = 0) {
 // The same, of what the same thread, and no other, may write to afterwards.
 inline void global_read_own(const void* from, size_t size, int line = 0) {
   detail::Machine& machine = detail::machine;
-  detail::check_thread();
-  const auto address = reinterpret_cast<uintptr_t>(from);
-  detail::check_global_address(address, "reads");
-  detail::check_alignment(address, size, "global", "reads");
+  const uintptr_t address = detail::check_global_access(from, size, "reads");
   machine.last.global_bytes_read += int64_t(size);
   if (!machine.check_global) return;
   const uint32_t me = machine.thread->in_launch;
@@ -756,10 +758,7 @@ inline void global_read_own(const void* from, size_t size, int line = 0) {
 
 inline void global_write(void* to, size_t size, int line = 0) {
   detail::Machine& machine = detail::machine;
-  detail::check_thread();
-  const auto address = reinterpret_cast<uintptr_t>(to);
-  detail::check_global_address(address, "writes");
-  detail::check_alignment(address, size, "global", "writes");
+  const uintptr_t address = detail::check_global_access(to, size, "writes");
   machine.last.global_bytes_written += int64_t(size);
   if (!machine.check_global) return;
   const uint32_t me = machine.thread->in_launch;
