@@ -37,18 +37,18 @@ struct Source {
 
   const char* plane(int64_t n, int64_t c) const { return data + n * strides.n + c * strides.c; }
 
-  // Elements [column, column + count) of a row: in place where they can be used as they lie,
-  // else converted into `buffer`.
-  const A* row(const char* plane, int64_t row, int64_t column, int64_t count, A* buffer) const {
-    const char* from = plane + row * strides.h + column * strides.w;
-    if (as_it_lies && strides.w == element_size) return reinterpret_cast<const A*>(from);
-    read(from, strides.w / element_size, count, buffer);
-    return buffer;
-  }
-
   // Of a pixel, which may lie outside of the image.
   const char* address(const char* plane, int64_t row, int64_t column) const {
     return plane + row * strides.h + column * strides.w;
+  }
+
+  // Elements [column, column + count) of a row: in place where they can be used as they lie,
+  // else converted into `buffer`.
+  const A* row(const char* plane, int64_t row, int64_t column, int64_t count, A* buffer) const {
+    const char* from = address(plane, row, column);
+    if (as_it_lies && strides.w == element_size) return reinterpret_cast<const A*>(from);
+    read(from, strides.w / element_size, count, buffer);
+    return buffer;
   }
 
   A at(const char* plane, int64_t row_index, int64_t column) const {
@@ -62,19 +62,21 @@ struct Sink {
   char* data = nullptr;
   Strides strides{};
   int64_t element_size = 0;
-  bool as_it_lies = false;
+  bool as_it_lies = false;  // elements are of type A
   WriteRow<A> write = nullptr;
+
+  char* address(int64_t n, int64_t c, int64_t row, int64_t column) const {
+    return data + n * strides.n + c * strides.c + row * strides.h + column * strides.w;
+  }
 
   // Where a row can be written in place, from this column on; else `buffer`.
   A* in_place(int64_t n, int64_t c, int64_t row, int64_t column, A* buffer) const {
     if (!as_it_lies || strides.w != element_size) return buffer;
-    return reinterpret_cast<A*>(data + n * strides.n + c * strides.c + row * strides.h +
-                                column * strides.w);
+    return reinterpret_cast<A*>(address(n, c, row, column));
   }
 
   void row(int64_t n, int64_t c, int64_t row, int64_t column, int64_t count, const A* from) const {
-    char* to = data + n * strides.n + c * strides.c + row * strides.h + column * strides.w;
-    write(from, count, to, strides.w / element_size);
+    write(from, count, address(n, c, row, column), strides.w / element_size);
   }
 };
 

@@ -4,8 +4,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
-#include <utility>
 
 #include "../ssim.h"
 
@@ -23,20 +21,6 @@ struct VectorOf {
   typedef A type;
 };
 #endif
-
-// What a vector is of.
-template <class V>
-struct NumberOf {
-  using type = std::remove_reference_t<decltype(std::declval<V&>()[0])>;
-};
-template <>
-struct NumberOf<float> {
-  using type = float;
-};
-template <>
-struct NumberOf<double> {
-  using type = double;
-};
 
 template <class V, class A>
 SSIMFAST_INLINE V load(const A* p) {
@@ -83,8 +67,8 @@ SSIMFAST_INLINE V magnitude(V v) {
 }
 
 // Sums of non-negative numbers, a lane each, in which little is lost: what an addition rounds off
-// is added the next time.
-template <class V>
+// is added the next time. V is a vector of numbers A.
+template <class V, class A>
 class Compensated {
  public:
   SSIMFAST_INLINE void add(V value) {
@@ -95,23 +79,22 @@ class Compensated {
   }
   // The lanes begin .. end - 1 of `value`.
   SSIMFAST_INLINE void add_some(V value, int64_t begin, int64_t end) {
-    Number lanes[kLanes];
-    std::memcpy(lanes, &value, sizeof value);
+    A lanes[kLanes];
+    store(lanes, value);
     for (int64_t i = std::max<int64_t>(begin, 0); i < std::min(end, kLanes); ++i)
       edges += double(lanes[i]);
   }
   SSIMFAST_INLINE double total() const {
-    Number sums[kLanes], rests[kLanes];
-    std::memcpy(sums, &sum, sizeof sum);
-    std::memcpy(rests, &rest, sizeof rest);
+    A sums[kLanes], rests[kLanes];
+    store(sums, sum);
+    store(rests, rest);
     double total = edges;
     for (int64_t i = 0; i < kLanes; ++i) total += double(sums[i]) + double(rests[i]);
     return total;
   }
 
  private:
-  using Number = typename NumberOf<V>::type;
-  static constexpr int64_t kLanes = sizeof(V) / sizeof(Number);
+  static constexpr int64_t kLanes = sizeof(V) / sizeof(A);
   V sum{}, rest{};
   double edges = 0;
 };

@@ -205,7 +205,7 @@ class TileKernel {
   static constexpr int kBlock = kWindow > 0 ? kRows : 1;  // rows that share a centring row
   static constexpr int kSums = kBoth ? 4 : 3;             // maps of the adjoint
   static constexpr int kStep = 128;                    // columns that go on to statistics at once
-  static constexpr int kChunk = std::max(32, kLanes);  // columns that share a centring pixel
+  static constexpr int kChunk = std::max(32, kLanes);  // columns that share a centring pixel of s
 
   const Job<A>& job;
   const Tile tile;
@@ -496,8 +496,10 @@ class TileKernel {
     const Taps taps(job);
     const A* rows[kMaxRing];
     for (int64_t k = 0; k < ring; ++k) rows[k] = moments_row(center0 - halo + k);
-    Compensated<V> distances, contrast_distances;
-    const Constants constants(job.twice_c1, job.twice_c2, pad_s, weight_ssim, weight_cs);
+    Compensated<V, A> distances, contrast_distances;
+    const Constants constants{broadcast<V>(job.twice_c1), broadcast<V>(job.twice_c2),
+                              broadcast<V>(pad_s), broadcast<V>(weight_ssim),
+                              broadcast<V>(weight_cs)};
     alignas(64) A moments[kMoments][kRows][kStep];
     for (int64_t first = 0; first < stat_columns; first += kStep) {
       const int64_t some = std::min<int64_t>(kStep, stat_columns - first);
@@ -550,13 +552,6 @@ class TileKernel {
   // What all positions share, in registers: a store could change what is elsewhere.
   struct Constants {
     V twice_c1, twice_c2, pad_s, weight_ssim, weight_cs;
-
-    SSIMFAST_INLINE Constants(A twice_c1, A twice_c2, A pad_s, A weight_ssim, A weight_cs)
-        : twice_c1(broadcast<V>(twice_c1)),
-          twice_c2(broadcast<V>(twice_c2)),
-          pad_s(broadcast<V>(pad_s)),
-          weight_ssim(broadcast<V>(weight_ssim)),
-          weight_cs(broadcast<V>(weight_cs)) {}
   };
 
   // Rows from the first column of a step on: of own pixels, of partials, of maps.
@@ -605,8 +600,8 @@ class TileKernel {
 
   // Gradient rows g .. g + kRows - 1, from the partials of centres g - halo .. g + halo + kRows
   // - 1. The vertical adjoint moves the pixel of the factor (pixel - mean) from each position's own
-  // to that of one row in the middle, `near`; then it moves along that row to one pixel of each
-  // chunk of columns; and in the end to the gradient's own.
+  // to that of one row in the middle, `near`; the horizontal one along that row to the gradient's
+  // own, for s by way of one pixel of each chunk of columns.
   SSIMFAST_INLINE void gradient(int64_t g) const {
     const Taps taps(job);
     for (int block = 0; block < kRows; block += kBlock) {
@@ -712,6 +707,15 @@ class TileKernel {
     }
   }
 
+  SSIMFAST_INLINE V filtered(const Taps& taps, const A* from) const {
+    const int half = (kWindow > 0 ? kWindow : window) / 2;
+    V sum = taps[half] * load<V>(from + half);
+#pragma GCC unroll 16
+    for (int j = 0; j < half; ++j)
+      sum += taps[j] * (load<V>(from + j) + load<V>(from + 2 * half - j));
+    return sum;
+  }
+
   // The same of rest + (own - near) * slope.
   SSIMFAST_INLINE V filtered_exactly(const Taps& taps, const A* rest, const A* slope, const A* near,
                                      V own) const {
@@ -725,15 +729,6 @@ class TileKernel {
       const int k = 2 * half - j;
       sum += taps[j] * term(j, term(k, load<V>(rest + j) + load<V>(rest + k)));
     }
-    return sum;
-  }
-
-  SSIMFAST_INLINE V filtered(const Taps& taps, const A* from) const {
-    const int half = (kWindow > 0 ? kWindow : window) / 2;
-    V sum = taps[half] * load<V>(from + half);
-#pragma GCC unroll 16
-    for (int j = 0; j < half; ++j)
-      sum += taps[j] * (load<V>(from + j) + load<V>(from + 2 * half - j));
     return sum;
   }
 

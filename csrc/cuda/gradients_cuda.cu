@@ -87,7 +87,6 @@ void scale_into(const Tensor& out, const Tensor& grad, const Tensor& upstream, d
 }
 
 Tensor scale_grad(const Tensor& grad, const Tensor& upstream, double scale, int64_t count) {
-  const Launcher launch(grad);  // on whose device the result is
   const Tensor out = poisoned(torch::stable::empty_like(grad));
   scale_into(out, grad, upstream, scale, count);
   return out;
