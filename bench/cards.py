@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 import shutil
 import statistics
@@ -9,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import memory
 import torch
@@ -150,10 +152,27 @@ def turns(
     return times
 
 
-def medians(card: Card, steps: dict[str, Step], rounds: int, seconds: float = 60.0):
+def medians(
+    card: Card, steps: dict[str, Step], rounds: int, seconds: float = 60.0
+) -> dict[str, float]:
     """The median of each of ``turns``."""
     times = turns(card, steps, rounds, seconds)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def copy_bandwidth(card: Card, size: int, rounds: int) -> float:
+    """GB/s of a copy of ``size`` bytes on the card, read and written."""
+    source = torch.zeros(size, dtype=torch.int8, device=card.device)
+    target = torch.empty_like(source)
+    copying = medians(card, {"copy": partial(target.copy_, source)}, rounds, 10)["copy"]
+    return 2 * size / copying / 1e6
+
+
+def our_backends(card: Card) -> list[str]:
+    """The one that serves the card, and Triton beside compiled CUDA kernels."""
+    has_triton = importlib.util.find_spec("triton") is not None
+    both = has_triton and ops.backends()[card.device] == "cuda"
+    return ["ssimfast", TRITON] if both else ["ssimfast"]
 
 
 @contextmanager

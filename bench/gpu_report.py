@@ -43,10 +43,12 @@ from cards import (
     Shape,
     Skipped,
     Step,
+    copy_bandwidth,
     first_line,
     images,
     medians,
     named,
+    our_backends,
     reason_to_exclude,
     runner,
     short,
@@ -473,11 +475,7 @@ PEERS = {**FUSED_PEERS, "pytorch-msssim": "pytorch_msssim"}
 
 
 def installed_libraries(card: Card) -> list[str]:
-    columns = list(OUR_BACKENDS)
-    has_triton = importlib.util.find_spec("triton") is not None
-    if has_triton and ssimfast.backends()[card.device] == "cuda":
-        columns.append(TRITON)
-    return columns + [name for name in PEERS if importlib.util.find_spec(PEERS[name])]
+    return our_backends(card) + [name for name in PEERS if importlib.util.find_spec(PEERS[name])]
 
 
 def compared(
@@ -561,10 +559,7 @@ def bandwidth(context: Context) -> None:
     """What SSIM cannot do without, against what the card copies."""
     card, rounds = context.card, 3 if context.quick else 30
     size = 1 << (24 if context.quick else 29)
-    source = torch.zeros(size, dtype=torch.int8, device=card.device)
-    target = torch.empty_like(source)
-    copying = medians(card, {"copy": partial(target.copy_, source)}, rounds, 10)["copy"]
-    most = 2 * size / copying / 1e6
+    most = copy_bandwidth(card, size, rounds)
     say("A float32 pixel of SSIM with its gradient is at least 12 bytes: two images read, a")
     say("gradient written. Backward, which scales that, reads and writes 8 more. Half types: half.")
     say(f"A copy of {size >> 20} MiB, read and written, runs at {most:.0f} GB/s.\n")

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
+from io import StringIO
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
 
 import matplotlib.pyplot as plt
+from gpu_report import replace_file
 from tasks import FUSED_PEERS
 
 plt.rcParams["svg.hashsalt"] = "ssimfast"  # the same bytes of the same figures
@@ -167,16 +169,10 @@ def plot_ratios(rows: list[dict], to: Path) -> None:
 
 
 def save(figure, to: Path) -> None:
-    unfinished = to.with_name(to.name + ".tmp")
-    figure.savefig(unfinished, format="svg", metadata={"Date": None})
+    text = StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
     plt.close(figure)
-    unfinished.replace(to)
-
-
-def write(to: Path, text: str) -> None:
-    unfinished = to.with_name(to.name + ".tmp")
-    unfinished.write_text(text)
-    unfinished.replace(to)
+    replace_file(to, text.getvalue())
 
 
 def main() -> None:
@@ -186,11 +182,10 @@ def main() -> None:
     measured = {row["library"] for row in rows}
     unmeasured = [name for name in FUSED_PEERS if name not in measured]
     not_compared += [f"{name}: needs a CUDA device, to be installed as well" for name in unmeasured]
-    folder.mkdir(parents=True, exist_ok=True)
     kept = {"machine": machine, "date": date, "command": COMMAND, "results": rows}
     kept["not_compared"] = not_compared
-    write(folder / "benchmarks.json", json.dumps(kept, indent=1) + "\n")
-    write(folder / "benchmarks.md", page(machine, date, rows, not_compared))
+    replace_file(folder / "benchmarks.json", json.dumps(kept, indent=1) + "\n")
+    replace_file(folder / "benchmarks.md", page(machine, date, rows, not_compared))
     plot_lines(rows, "median", "ms", folder / "benchmarks_time.svg")
     plot_lines(rows, "extra_images", "MiB beyond the inputs", folder / "benchmarks_memory.svg")
     plot_ratios(rows, folder / "benchmarks_ratios.svg")

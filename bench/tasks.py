@@ -172,7 +172,7 @@ FUSED_PEERS = {"fused-ssim": "fused_ssim", "fussim": "fussim"}  # for GPUs
 
 def libraries_of(task: str, columns: Sequence[str]) -> dict[str, Loss]:
     """The losses of those of the libraries that have the task."""
-    losses = dict(TASKS[task])
+    losses = dict(EVERY_TASK[task])
     losses[TRITON] = losses["ssimfast"]
     for name, module in FUSED_PEERS.items():
         if task in _FACTORS:

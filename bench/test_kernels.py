@@ -7,7 +7,7 @@ plots of time and memory against pixels are made of these.
 import pytest
 import torch
 from tasks import EVERY_TASK, VOLUME_TASKS
-from turns import CARD, Group, backends, clock, hand_over, measured, note
+from turns import BACKENDS, CARD, Group, clock, hand_over, measured, note
 
 pytestmark = [
     pytest.mark.benchmark(timer=clock),
@@ -26,19 +26,19 @@ def groups() -> dict[Group, list[str]]:
     for task, libraries in EVERY_TASK.items():
         shape = (1, 1, 64, 128, 128) if task in VOLUME_TASKS else (16, 3, 256, 256)
         known = [name for name in libraries if name.split(" (")[0] == "pytorch-msssim"]
-        found[Group(task, shape)] = [*backends(), *known]
+        found[Group(task, shape)] = [*BACKENDS, *known]
     for height, width in SIZES:
         few = ["pytorch-msssim", "frame-analytics"] if height * width <= MOST_FOR_PEERS else []
-        found[Group("SSIM", (1, 3, height, width))] = [*backends(), *few]
-        found[Group("SSIM", (1, 3, height, width), "forward")] = [*backends()]
+        found[Group("SSIM", (1, 3, height, width))] = [*BACKENDS, *few]
+        found[Group("SSIM", (1, 3, height, width), "forward")] = BACKENDS
         if min(height, width) > 160:
-            found[Group("MS-SSIM", (1, 3, height, width))] = [*backends()]
+            found[Group("MS-SSIM", (1, 3, height, width))] = BACKENDS
     for dtype in HALF:
         for part in ("forward", "forward and backward"):
-            found[Group("SSIM", (1, 3, 1080, 1920), part, dtype)] = [*backends()]
+            found[Group("SSIM", (1, 3, 1080, 1920), part, dtype)] = BACKENDS
     for threads in THREADS:
         for part in ("forward", "forward and backward"):
-            found[Group("SSIM", (1, 3, 1080, 1920), part, threads=threads)] = [*backends()]
+            found[Group("SSIM", (1, 3, 1080, 1920), part, threads=threads)] = BACKENDS
     return found
 
 

@@ -5,7 +5,7 @@ otherwise its test is skipped, and says why. ``pytest bench/test_peers.py -k 256
 """
 
 import pytest
-from turns import PARTS, Group, backends, clock, hand_over, measured, note, peers
+from turns import BACKENDS, PARTS, Group, clock, hand_over, measured, note, peers
 
 pytestmark = [
     pytest.mark.benchmark(timer=clock),
@@ -17,14 +17,14 @@ CASES = [
     for task in ("SSIM", "MS-SSIM")
     for shape in SHAPES
     for part in PARTS
-    for library in [*backends(), *peers(task)]
+    for library in [*BACKENDS, *peers(task)]
     if task == "SSIM" or part != "both gradients"
 ]
 
 
 @pytest.mark.parametrize("group, library", CASES)
 def test_peers(benchmark, group, library):
-    found = measured(group, (*backends(), *peers(group.task)), rounds=9, seconds=20)
+    found = measured(group, (*BACKENDS, *peers(group.task)), rounds=9, seconds=20)
     if found.reasons[library]:
         pytest.skip(f"{library}: {found.reasons[library]}")
     hand_over(benchmark, group, found.times[library])

@@ -15,7 +15,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from cards import CARDS, TRITON, Card, Shape, Step, images, named, reason_to_exclude, runner, short
+from cards import (
+    CARDS,
+    Card,
+    Shape,
+    Step,
+    copy_bandwidth,
+    images,
+    named,
+    our_backends,
+    reason_to_exclude,
+    runner,
+    short,
+)
 from cards import turns as in_turns
 from tasks import (
     COMPILED,
@@ -29,9 +41,9 @@ from tasks import (
 )
 from torch import Tensor
 
-import ssimfast
-
 CARD: Card = CARDS["cuda" if torch.cuda.is_available() else "cpu"]()
+BACKENDS = our_backends(CARD)
+torch.backends.cudnn.allow_tf32 = False  # else the peers round to it
 LEAST_WEIGHED = 3 * 512 * 512  # pixels: pages of memory are large against smaller images
 PARTS = ("forward", "forward and backward", "both gradients")
 
@@ -49,12 +61,6 @@ class Group:
         words += [] if self.dtype == torch.float32 else [short(self.dtype)]
         words += [f"{self.threads} threads"] if self.threads else []
         return ", ".join(words)
-
-
-def backends() -> list[str]:
-    """Ours: the one that serves the device, and Triton beside compiled CUDA kernels."""
-    both = CARD.device == "cuda" and ssimfast.backends()["cuda"] == "cuda"
-    return ["ssimfast", TRITON] if both and importlib.util.find_spec("triton") else ["ssimfast"]
 
 
 def peers(task: str) -> list[str]:
@@ -86,12 +92,6 @@ def _step(loss: Loss, part: str, x: Tensor, y: Tensor) -> Step:
     return both
 
 
-def _losses(group: Group, libraries: list[str]) -> dict[str, Loss]:
-    if group.task in TASKS:
-        return libraries_of(group.task, libraries)
-    return {name: EVERY_TASK[group.task][name] for name in libraries}
-
-
 class Measured:
     """The times of a group, in milliseconds, and why a library is not among them."""
 
@@ -106,7 +106,7 @@ class Measured:
             if group.part == "both gradients":
                 y.requires_grad_()
             steps = {}
-            for name, loss in _losses(group, libraries).items():
+            for name, loss in libraries_of(group.task, libraries).items():
                 self.reasons[name] = self._reason(group, name, loss, x, y)
                 if self.reasons[name] == "":
                     steps[name] = partial(runner(name), _step(loss, group.part, x, y))
@@ -150,10 +150,7 @@ def _probe() -> Path | None:
 def limits(threads: int) -> tuple[float, float] | None:
     """GFMA/s in float32 (nothing on a GPU) and GB/s of copying, now."""
     if CARD.device != "cpu":
-        source = torch.zeros(1 << 29, dtype=torch.int8, device=CARD.device)
-        target = torch.empty_like(source)
-        best = min(in_turns(CARD, {"copy": partial(target.copy_, source)}, 10)["copy"])
-        return 0.0, 2 * source.numel() / best / 1e6
+        return 0.0, copy_bandwidth(CARD, 1 << 29, 10)
     if _probe() is None:
         return None
     done = subprocess.run([str(_probe()), str(threads)], check=True, capture_output=True, text=True)
@@ -230,7 +227,7 @@ def note(benchmark, suite: str, group: Group, library: str) -> None:
         info |= fractions(group, milliseconds)
     weighs = info["pixels"] >= LEAST_WEIGHED and group.dtype == torch.float32
     if weighs and group.part == "forward and backward" and not group.threads:
-        loss = _losses(group, [library])[library]
+        loss = libraries_of(group.task, [library])[library]
         extra = CARD.extra_images(group.task, library, loss, group.shape)
         info |= {} if extra is None else {"extra_images": extra}
     benchmark.extra_info.update(info)
