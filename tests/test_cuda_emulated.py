@@ -55,7 +55,8 @@ def test_kernel_and_reference_give_the_same_tensors(name, dtype, layout, monkeyp
         x, y, *settings = calls[1][:8]
         calls.append((x, y, *settings, [0.7], *calls[1][9:]))
     for arguments in calls:
-        got, want = test_ops.flat(kernel(*arguments)), test_ops.flat(by_reference(*arguments))
+        got = test_ops.results(name, kernel, arguments)
+        want = test_ops.results(name, by_reference, arguments)
         for g, w in zip(got, want, strict=True):
             assert g.stride() == w.stride() and g.dtype == w.dtype
             torch.testing.assert_close(g, w, rtol=tolerance, atol=tolerance)
