@@ -30,9 +30,9 @@ def flag(name: str, value: bool) -> bool:
     return value
 
 
-def choice(name: str, value: str, choices: Sequence[str]) -> str:
+def choice(name: str, value: str | None, choices: Sequence[str | None]) -> str | None:
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
     return value
 
 

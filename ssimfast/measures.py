@@ -72,6 +72,10 @@ class Windowed:
             c2 = c2 * (n - 1) / n
         return self._taps, self._c1, c2, self._low, self._scale, self.padding == "same"
 
+    def use_taps(self, taps: list[float]) -> None:
+        """Takes another separable window: an odd number of taps, symmetric and of sum 1."""
+        self._taps = taps
+
     def _reflected(self, image: Tensor) -> Tensor:
         return ops.reflected(image, len(self._taps) // 2)
 
@@ -193,17 +197,20 @@ class MSSSIMMeasure(Windowed):
             self._weights = [number("weights", weight, least=0.0) for weight in self.weights]
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.reduced(x, y, self.reduction)
+
+    def reduced(self, x: Tensor, y: Tensor, reduction: str) -> Tensor:
         check_images(x, y)
         scales = self._scales(x)
         whole = 1 if self.channels == "joint" else 2  # of an image or of a plane
-        kept = _KEPT.get(self.reduction, whole)
+        kept = _KEPT.get(reduction, whole)
         if x.numel() == 0:
             value = _constant(x, y, kept, 1.0)
         else:
             weights = [0.0, 1.0, 0.0, 0.0, 0.0]
             settings = self.settings(x)
             value = ops.multi_scale(x, y, settings, scales, weights, None, None, kept)[0]
-        return value.sum() if self.reduction == "sum" else value
+        return value.sum() if reduction == "sum" else value
 
     def _scales(self, x: Tensor) -> tuple:
         """What ``ops.multi_scale`` is told about the scales of images like ``x``."""

@@ -1,0 +1,306 @@
+"""ssimfast.compat: calls of other libraries, with their arguments, give what those libraries give.
+
+Every test with the fixture ``theirs`` calls the installed library as well.
+"""
+
+import inspect
+
+import pytest
+import record_peers
+import torch
+from torch import Tensor
+
+from ssimfast.compat import fused_ssim, pytorch_msssim, torchmetrics
+
+TOLERANCE = 1e-5
+GRADIENT_TOLERANCE = 1e-4  # of the largest; pytorch-msssim rounds its window to float32
+
+GAUSSIAN_7 = torch.tensor([0.0044, 0.0540, 0.2420, 0.3992, 0.2420, 0.0540, 0.0044])
+GAUSSIAN_7 /= GAUSSIAN_7.sum()
+VOLUME = (2, 2, 18, 20, 24)
+
+
+def pair(*shape: int, white: float = 1.0) -> tuple[Tensor, Tensor]:
+    x = torch.rand(shape, dtype=torch.float64)
+    return white * x, white * (0.7 * x + 0.3 * torch.rand(shape, dtype=torch.float64))
+
+
+def check(ours, theirs, images, arguments: dict, gradients: bool = True) -> None:
+    """Both give the same, in double and single precision, and the same gradients by both images."""
+    expected, by_theirs = of_call(theirs, images, arguments)
+    for dtype in (torch.float64, torch.float32):
+        actual, by_ours = of_call(ours, [image.to(dtype) for image in images], arguments)
+        assert len(actual) == len(expected)
+        for a, e in zip(actual, expected, strict=True):
+            assert a.shape == e.shape and a.dtype == dtype
+            assert (a - e).abs().max() <= TOLERANCE
+        for a, e in zip(by_ours, by_theirs, strict=True) if gradients else ():
+            assert e.isfinite().all() and e.abs().max() > 0
+            assert (a - e).abs().max() <= GRADIENT_TOLERANCE * e.abs().max()
+
+
+def of_call(function, images, arguments) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+    x, y = (image.clone().requires_grad_() for image in images)
+    results = function(x, y, **arguments)
+    results = [results] if isinstance(results, Tensor) else list(results)
+    return results, torch.autograd.grad(sum(each.mean() for each in results), (x, y))
+
+
+# ---- pytorch-msssim -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def msssim():
+    return pytest.importorskip("pytorch_msssim")
+
+
+@pytest.mark.parametrize("name", pytorch_msssim.__all__)
+def test_pytorch_msssim_has_those_arguments_and_defaults(name, msssim):
+    ours, theirs = (
+        inspect.signature(getattr(module, name)).parameters for module in (pytorch_msssim, msssim)
+    )
+    assert [*ours] == [*theirs]
+    assert [p.default for p in ours.values()] == [p.default for p in theirs.values()]
+
+
+SSIM_ARGUMENTS = [
+    {},
+    {"size_average": False},
+    {"data_range": 100.0, "win_size": 7, "win_sigma": 1.0},
+    {"K": (0.03, 0.4)},
+    {"K": [0.01, 0.03], "win": GAUSSIAN_7.repeat(3, 1, 1, 1)},
+    {"nonnegative_ssim": True, "size_average": False},
+]
+
+
+@pytest.mark.parametrize("arguments", SSIM_ARGUMENTS, ids=lambda a: "-".join(a) or "defaults")
+@pytest.mark.parametrize("shape", [(2, 3, 40, 33), (2, 3, 1, 40, 33)], ids=["image", "flat volume"])
+def test_ssim_of_pytorch_msssim(shape, arguments, msssim):
+    check(pytorch_msssim.ssim, msssim.ssim, pair(*shape, white=255), arguments)
+
+
+def test_negative_channels_count_as_zero(msssim):
+    x, y = pair(2, 3, 20, 20)
+    y = torch.cat([1 - x[:, :1], y[:, 1:]], 1)
+    arguments = {"data_range": 1, "size_average": False}
+    clipped = pytorch_msssim.ssim(x, y, nonnegative_ssim=True, **arguments)
+    assert (clipped > pytorch_msssim.ssim(x, y, **arguments) + 0.1).all()
+    check(pytorch_msssim.ssim, msssim.ssim, (x, y), {"nonnegative_ssim": True, **arguments})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"size_average": False, "win_size": 7}, {"win": torch.full((2, 1, 1, 1, 5), 0.2)}],
+    ids=lambda a: "-".join(a) or "defaults",
+)
+def test_ssim_of_volumes(arguments, msssim):
+    check(pytorch_msssim.ssim, msssim.ssim, pair(*VOLUME, white=255), arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"size_average": False, "weights": [0.2, 0.3, 0.5]},
+        {"win_size": 7, "win_sigma": 1.0, "K": (0.01, 0.4)},
+        {"win": GAUSSIAN_7.repeat(3, 1, 1, 1), "data_range": 255},
+    ],
+    ids=lambda a: "-".join(a) or "defaults",
+)
+def test_ms_ssim_of_pytorch_msssim(arguments, msssim):
+    check(pytorch_msssim.ms_ssim, msssim.ms_ssim, pair(2, 3, 163, 170, white=255), arguments)
+
+
+@pytest.mark.parametrize("name, side", [("SSIM", 40), ("MS_SSIM", 163)])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"size_average": False, "win_size": 7, "K": (0.02, 0.1)}]
+)
+def test_modules_of_pytorch_msssim(name, side, arguments, msssim):
+    images = pair(2, 1, side, side, white=255)
+    arguments = {"data_range": 255, "channel": 1, **arguments}
+    ours, theirs = (getattr(module, name)(**arguments) for module in (pytorch_msssim, msssim))
+    check(ours, theirs, images, {})
+    assert (ours.data_range, ours.win_size, ours.K) == (255, theirs.win_size, theirs.K)
+    assert not [*ours.parameters()] and not ours.state_dict()
+
+
+def test_the_example_in_the_readme_of_pytorch_msssim():
+    x, y = (255 * image.float() for image in pair(2, 3, 170, 170))
+    values = pytorch_msssim.ssim(x, y, data_range=255, size_average=False)
+    of_scales = pytorch_msssim.ms_ssim(x, y, data_range=255, size_average=False)
+    assert values.shape == of_scales.shape == (2,)
+    loss = 1 - pytorch_msssim.SSIM(data_range=255, size_average=True, channel=3)(x, y)
+    torch.testing.assert_close(loss, 1 - values.mean())
+    loss = 1 - pytorch_msssim.MS_SSIM(data_range=255, size_average=True, channel=3)(x, y)
+    torch.testing.assert_close(loss, 1 - of_scales.mean())
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"K": 0.01}, "K must be a pair"),
+        ({"K": (0.01, 0.02, 0.03)}, "K must be a pair"),
+        ({"win": [0.2, 0.6, 0.2]}, "win must be a tensor, got list"),
+        ({"win": torch.ones(3, 1, 1, 4) / 4}, r"win must have shape .*, got \(3, 1, 1, 4\)"),
+        ({"win": torch.ones(3, 1, 3, 3) / 9}, r"win must have shape .*, got \(3, 1, 3, 3\)"),
+        ({"win": torch.tensor(1.0)}, r"win must have shape .*, got \(\)"),
+        ({"win": torch.ones(3, 1, 1, 3)}, "(?s)win must sum to 1, .*of sum 3"),
+        ({"win": torch.tensor([[[[0.2, 0.5, 0.3]]]])}, "win must be symmetric"),
+        ({"win_size": 10}, "window_size must be odd"),
+        ({"win_size": 11, "data_range": 0}, "data_range must be"),
+        ({"size_average": "mean"}, "size_average must be True or False, got 'mean'"),
+    ],
+)
+@pytest.mark.parametrize("function", [pytorch_msssim.ssim, pytorch_msssim.ms_ssim])
+def test_errors_of_pytorch_msssim(function, arguments, message):
+    x, y = pair(1, 3, 176, 176)
+    with pytest.raises((ValueError, TypeError), match=message):
+        function(x, y, **arguments)
+
+
+def test_images_smaller_than_the_window():
+    x, y = pair(1, 3, 8, 40)
+    with pytest.raises(ValueError, match="8 x 40 pixels, smaller than window_size 11"):
+        pytorch_msssim.ssim(x, y)
+
+
+# ---- fused-ssim ---------------------------------------------------------------------------------
+
+
+def test_fused_ssim():
+    x, y = pair(1, 3, 24, 31)
+    expected = record_peers.zero_padded_ssim(x.numpy(), y.numpy())
+    assert abs(fused_ssim.fused_ssim(x, y).item() - expected) <= TOLERANCE
+    assert abs(fused_ssim.fused_ssim(x.float(), y.float(), "same").item() - expected) <= TOLERANCE
+    valid = pytorch_msssim.ssim(x, y, data_range=1)  # the same window, no border
+    torch.testing.assert_close(fused_ssim.fused_ssim(x, y, padding="valid"), valid)
+
+
+def test_fused_ssim_trains_both_images():
+    x, y = (image.requires_grad_() for image in pair(1, 3, 24, 31))
+    fused_ssim.fused_ssim(x, y).backward()
+    assert x.grad.abs().max() > 0 and y.grad.abs().max() > 0
+    assert not fused_ssim.fused_ssim(x, y, train=False).requires_grad
+    with torch.no_grad():
+        assert not fused_ssim.fused_ssim(x, y, train=True).requires_grad
+
+
+def test_errors_of_fused_ssim():
+    x, y = pair(1, 3, 24, 31)
+    with pytest.raises(ValueError, match="padding must be one of same, valid, got 'reflect'"):
+        fused_ssim.fused_ssim(x, y, "reflect")
+    with pytest.raises(TypeError, match="train must be True or False, got 1"):
+        fused_ssim.fused_ssim(x, y, train=1)
+
+
+# ---- torchmetrics -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def image_metrics():
+    return pytest.importorskip("torchmetrics.functional.image")
+
+
+SSIM, MS_SSIM = torchmetrics.__all__[::-1]
+
+
+@pytest.mark.parametrize("name", torchmetrics.__all__)
+def test_torchmetrics_has_those_arguments_and_defaults(name, image_metrics):
+    ours, theirs = (
+        inspect.signature(getattr(module, name)).parameters
+        for module in (torchmetrics, image_metrics)
+    )
+    assert [*ours] == [*theirs]
+    assert [p.default for p in ours.values()] == [p.default for p in theirs.values()]
+
+
+WINDOWS = [
+    {},
+    {"data_range": 1.0},
+    {"data_range": (0.2, 0.7), "k1": 0.02, "k2": 0.1},
+    {"sigma": 0.8, "data_range": 1.0},
+    {"sigma": (2.0, 2.0), "kernel_size": (7, 7)},
+    {"gaussian_kernel": False, "kernel_size": 7, "data_range": 1.0},
+    {"reduction": "sum"},
+    {"reduction": None},
+]
+OPTIONS = [{"return_full_image": True}, {"return_contrast_sensitivity": True, "reduction": "none"}]
+
+
+@pytest.mark.parametrize("arguments", WINDOWS + OPTIONS, ids=str)
+def test_ssim_of_torchmetrics(arguments, image_metrics):
+    ours, theirs = (getattr(module, SSIM) for module in (torchmetrics, image_metrics))
+    # Where the images decide the range, torchmetrics differentiates that, too; ours is a constant.
+    check(ours, theirs, pair(2, 3, 40, 33), arguments, gradients="data_range" in arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments", [*WINDOWS, {"betas": (0.5, 0.5)}, {"normalize": None}], ids=str
+)
+def test_ms_ssim_of_torchmetrics(arguments, image_metrics):
+    ours, theirs = (getattr(module, MS_SSIM) for module in (torchmetrics, image_metrics))
+    check(ours, theirs, pair(2, 3, 181, 190), arguments, gradients="data_range" in arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"data_range": 1.0}, {"gaussian_kernel": False, "kernel_size": 5, "data_range": 1.0}],
+    ids=str,
+)
+def test_volumes_of_torchmetrics(arguments, image_metrics):
+    ours, theirs = (getattr(module, SSIM) for module in (torchmetrics, image_metrics))
+    check(ours, theirs, pair(*VOLUME), arguments)
+
+
+def test_the_examples_in_the_docstrings_of_torchmetrics():
+    preds = torch.rand([3, 3, 256, 256])
+    target = preds * 0.75
+    value = getattr(torchmetrics, SSIM)(preds, target)
+    assert abs(value.item() - 0.922) < 2e-3
+    value = getattr(torchmetrics, MS_SSIM)(preds, target, data_range=1.0)
+    assert abs(value.item() - 0.963) < 2e-3
+
+
+def test_target_takes_the_dtype_of_preds():
+    x, y = pair(1, 3, 24, 24)
+    value = getattr(torchmetrics, SSIM)(x.float(), y, data_range=1.0)
+    assert value.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", torchmetrics.__all__)
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"reduction": "mean"}, "reduction must be one of .*, got 'mean'"),
+        ({"sigma": (1.0, 2.0)}, r"sigma must be one number, .*, got \(1.0, 2.0\)"),
+        ({"sigma": 6.0}, "window_size must be odd and between 1 and 33, got 43"),
+        ({"gaussian_kernel": False, "kernel_size": (7, 9)}, "kernel_size must be one number"),
+        ({"gaussian_kernel": False, "kernel_size": 4}, "window_size must be odd"),
+        ({"data_range": (0.0, 0.5, 1.0)}, r"data_range must be a number or \(low, high\)"),
+        ({"gaussian_kernel": 1}, "gaussian_kernel must be True or False, got 1"),
+    ],
+)
+def test_errors_of_torchmetrics(name, arguments, message):
+    x, y = pair(1, 3, 176, 176)
+    with pytest.raises((ValueError, TypeError), match=message):
+        getattr(torchmetrics, name)(x, y, **arguments)
+
+
+def test_errors_of_single_functions_of_torchmetrics():
+    x, y = pair(1, 3, 176, 176)
+    both = {"return_full_image": True, "return_contrast_sensitivity": True}
+    with pytest.raises(ValueError, match="return_full_image or return_contrast_sensitivity"):
+        getattr(torchmetrics, SSIM)(x, y, **both)
+    with pytest.raises(ValueError, match="normalize must be one of relu, None, got 'simple'"):
+        getattr(torchmetrics, MS_SSIM)(x, y, normalize="simple")
+    with pytest.raises(ValueError, match='negative="raise"'):
+        getattr(torchmetrics, MS_SSIM)(x, 1 - x, data_range=1.0, normalize=None)
+    for betas in (0.5, (), "auto"):
+        with pytest.raises(TypeError, match="betas must be a tuple of numbers"):
+            getattr(torchmetrics, MS_SSIM)(x, y, betas=betas)
+    with pytest.raises(ValueError, match="data_range must be at least"):
+        getattr(torchmetrics, SSIM)(torch.ones_like(x), torch.ones_like(y))
+    with pytest.raises(TypeError, match="preds must be a tensor, got list"):
+        getattr(torchmetrics, SSIM)([1.0], y)
+    with pytest.raises(ValueError, match="kernel_size must be 11 for volumes"):
+        getattr(torchmetrics, SSIM)(*pair(*VOLUME), kernel_size=7)
