@@ -92,7 +92,9 @@ def uniform_taps(radius: int) -> list[float]:
 _SHAPES = {4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
 
 
-def check_images(x: Tensor, y: Tensor, ranks: tuple[int, ...] = (4,)) -> None:
+def checked_images(x: Tensor, y: Tensor, ranks: tuple[int, ...] = (4,)) -> tuple[Tensor, Tensor]:
+    """The images, of one dtype: autocast, where it is on, makes half of what a layer returns and
+    leaves the other image as it is, which is then no mistake."""
     for name, image in (("x", x), ("y", y)):
         if not isinstance(image, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(image).__name__}")
@@ -109,6 +111,9 @@ def check_images(x: Tensor, y: Tensor, ranks: tuple[int, ...] = (4,)) -> None:
         raise ValueError(
             f"x and y must have the same shape, got {tuple(x.shape)} and {tuple(y.shape)}"
         )
+    if x.dtype != y.dtype and torch.is_autocast_enabled(x.device.type):
+        wider = torch.promote_types(x.dtype, y.dtype)
+        x, y = x.to(wider), y.to(wider)
     if x.dtype != y.dtype:
         raise ValueError(
             f"x and y must have the same dtype, got {x.dtype} and {y.dtype}; convert one, for "
@@ -116,6 +121,7 @@ def check_images(x: Tensor, y: Tensor, ranks: tuple[int, ...] = (4,)) -> None:
         )
     if x.device != y.device:
         raise ValueError(f"x and y must be on the same device, got {x.device} and {y.device}")
+    return x, y
 
 
 def check_size(x: Tensor, window_size: int, padding: str) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ssimfast import ops, reference
 from ssimfast.arguments import (
-    check_images,
     check_size,
+    checked_images,
     choice,
     flag,
     mask_like,
@@ -108,7 +108,7 @@ class SSIMMeasure(Windowed):
         constant: float = 0.0,
     ) -> Tensor:
         """SSIM, of sums and means of pairs of images times a factor and plus a constant."""
-        check_images(x, y, ranks=(4, 5))
+        x, y = checked_images(x, y, ranks=(4, 5))
         check_size(x, len(self._taps), self.padding)
         settings = self.settings(x)
         kept = _KEPT.get(reduction, 0)
@@ -159,7 +159,7 @@ class SSIMMeasure(Windowed):
 @dataclass(kw_only=True)
 class ComponentsMeasure(Windowed):
     def __call__(self, x: Tensor, y: Tensor) -> SSIMComponents:
-        check_images(x, y)
+        x, y = checked_images(x, y)
         check_size(x, len(self._taps), self.padding)
         settings = self.settings(x)
         if self.padding == "reflect":
@@ -200,7 +200,7 @@ class MSSSIMMeasure(Windowed):
         return self.reduced(x, y, self.reduction)
 
     def reduced(self, x: Tensor, y: Tensor, reduction: str) -> Tensor:
-        check_images(x, y)
+        x, y = checked_images(x, y)
         scales = self._scales(x)
         whole = 1 if self.channels == "joint" else 2  # of an image or of a plane
         kept = _KEPT.get(reduction, whole)
@@ -284,7 +284,7 @@ class MixtureMeasure(MSSSIMMeasure):
                 self._blurs[scales] = taps(self.window, radius, number("sigma", self.sigma) * step)
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        check_images(x, y)
+        x, y = checked_images(x, y)
         by_ssim, by_ms_ssim, *by_pixels = self._factors
         kept = _KEPT[self.reduction]
         settings, scales = self.settings(x), None

@@ -569,6 +569,12 @@ def _unpad_reflection(grad: Tensor, halo: int, size) -> Tensor:
 
 
 def _needs_autograd(x: Tensor, y: Tensor) -> bool:
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "ssimfast does not go through torch.func (grad, vmap, jvp): call backward or "
+            'torch.autograd.grad. reduction="batch" gives a value for each image, and the gradient '
+            "of their sum is that of each image"
+        )
     if forward_ad._current_level >= 0:  # a dual number requires no grad; autograd refuses it
         return True
     return torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)

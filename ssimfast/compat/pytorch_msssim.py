@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ssimfast.arguments import MAX_WINDOW_SIZE, check_images, flag
+from ssimfast.arguments import MAX_WINDOW_SIZE, checked_images, flag
 from ssimfast.measures import WANG_WEIGHTS, MSSSIMMeasure, SSIMMeasure, Windowed
 
 __all__ = ["MS_SSIM", "SSIM", "ms_ssim", "ssim"]
@@ -176,7 +176,7 @@ def _taps(win: Tensor) -> list[float]:
 
 def _images(X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
     """The checked images or volumes; without spatial sides of 1, a volume is an image."""
-    check_images(X, Y, ranks=(4, 5))
+    X, Y = checked_images(X, Y, ranks=(4, 5))
     if X.dim() == 5:
         sides = [size for size in X.shape[2:] if size != 1]
         X, Y = (image.reshape(*image.shape[:2], *sides) for image in (X, Y))
