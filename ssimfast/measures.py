@@ -73,7 +73,7 @@ class Windowed:
         return self._taps, self._c1, c2, self._low, self._scale, self.padding == "same"
 
     def use_taps(self, taps: list[float]) -> None:
-        """Takes another separable window: an odd number of taps, symmetric and of sum 1."""
+        """Takes another separable window: an odd number of taps >= 0, symmetric, of sum 1."""
         self._taps = taps
 
     def _reflected(self, image: Tensor) -> Tensor:

@@ -35,10 +35,10 @@ class _MeanOverImages(Metric):
         known = {*inspect.signature(self._module).parameters} - {"reduction"}
         ours = {name: arguments.pop(name) for name in known & arguments.keys()}
         super().__init__(**arguments)  # which refuses what it does not know
-        given = {"value_range", "data_range"} & ours.keys()
-        ranges = {} if given else {"value_range": (0, 255)}
-        self._of_bytes = self._module(reduction="batch", **ours, **ranges)
         self._of_floats = self._module(reduction="batch", **ours)
+        if ours.get("value_range") is None and "data_range" not in ours:
+            ours["value_range"] = (0, 255)
+        self._of_bytes = self._module(reduction="batch", **ours)
         for name in ("total", "count"):
             zero = torch.zeros((), dtype=torch.float64)
             self.add_state(name, default=zero, dist_reduce_fx="sum")

@@ -568,8 +568,16 @@ def _unpad_reflection(grad: Tensor, halo: int, size) -> Tensor:
     return torch.ops.aten.reflection_pad2d_backward(grad.contiguous(), like, [halo] * 4)
 
 
+def _is_transformed(x: Tensor, y: Tensor) -> bool:
+    """Whether a transform of torch.func differentiates or batches the images."""
+    if torch.compiler.is_compiling():  # which can tell only that there is one
+        return torch._C._are_functorch_transforms_active()
+    tests = (torch._C._functorch.is_gradtrackingtensor, torch._C._functorch.is_batchedtensor)
+    return any(test(image) for test in tests for image in (x, y))
+
+
 def _needs_autograd(x: Tensor, y: Tensor) -> bool:
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+    if _is_transformed(x, y):
         raise RuntimeError(
             "ssimfast does not go through torch.func (grad, vmap, jvp): call backward or "
             'torch.autograd.grad. reduction="batch" gives a value for each image, and the gradient '

@@ -120,7 +120,9 @@ def test_modules_of_pytorch_msssim(name, side, arguments, msssim):
     arguments = {"data_range": 255, "channel": 1, **arguments}
     ours, theirs = (getattr(module, name)(**arguments) for module in (pytorch_msssim, msssim))
     check(ours, theirs, images, {})
-    assert (ours.data_range, ours.win_size, ours.K) == (255, theirs.win_size, theirs.K)
+    for module in (ours, theirs):  # attributes, as there, may be assigned to
+        module.data_range, module.K, module.size_average = 300, (0.02, 0.05), False
+    check(ours, theirs, images, {})
     assert not [*ours.parameters()] and not ours.state_dict()
 
 
@@ -144,6 +146,9 @@ def test_the_example_in_the_readme_of_pytorch_msssim():
         ({"win": torch.ones(3, 1, 1, 4) / 4}, r"win must have shape .*, got \(3, 1, 1, 4\)"),
         ({"win": torch.ones(3, 1, 3, 3) / 9}, r"win must have shape .*, got \(3, 1, 3, 3\)"),
         ({"win": torch.tensor(1.0)}, r"win must have shape .*, got \(\)"),
+        ({"win": torch.ones(0, 1, 1, 3)}, r"win must have shape .*, got \(0, 1, 1, 3\)"),
+        ({"win": torch.tensor([[[[-0.1, 1.2, -0.1]]]])}, "win must not be negative"),
+        ({"win": torch.full((3, 1, 1, 3), 1 / 3 + 2e-6)}, "(?s)win must sum to 1"),
         ({"win": torch.ones(3, 1, 1, 3)}, "(?s)win must sum to 1, .*of sum 3"),
         ({"win": torch.tensor([[[[0.2, 0.5, 0.3]]]])}, "win must be symmetric"),
         ({"win_size": 10}, "window_size must be odd"),
@@ -261,6 +266,30 @@ def test_the_examples_in_the_docstrings_of_torchmetrics():
     assert abs(value.item() - 0.963) < 2e-3
 
 
+@pytest.mark.parametrize("given", [{"kernel_size": (7, 9)}, {"kernel_size": 4}], ids=str)
+def test_kernel_size_means_nothing_beside_a_gaussian(given):
+    x, y = pair(1, 3, 24, 24)
+    function = getattr(torchmetrics, SSIM)
+    assert torch.equal(function(x, y, data_range=1.0, **given), function(x, y, data_range=1.0))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytorch_msssim.ssim,
+        pytorch_msssim.SSIM(),
+        fused_ssim.fused_ssim,
+        lambda x, y: getattr(torchmetrics, SSIM)(x, y, data_range=1.0),
+    ],
+    ids=["ssim", "SSIM", "fused_ssim", "torchmetrics"],
+)
+def test_compiles(call):
+    torch._dynamo.reset()
+    x, y = pair(1, 3, 24, 24)
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, y), call(x, y))
+
+
 def test_target_takes_the_dtype_of_preds():
     x, y = pair(1, 3, 24, 24)
     value = getattr(torchmetrics, SSIM)(x.float(), y, data_range=1.0)
@@ -273,7 +302,8 @@ def test_target_takes_the_dtype_of_preds():
     [
         ({"reduction": "mean"}, "reduction must be one of .*, got 'mean'"),
         ({"sigma": (1.0, 2.0)}, r"sigma must be one number, .*, got \(1.0, 2.0\)"),
-        ({"sigma": 6.0}, "window_size must be odd and between 1 and 33, got 43"),
+        ({"sigma": 6.0}, "sigma must be .* at most 33 pixels, got 6.0"),
+        ({"sigma": -1.0}, "sigma must be greater than 0 .*, got -1.0"),
         ({"gaussian_kernel": False, "kernel_size": (7, 9)}, "kernel_size must be one number"),
         ({"gaussian_kernel": False, "kernel_size": 4}, "window_size must be odd"),
         ({"data_range": (0.0, 0.5, 1.0)}, r"data_range must be a number or \(low, high\)"),
@@ -298,8 +328,12 @@ def test_errors_of_single_functions_of_torchmetrics():
     for betas in (0.5, (), "auto"):
         with pytest.raises(TypeError, match="betas must be a tuple of numbers"):
             getattr(torchmetrics, MS_SSIM)(x, y, betas=betas)
-    with pytest.raises(ValueError, match="data_range must be at least"):
-        getattr(torchmetrics, SSIM)(torch.ones_like(x), torch.ones_like(y))
+    chequered = ((torch.arange(176)[:, None] + torch.arange(176)) % 2).float()[None, None]
+    for images in ((torch.ones_like(x), torch.ones_like(y)), (x[:0], y[:0]), (x * torch.nan, y)):
+        with pytest.raises(ValueError, match="data_range must be given"):
+            getattr(torchmetrics, SSIM)(*images)
+    with pytest.raises(ValueError, match="data_range must be given where .* one of the scales"):
+        getattr(torchmetrics, MS_SSIM)(chequered, 0.9 * chequered)
     with pytest.raises(TypeError, match="preds must be a tensor, got list"):
         getattr(torchmetrics, SSIM)([1.0], y)
     with pytest.raises(ValueError, match="kernel_size must be 11 for volumes"):

@@ -58,7 +58,9 @@ def test_range_of_bytes(metric):
     of_bytes.update(x, y)
     of_floats.update(x / 255, y / 255)
     explicit.update(x.float(), y.float())
-    for metric in (of_bytes, of_floats, explicit):
+    of_none = metric(value_range=None, **arguments)
+    of_none.update(x, y)
+    for metric in (of_bytes, of_floats, explicit, of_none):
         torch.testing.assert_close(metric.compute(), want)
     of_bytes.update(x / 255, y / 255)  # each in its own range
     torch.testing.assert_close(of_bytes.compute(), want)

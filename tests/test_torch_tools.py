@@ -174,6 +174,30 @@ def test_transforms_are_refused_with_what_to_do(loss, transform):
         call()
 
 
+@of_every_loss
+@pytest.mark.parametrize("transform", ["grad", "vmap"])
+def test_transforms_are_refused_when_compiled(loss, transform):
+    torch._dynamo.reset()
+    x, y = pair()
+    call = {
+        "grad": lambda x, y: torch.func.grad(lambda image: loss(image, y).mean())(x),
+        "vmap": torch.func.vmap(lambda a, b: loss(a[None], b[None])),
+    }[transform]
+    with pytest.raises(RuntimeError, match="does not go through torch.func"):
+        torch.compile(call, backend="aot_eager")(x, y)
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(call, backend="aot_eager", fullgraph=True)(x, y)
+
+
+def test_transforms_of_something_else_are_not_refused():
+    x, y = pair()
+    want = ssimfast.ssim(x, y)
+    by_factor = torch.func.grad(lambda factor: factor * ssimfast.ssim(x, y))(torch.ones(()))
+    torch.testing.assert_close(by_factor, want)
+    torch.testing.assert_close(torch.func.functionalize(ssimfast.ssim)(x, y), want)
+
+
 def test_what_to_do_for_a_gradient_of_each_image():
     x, y = pair(3)
     x.requires_grad_()

@@ -2,7 +2,8 @@
 
 They differ in this: images smaller than the window are an error, where pytorch-msssim leaves out
 the blur along that axis and warns; ``ms_ssim`` takes images only, and smaller ones where fewer
-``weights`` ask for fewer scales; ``win`` must be symmetric, of sum 1 and the same for all channels.
+``weights`` ask for fewer scales; ``win`` must be symmetric, not negative, of sum 1 and the same for
+all channels; the modules have no ``win``. Half types give float32. Errors call the images x and y.
 """
 
 from collections.abc import Sequence
@@ -39,7 +40,8 @@ def ssim(
         win_size: side of the Gaussian window in pixels, odd, 1 to 33.
         win_sigma: its standard deviation in pixels, > 0.
         win: the window in place of a Gaussian, (C, 1, [1,] 1, size); symmetric, of sum 1 and the
-            same for all channels. Its values are read by the host, which waits for a GPU.
+            same for all channels. Its values are read by the host, which waits for a GPU and
+            breaks a compiled graph.
         K: (K1, K2) of Wang et al. 2004, >= 0.
         nonnegative_ssim: takes 0 for each channel of an image whose mean is negative.
 
@@ -98,14 +100,17 @@ class SSIM(nn.Module):
         nonnegative_ssim: bool = False,
     ) -> None:
         super().__init__()
-        self.data_range, self.win_size, self.K = data_range, win_size, K
+        self.data_range, self.win_size, self.win_sigma, self.K = data_range, win_size, win_sigma, K
         self.size_average = flag("size_average", size_average)
         self.nonnegative_ssim = flag("nonnegative_ssim", nonnegative_ssim)
-        self.measure = _ssim_measure(data_range, win_size, win_sigma, None, K)
+        self._measure()  # raises now what it would raise later
+
+    def _measure(self) -> SSIMMeasure:  # each time: attributes may be assigned to
+        return _ssim_measure(self.data_range, self.win_size, self.win_sigma, None, self.K)
 
     def forward(self, X: Tensor, Y: Tensor) -> Tensor:
         """Images or volumes to SSIM: shape () or, with ``size_average=False``, (N,)."""
-        return _ssim(self.measure, X, Y, self.size_average, self.nonnegative_ssim)
+        return _ssim(self._measure(), X, Y, self.size_average, self.nonnegative_ssim)
 
 
 class MS_SSIM(nn.Module):
@@ -123,13 +128,18 @@ class MS_SSIM(nn.Module):
         K: tuple[float, float] | list[float] = _K,
     ) -> None:
         super().__init__()
-        self.data_range, self.win_size, self.K, self.weights = data_range, win_size, K, weights
+        self.data_range, self.win_size, self.win_sigma, self.K = data_range, win_size, win_sigma, K
         self.size_average = flag("size_average", size_average)
-        self.measure = _ms_ssim_measure(data_range, win_size, win_sigma, None, weights, K)
+        self.weights = weights
+        self._measure()  # raises now what it would raise later
+
+    def _measure(self) -> MSSSIMMeasure:  # each time: attributes may be assigned to
+        window = (self.data_range, self.win_size, self.win_sigma, None)
+        return _ms_ssim_measure(*window, self.weights, self.K)
 
     def forward(self, X: Tensor, Y: Tensor) -> Tensor:
         """Images to MS-SSIM: shape () or, with ``size_average=False``, (N,)."""
-        return _ms_ssim(self.measure, X, Y, self.size_average)
+        return _ms_ssim(self._measure(), X, Y, self.size_average)
 
 
 def _ssim_measure(data_range, win_size, win_sigma, win, K) -> SSIMMeasure:
@@ -146,8 +156,9 @@ def _ms_ssim_measure(data_range, win_size, win_sigma, win, weights, K) -> MSSSIM
 def _window(data_range, win_size, win_sigma, win, K) -> dict:
     if not isinstance(K, (tuple, list)) or len(K) != 2:
         raise TypeError(f"K must be a pair (K1, K2), got {K!r}")
-    size = win_size if win is None else 1  # of another window nothing is used
-    return dict(data_range=data_range, window_size=size, sigma=win_sigma, k1=K[0], k2=K[1])
+    # Beside another window, nothing is asked of these two.
+    size, sigma = (win_size, win_sigma) if win is None else (1, 1.0)
+    return dict(data_range=data_range, window_size=size, sigma=sigma, k1=K[0], k2=K[1])
 
 
 def _with_window(measure: Windowed, win: Tensor | None):
@@ -160,7 +171,7 @@ def _taps(win: Tensor) -> list[float]:
     if not isinstance(win, Tensor):
         raise TypeError(f"win must be a tensor, got {type(win).__name__}")
     size = win.shape[-1] if win.dim() > 0 else 0
-    if size % 2 == 0 or size > MAX_WINDOW_SIZE or win.numel() != win.shape[0] * size:
+    if size % 2 == 0 or size > MAX_WINDOW_SIZE or not 0 < win.numel() == win.shape[0] * size:
         raise ValueError(
             "win must have shape (C, 1, [1,] 1, size) with size odd and at most "
             f"{MAX_WINDOW_SIZE}, got {tuple(win.shape)}"
@@ -169,7 +180,9 @@ def _taps(win: Tensor) -> list[float]:
     taps = rows[0]
     if not torch.allclose(rows, taps) or not torch.allclose(taps, taps.flip(0)):
         raise ValueError(f"win must be symmetric and the same for all channels, got {win}")
-    if abs(taps.sum().item() - 1) > 1e-5:
+    if taps.min() < 0:
+        raise ValueError(f"win must not be negative, got {win}")
+    if abs(taps.sum().item() - 1) > 1e-6:
         raise ValueError(f"win must sum to 1, got {win} of sum {taps.sum().item()}")
     return ((taps + taps.flip(0)) / (2 * taps.sum())).tolist()
 

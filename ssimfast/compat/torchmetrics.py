@@ -1,8 +1,9 @@
 """The functions of torchmetrics 1.9 (torchmetrics.functional.image), by its names and defaults.
 
-They differ in this: a Gaussian is the same along every axis, and at most 33 pixels wide, which is
-a sigma below 4.7; ``normalize="simple"`` is refused, and with ``normalize=None`` a negative mean is
-an error, where torchmetrics gives NaN; MS-SSIM takes images only, and smaller ones.
+They differ in this: a window is the same along every axis and at most 33 pixels wide, for a
+Gaussian a sigma below 4.7; ``normalize="simple"`` is refused, and with ``normalize=None`` a
+negative mean is an error, where torchmetrics gives NaN; MS-SSIM and contrast-structure are of
+images only, and MS-SSIM takes smaller ones. Half types give float32. Errors call the images x, y.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ssimfast.arguments import choice, flag, number
+from ssimfast.arguments import MAX_WINDOW_SIZE, choice, flag, number
 from ssimfast.functional import ms_ssim, ssim, ssim_components
 from ssimfast.measures import WANG_WEIGHTS
 
@@ -47,8 +48,9 @@ def structural_similarity_index_measure(
             be what ``sigma`` makes it: torchmetrics would pad one axis by another size.)
         reduction: over the values of the images: "elementwise_mean", "sum", or "none" or None.
         data_range: the value of white, black being 0; (low, high) clamps to these, and takes the
-            difference; None takes the larger range of both batches, which the host has to wait for,
-            and which is a constant in the gradient. Images of one value have no range: an error.
+            difference; None takes the larger range of both batches, which the host waits for, which
+            breaks a compiled graph, and is a constant in the gradient. Images of one value have no
+            range, which is an error.
         k1, k2: constants of Wang et al. 2004, >= 0.
         return_full_image: adds the map, of the shape of the images.
         return_contrast_sensitivity: adds the mean of contrast-structure of each image, (N,), from
@@ -151,7 +153,13 @@ def _of_one_dtype(preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 def _in_range(preds, target, data_range) -> tuple[Tensor, Tensor, float]:
     """The images, clamped if that was asked for, and the width of the range."""
     if data_range is None:
-        width = max((image.max() - image.min()).item() for image in (preds, target))
+        images = [image for image in (preds, target) if image.numel() > 0]
+        width = max(((image.max() - image.min()).item() for image in images), default=0.0)
+        if not width > 0:
+            raise ValueError(
+                "data_range must be given where images, at one of the scales, have one value only, "
+                "or NaN: got None"
+            )
         return preds, target, width
     if not isinstance(data_range, tuple):
         return preds, target, data_range
@@ -163,14 +171,19 @@ def _in_range(preds, target, data_range) -> tuple[Tensor, Tensor, float]:
 
 def _window(dimensions: int, gaussian_kernel, sigma, kernel_size) -> dict:
     """The window in the arguments of ours, for tensors of so many dimensions."""
-    sigma = number("sigma", _same("sigma", sigma, dimensions - 2))
-    size = _same("kernel_size", kernel_size, dimensions - 2)
+    axes = dimensions - 2
     if not flag("gaussian_kernel", gaussian_kernel):
-        return {"window": "uniform", "window_size": size}
+        return {"window": "uniform", "window_size": _same("kernel_size", kernel_size, axes)}
+    sigma = number("sigma", _same("sigma", sigma, axes))
     by_sigma = 2 * int(3.5 * sigma + 0.5) + 1
-    if dimensions == 5 and size != by_sigma:
+    if sigma <= 0 or by_sigma > MAX_WINDOW_SIZE:
         raise ValueError(
-            f"kernel_size must be {by_sigma} for volumes with sigma {sigma}, got {size}"
+            f"sigma must be greater than 0 and make a window of at most {MAX_WINDOW_SIZE} pixels, "
+            f"got {sigma}"
+        )
+    if dimensions == 5 and _same("kernel_size", kernel_size, axes) != by_sigma:
+        raise ValueError(
+            f"kernel_size must be {by_sigma} for volumes with sigma {sigma}, got {kernel_size}"
         )
     return {"window": "gaussian", "window_size": by_sigma, "sigma": sigma}
 
