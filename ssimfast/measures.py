@@ -197,20 +197,17 @@ class MSSSIMMeasure(Windowed):
             self._weights = [number("weights", weight, least=0.0) for weight in self.weights]
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.reduced(x, y, self.reduction)
-
-    def reduced(self, x: Tensor, y: Tensor, reduction: str) -> Tensor:
         x, y = checked_images(x, y)
         scales = self._scales(x)
         whole = 1 if self.channels == "joint" else 2  # of an image or of a plane
-        kept = _KEPT.get(reduction, whole)
+        kept = _KEPT.get(self.reduction, whole)
         if x.numel() == 0:
             value = _constant(x, y, kept, 1.0)
         else:
             weights = [0.0, 1.0, 0.0, 0.0, 0.0]
             settings = self.settings(x)
             value = ops.multi_scale(x, y, settings, scales, weights, None, None, kept)[0]
-        return value.sum() if reduction == "sum" else value
+        return value.sum() if self.reduction == "sum" else value
 
     def _scales(self, x: Tensor) -> tuple:
         """What ``ops.multi_scale`` is told about the scales of images like ``x``."""

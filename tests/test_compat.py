@@ -1,6 +1,6 @@
 """ssimfast.compat: calls of other libraries, with their arguments, give what those libraries give.
 
-Every test with the fixture ``theirs`` calls the installed library as well.
+Tests with the fixture ``msssim`` or ``image_metrics`` call the installed library as well.
 """
 
 import inspect

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ssimfast.arguments import MAX_WINDOW_SIZE, checked_images, flag
-from ssimfast.measures import WANG_WEIGHTS, MSSSIMMeasure, SSIMMeasure, Windowed
+from ssimfast.measures import WANG_WEIGHTS, MSSSIMMeasure, SSIMMeasure
 
 __all__ = ["MS_SSIM", "SSIM", "ms_ssim", "ssim"]
 
@@ -51,8 +51,14 @@ def ssim(
     Raises:
         TypeError, ValueError: that name the argument and what came.
     """
-    measure = _ssim_measure(data_range, win_size, win_sigma, win, K)
-    return _ssim(measure, X, Y, size_average, nonnegative_ssim)
+    measure = _measure(SSIMMeasure, data_range, size_average, win_size, win_sigma, win, K)
+    x, y = _images(X, Y)
+    if not flag("nonnegative_ssim", nonnegative_ssim):
+        return measure(x, y)
+    planes = x.shape[:2]  # each an image of its own
+    values = measure.reduced(x.flatten(0, 1)[:, None], y.flatten(0, 1)[:, None], None, "batch")
+    values = values.relu().reshape(planes)
+    return values.mean() if size_average else values.mean(1)
 
 
 def ms_ssim(
@@ -80,8 +86,8 @@ def ms_ssim(
     Raises:
         TypeError, ValueError: that name the argument and what came.
     """
-    measure = _ms_ssim_measure(data_range, win_size, win_sigma, win, weights, K)
-    return _ms_ssim(measure, X, Y, size_average)
+    window = (data_range, size_average, win_size, win_sigma, win, K)
+    return _measure(MSSSIMMeasure, *window, **_pyramid(weights))(*_images(X, Y))
 
 
 class SSIM(nn.Module):
@@ -101,16 +107,15 @@ class SSIM(nn.Module):
     ) -> None:
         super().__init__()
         self.data_range, self.win_size, self.win_sigma, self.K = data_range, win_size, win_sigma, K
-        self.size_average = flag("size_average", size_average)
+        self.size_average = size_average
         self.nonnegative_ssim = flag("nonnegative_ssim", nonnegative_ssim)
-        self._measure()  # raises now what it would raise later
-
-    def _measure(self) -> SSIMMeasure:  # each time: attributes may be assigned to
-        return _ssim_measure(self.data_range, self.win_size, self.win_sigma, None, self.K)
+        # Raises now what it would raise later. Not kept: attributes may be assigned to.
+        _measure(SSIMMeasure, data_range, size_average, win_size, win_sigma, None, K)
 
     def forward(self, X: Tensor, Y: Tensor) -> Tensor:
         """Images or volumes to SSIM: shape () or, with ``size_average=False``, (N,)."""
-        return _ssim(self._measure(), X, Y, self.size_average, self.nonnegative_ssim)
+        window = (self.data_range, self.size_average, self.win_size, self.win_sigma, None, self.K)
+        return ssim(X, Y, *window, self.nonnegative_ssim)
 
 
 class MS_SSIM(nn.Module):
@@ -129,42 +134,35 @@ class MS_SSIM(nn.Module):
     ) -> None:
         super().__init__()
         self.data_range, self.win_size, self.win_sigma, self.K = data_range, win_size, win_sigma, K
-        self.size_average = flag("size_average", size_average)
-        self.weights = weights
-        self._measure()  # raises now what it would raise later
-
-    def _measure(self) -> MSSSIMMeasure:  # each time: attributes may be assigned to
-        window = (self.data_range, self.win_size, self.win_sigma, None)
-        return _ms_ssim_measure(*window, self.weights, self.K)
+        self.size_average, self.weights = size_average, weights
+        window = (data_range, size_average, win_size, win_sigma, None, K)
+        _measure(MSSSIMMeasure, *window, **_pyramid(weights))  # as for SSIM
 
     def forward(self, X: Tensor, Y: Tensor) -> Tensor:
         """Images to MS-SSIM: shape () or, with ``size_average=False``, (N,)."""
-        return _ms_ssim(self._measure(), X, Y, self.size_average)
+        window = (self.data_range, self.size_average, self.win_size, self.win_sigma, None)
+        return ms_ssim(X, Y, *window, self.weights, self.K)
 
 
-def _ssim_measure(data_range, win_size, win_sigma, win, K) -> SSIMMeasure:
-    window = _window(data_range, win_size, win_sigma, win, K)
-    return _with_window(SSIMMeasure(**window), win)
-
-
-def _ms_ssim_measure(data_range, win_size, win_sigma, win, weights, K) -> MSSSIMMeasure:
-    window = _window(data_range, win_size, win_sigma, win, K)
-    weights = WANG_WEIGHTS if weights is None else weights
-    return _with_window(MSSSIMMeasure(**window, weights=weights, odd="pad"), win)
-
-
-def _window(data_range, win_size, win_sigma, win, K) -> dict:
+def _measure(kind, data_range, size_average, win_size, win_sigma, win, K, **arguments):
+    """The measure in the arguments of ours."""
     if not isinstance(K, (tuple, list)) or len(K) != 2:
         raise TypeError(f"K must be a pair (K1, K2), got {K!r}")
-    # Beside another window, nothing is asked of these two.
-    size, sigma = (win_size, win_sigma) if win is None else (1, 1.0)
-    return dict(data_range=data_range, window_size=size, sigma=sigma, k1=K[0], k2=K[1])
-
-
-def _with_window(measure: Windowed, win: Tensor | None):
+    reduction = "mean" if flag("size_average", size_average) else "batch"
+    if win is not None:
+        win_size, win_sigma = 1, 1.0  # of which nothing is asked beside another window
+    measure = kind(
+        **{"data_range": data_range, "window_size": win_size, "sigma": win_sigma},
+        **{"k1": K[0], "k2": K[1], "reduction": reduction},
+        **arguments,
+    )
     if win is not None:
         measure.use_taps(_taps(win))
     return measure
+
+
+def _pyramid(weights: Sequence[float] | None) -> dict:
+    return {"weights": WANG_WEIGHTS if weights is None else weights, "odd": "pad"}
 
 
 def _taps(win: Tensor) -> list[float]:
@@ -194,19 +192,3 @@ def _images(X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
         sides = [size for size in X.shape[2:] if size != 1]
         X, Y = (image.reshape(*image.shape[:2], *sides) for image in (X, Y))
     return X, Y
-
-
-def _ssim(measure: SSIMMeasure, X, Y, size_average: bool, nonnegative: bool) -> Tensor:
-    x, y = _images(X, Y)
-    reduction = "mean" if flag("size_average", size_average) else "batch"
-    if not flag("nonnegative_ssim", nonnegative):
-        return measure.reduced(x, y, None, reduction)
-    planes = x.shape[:2]  # each an image of its own
-    values = measure.reduced(x.flatten(0, 1)[:, None], y.flatten(0, 1)[:, None], None, "batch")
-    values = values.relu().reshape(planes)
-    return values.mean() if size_average else values.mean(1)
-
-
-def _ms_ssim(measure: MSSSIMMeasure, X, Y, size_average: bool) -> Tensor:
-    reduction = "mean" if flag("size_average", size_average) else "batch"
-    return measure.reduced(*_images(X, Y), reduction)
