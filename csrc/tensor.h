@@ -65,6 +65,13 @@ auto dispatch_floating(const Tensor& tensor, Body&& body) {
   }
 }
 
+// The same for images that are only read: 8-bit ones too, which are computed as they lie.
+template <class Body>
+auto dispatch_images(const Tensor& tensor, Body&& body) {
+  if (tensor.scalar_type() == ScalarType::Byte) return body(uint8_t{});
+  return dispatch_floating(tensor, body);
+}
+
 // The type in which images of element type T are computed, and its dtype.
 template <class T>
 using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
@@ -79,6 +86,8 @@ inline Tensor new_tensor(const Tensor& x, const std::vector<int64_t>& shape, Sca
 
 inline std::vector<Tensor> new_gradients(const Tensor& x, const Tensor& y, int64_t count) {
   STD_TORCH_CHECK(0 <= count && count <= 2, "ssimfast: gradients must be 0, 1 or 2, got ", count);
+  STD_TORCH_CHECK(count == 0 || x.scalar_type() != ScalarType::Byte,
+                  "ssimfast: 8-bit images have no gradient");
   std::vector<Tensor> grads;
   if (count > 0) grads.push_back(torch::stable::empty_like(x));
   if (count > 1) grads.push_back(torch::stable::empty_like(y));

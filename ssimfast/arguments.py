@@ -10,7 +10,7 @@ from torch import Tensor
 MAX_WINDOW_SIZE = 33
 # Of arguments that are numbers: squares and quotients of them stay within float32.
 _LARGEST = 1e15
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8)
 
 
 def number(name: str, value: float, least: float = -_LARGEST) -> float:
@@ -37,14 +37,17 @@ def choice(name: str, value: str | None, choices: Sequence[str | None]) -> str |
 
 
 def value_range_of(
-    value_range: tuple[float, float] | None, data_range: float
-) -> tuple[float, float]:
+    value_range: tuple[float, float] | None, data_range: float | None
+) -> tuple[float, float] | None:
+    """The values of black and white, if they are given: else they depend on the dtype."""
     if value_range is None:
+        if data_range is None:
+            return None
         high = number("data_range", data_range)
         if high < 1 / _LARGEST:
             raise ValueError(f"data_range must be at least {1 / _LARGEST:g}, got {data_range}")
         return 0.0, high
-    if data_range != 1.0:
+    if data_range is not None:
         raise ValueError(
             f"give value_range or data_range, not both: got {value_range!r} and {data_range!r}"
         )
@@ -104,20 +107,21 @@ def checked_images(x: Tensor, y: Tensor, ranks: tuple[int, ...] = (4,)) -> tuple
             raise ValueError(f"{name} must have shape {wanted}, got {tuple(image.shape)}{hint}")
         if image.dtype not in _DTYPES:
             raise TypeError(
-                f"{name} must be float16, bfloat16, float32 or float64, got {image.dtype}; "
+                f"{name} must be float16, bfloat16, float32, float64 or uint8, got {image.dtype}; "
                 "convert it, for example with .float(), and give its range as value_range"
             )
     if x.shape != y.shape:
         raise ValueError(
             f"x and y must have the same shape, got {tuple(x.shape)} and {tuple(y.shape)}"
         )
-    if x.dtype != y.dtype and torch.is_autocast_enabled(x.device.type):
+    floating = x.is_floating_point() and y.is_floating_point()
+    if x.dtype != y.dtype and floating and torch.is_autocast_enabled(x.device.type):
         wider = torch.promote_types(x.dtype, y.dtype)
         x, y = x.to(wider), y.to(wider)
     if x.dtype != y.dtype:
         raise ValueError(
             f"x and y must have the same dtype, got {x.dtype} and {y.dtype}; convert one, for "
-            "example with .float() where autocast made it half"
+            "example with .float() where autocast made it half (uint8 has another range)"
         )
     if x.device != y.device:
         raise ValueError(f"x and y must be on the same device, got {x.device} and {y.device}")

@@ -21,7 +21,7 @@ def ssim(
     y: Tensor,
     *,
     value_range: tuple[float, float] | None = None,
-    data_range: float = 1.0,
+    data_range: float | None = None,
     window: str = "gaussian",
     window_size: int = 11,
     sigma: float = 1.5,
@@ -51,14 +51,14 @@ def ssim(
     dozen tensors of the size of a plane or volume.
 
     Args:
-        x: images (N, C, H, W) or volumes (N, C, D, H, W); float16, bfloat16, float32 or float64,
-            any strides.
+        x: images (N, C, H, W) or volumes (N, C, D, H, W); float16, bfloat16, float32, float64 or
+            uint8, any strides.
         y: images of the same shape, dtype and device.
         value_range: (low, high), the values that mean black and white: ``(-1, 1)`` for the
             output of tanh. The images are mapped to [0, 1] inside the kernel, which matters
             because SSIM is not invariant under a common offset. Values outside are allowed, and
             nothing checks that the range is the images' own.
-        data_range: short for ``value_range=(0, data_range)``.
+        data_range: short for ``value_range=(0, data_range)``. Without either, 1, and 255 for uint8.
         window: "gaussian" or "uniform".
         window_size: side of the window in pixels, odd, 1 to 33.
         sigma: standard deviation of the Gaussian in pixels, > 0; not used by "uniform".
@@ -87,7 +87,7 @@ def ssim(
         likewise. Two empty batches do not differ: their means are 1.
 
     Raises:
-        TypeError: an argument has the wrong type, or the images have an integer dtype.
+        TypeError: an argument has the wrong type, or the images have another dtype.
         ValueError: shapes, devices or dtypes differ, or a value is not admissible.
     """
     return SSIMMeasure(
@@ -110,7 +110,7 @@ def ssim_components(
     y: Tensor,
     *,
     value_range: tuple[float, float] | None = None,
-    data_range: float = 1.0,
+    data_range: float | None = None,
     window: str = "gaussian",
     window_size: int = 11,
     sigma: float = 1.5,
@@ -156,7 +156,7 @@ def ms_ssim(
     *,
     weights: Sequence[float] | str = WANG_WEIGHTS,
     value_range: tuple[float, float] | None = None,
-    data_range: float = 1.0,
+    data_range: float | None = None,
     window: str = "gaussian",
     window_size: int = 11,
     sigma: float = 1.5,
@@ -186,7 +186,7 @@ def ms_ssim(
     or a smaller window.
 
     Args:
-        x: images (N, C, H, W); float16, bfloat16, float32 or float64, any strides.
+        x: images (N, C, H, W); float16, bfloat16, float32, float64 or uint8, any strides.
         y: images of the same shape, dtype and device.
         weights: the exponents, finest scale first, each >= 0; their number is that of the scales.
             "auto" takes as many of Wang's five as fit the images, and multiplies them such that
@@ -215,7 +215,7 @@ def ms_ssim(
         for "none" (N, C), with joint channels (N,). The mean of an empty batch is 1.
 
     Raises:
-        TypeError: an argument has the wrong type, or the images have an integer dtype.
+        TypeError: an argument has the wrong type, or the images have another dtype.
         ValueError: the images are too small for the scales, shapes, devices or dtypes differ, or a
             value is not admissible.
     """
@@ -249,7 +249,7 @@ def similarity_loss(
     gaussian_l1: float = 0.0,
     weights: Sequence[float] | str = WANG_WEIGHTS,
     value_range: tuple[float, float] | None = None,
-    data_range: float = 1.0,
+    data_range: float | None = None,
     window: str = "gaussian",
     window_size: int = 11,
     sigma: float = 1.5,
@@ -273,7 +273,7 @@ def similarity_loss(
     docs/losses.md lists the weights of losses with a name. Differentiable once, by both images.
 
     Args:
-        x: images (N, C, H, W); float16, bfloat16, float32 or float64, any strides.
+        x: images (N, C, H, W); float16, bfloat16, float32, float64 or uint8, any strides.
         y: images of the same shape, dtype and device.
         ssim: factor of 1 - SSIM, >= 0.
         ms_ssim: factor of 1 - MS-SSIM, >= 0.
@@ -301,7 +301,7 @@ def similarity_loss(
         0.
 
     Raises:
-        TypeError: an argument has the wrong type, or the images have an integer dtype.
+        TypeError: an argument has the wrong type, or the images have another dtype.
         ValueError: the images are too small for the window or the scales, shapes, devices or
             dtypes differ, or a value is not admissible.
     """

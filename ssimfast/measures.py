@@ -41,7 +41,7 @@ class Windowed:
     """What every measure needs: the value range, the window, the constants."""
 
     value_range: tuple[float, float] | None = None
-    data_range: float = 1.0
+    data_range: float | None = None
     window: str = "gaussian"
     window_size: int = 11
     sigma: float = 1.5
@@ -53,8 +53,7 @@ class Windowed:
     _PADDINGS = ("valid", "same", "reflect")
 
     def __post_init__(self) -> None:
-        low, high = value_range_of(self.value_range, self.data_range)
-        self._low, self._scale = low, 1 / (high - low)
+        self._range = value_range_of(self.value_range, self.data_range)
         self._taps = taps_of(self.window, self.window_size, self.sigma)
         self._c1 = number("k1", self.k1, least=0.0) ** 2
         self._c2 = number("k2", self.k2, least=0.0) ** 2
@@ -70,7 +69,8 @@ class Windowed:
             if n < 2:
                 raise ValueError("sample_covariance needs a window_size of at least 3, got 1")
             c2 = c2 * (n - 1) / n
-        return self._taps, self._c1, c2, self._low, self._scale, self.padding == "same"
+        low, high = self._range or (0.0, 255.0 if x.dtype == torch.uint8 else 1.0)
+        return self._taps, self._c1, c2, low, 1 / (high - low), self.padding == "same"
 
     def use_taps(self, taps: list[float]) -> None:
         """Takes another separable window: an odd number of taps >= 0, symmetric, of sum 1."""

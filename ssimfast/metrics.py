@@ -35,10 +35,7 @@ class _MeanOverImages(Metric):
         known = {*inspect.signature(self._module).parameters} - {"reduction"}
         ours = {name: arguments.pop(name) for name in known & arguments.keys()}
         super().__init__(**arguments)  # which refuses what it does not know
-        self._of_floats = self._module(reduction="batch", **ours)
-        if ours.get("value_range") is None and "data_range" not in ours:
-            ours["value_range"] = (0, 255)
-        self._of_bytes = self._module(reduction="batch", **ours)
+        self._measure = self._module(reduction="batch", **ours)
         for name in ("total", "count"):
             zero = torch.zeros((), dtype=torch.float64)
             self.add_state(name, default=zero, dist_reduce_fx="sum")
@@ -47,16 +44,11 @@ class _MeanOverImages(Metric):
         """Adds a batch.
 
         Args:
-            preds: images; uint8 or floating point. uint8 is converted to float32.
+            preds: images; uint8 or floating point.
             target: images of the same shape, dtype and device.
         """
-        module = self._of_floats
-        dtypes = {image.dtype for image in (preds, target) if isinstance(image, Tensor)}
-        if dtypes == {torch.uint8}:
-            module = self._of_bytes
-            preds, target = preds.float(), target.float()
         with torch.no_grad():
-            values = module(preds, target)
+            values = self._measure(preds, target)
         self.total += values.sum(dtype=torch.float64)
         self.count += len(values)
 

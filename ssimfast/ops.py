@@ -5,7 +5,7 @@ Arguments that the ops share:
 
 - ``x``, ``y``: images (N, C, H, W) of one floating dtype; for ``ssim_nd_*`` also volumes
   (N, C, D, H, W). float16 and bfloat16 are computed in float32, which is then the dtype of values
-  and maps; gradients have the dtype of the images.
+  and maps; gradients have the dtype of the images. So is uint8, where no gradient is asked for.
 - ``window``: K odd taps of the separable, symmetric filter, summing to 1.
 - ``low``, ``scale``: ``(value - low) * scale`` maps the value range to [0, 1], the unit range;
   ``c1``, ``c2`` are the constants of Wang et al. 2004 for that range.

@@ -41,13 +41,13 @@ def _multiprocessors(device: torch.device) -> int:
     return 64
 
 
-def _check_pair(x: Tensor, y: Tensor, size: int, same: bool) -> None:
+def _check_pair(x: Tensor, y: Tensor, size: int, same: bool, gradients: int) -> None:
     """What would read outside of the images. (The public functions say more, and sooner.)"""
     if x.shape != y.shape or x.dtype != y.dtype or x.device != y.device or x.dim() != 4:
         kinds = [f"{tuple(i.shape)} {i.dtype} on {i.device}" for i in (x, y)]
         raise RuntimeError(f"ssimfast: the images differ, or are no (N, C, H, W): {kinds}")
-    if not x.is_floating_point():
-        raise RuntimeError(f"ssimfast: images must be floating, got {x.dtype}")
+    if not x.is_floating_point() and (x.dtype != torch.uint8 or gradients > 0):
+        raise RuntimeError(f"ssimfast: {gradients} gradients of images of {x.dtype}")
     if size % 2 == 0 or size > MAX_WINDOW_SIZE:
         raise RuntimeError(f"ssimfast: the window must be odd, to {MAX_WINDOW_SIZE}, got {size}")
     if not same and min(x.shape[2:]) < size and x.numel() > 0:
@@ -125,7 +125,7 @@ class _Sweep:
     """A launch of ``triton_kernels.sweep``, as it is put together."""
 
     def __init__(self, x, y, window, c1, c2, low, scale, same, gradients=0):
-        _check_pair(x, y, len(window), same)
+        _check_pair(x, y, len(window), same, gradients)
         self.given = x, y
         self.x, self.y = _alike(x, y)
         self.window, self.gradients = tuple(window), gradients

@@ -17,7 +17,7 @@ MISTAKES = {
     "broadcastable_shape": ((X, X[:1]), {}, ValueError, r"same shape.*\(1, 3, 16, 18\)"),
     "dtype": ((X, X.double()), {}, ValueError, "dtype, got torch.float32 and torch.float64"),
     "device": ((X, X.to("meta")), {}, ValueError, "device, got cpu and meta"),
-    "integer": ((X.byte(), X.byte()), {}, TypeError, "x must be float16.*got torch.uint8.*float"),
+    "integer": ((X.int(), X.int()), {}, TypeError, "x must be float16.*got torch.int32.*float"),
     "complex": ((X.cfloat(), X.cfloat()), {}, TypeError, "got torch.complex64"),
     "rank": ((X[0], X[0]), {}, ValueError, r"x must have shape \(N, C, H, W\).*\(3, 16, 18\)"),
     "rank_of_y": ((X, X[0]), {}, ValueError, r"y must have shape \(N, C, H, W\)"),

@@ -149,7 +149,7 @@ def test_errors(metric):
         metric(value_range=(0, 1), data_range=255)
     with pytest.raises(ValueError, match="same dtype|must be float16"):
         metric().update(x.half(), y)
-    with pytest.raises(TypeError, match="must be float16.*got torch.uint8"):
+    with pytest.raises(ValueError, match="same dtype, got torch.uint8"):
         metric().update(to_bytes(x), y)
 
 

@@ -666,7 +666,7 @@ MISTAKES = {
     "shape": ((X, X[..., :-1]), {}, ValueError, r"\(2, 3, 48, 50\) and \(2, 3, 48, 49\)"),
     "dtype": ((X, X.double()), {}, ValueError, "dtype, got torch.float32 and torch.float64"),
     "device": ((X, X.to("meta")), {}, ValueError, "device, got cpu and meta"),
-    "integer": ((X.byte(), X.byte()), {}, TypeError, "x must be float16.*got torch.uint8"),
+    "integer": ((X.int(), X.int()), {}, TypeError, "x must be float16.*got torch.int32"),
     "rank": ((X[0], X[0]), {}, ValueError, r"x must have shape \(N, C, H, W\).*\(3, 48, 50\)"),
     "volumes": ((X[None], X[None]), {}, ValueError, r"x must have shape \(N, C, H, W\).*48, 50\)"),
     "no_tensor": ((X, X.numpy()), {}, TypeError, "y must be a tensor, got ndarray"),

@@ -606,7 +606,7 @@ MISTAKES = {
     "shape": ((X, X[..., :-1]), {}, ValueError, r"\(2, 3, 30, 32\) and \(2, 3, 30, 31\)"),
     "dtype": ((X, X.double()), {}, ValueError, "dtype, got torch.float32 and torch.float64"),
     "device": ((X, X.to("meta")), {}, ValueError, "device, got cpu and meta"),
-    "integer": ((X.byte(), X.byte()), {}, TypeError, "x must be float16.*got torch.uint8"),
+    "integer": ((X.int(), X.int()), {}, TypeError, "x must be float16.*got torch.int32"),
     "rank": ((X[0], X[0]), {}, ValueError, r"x must have shape \(N, C, H, W\).*\(3, 30, 32\)"),
     "volumes": ((X[None], X[None]), {}, ValueError, r"x must have shape \(N, C, H, W\).*30, 32\)"),
     "no_tensor": ((X.numpy(), X), {}, TypeError, "x must be a tensor, got ndarray"),

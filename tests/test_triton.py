@@ -67,6 +67,15 @@ def test_kernel_and_reference_give_the_same_tensors(name, dtype, layout):
             torch.testing.assert_close(g, w, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("window_size", [3, 11])
+def test_uint8(window_size):
+    x, y = ((255 * image).byte() for image in pair(1, 2, 17, 18))
+    for measure in (ssimfast.ssim, ssimfast.similarity_loss):
+        got = measure(x, y, window_size=window_size)
+        want = measure(x.float(), y.float(), window_size=window_size, data_range=255)
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-7)
+
+
 def test_images_of_two_layouts():
     x, y = pair(2, 3, 5, 6)
     y = y.contiguous(memory_format=torch.channels_last)
@@ -248,7 +257,7 @@ def test_direct_calls_are_guarded():
         (x[..., :12],): "the images differ",
         (x.double(),): "the images differ",
         (x[..., :5],) * 2: "no window of 11 fits",
-        (x.long(),) * 2: "images must be floating",
+        (x.long(),) * 2: "gradients of images of torch.int64",
     }.items():
         images = (x, *others)[-2:]
         with pytest.raises(RuntimeError, match=message):

@@ -412,7 +412,7 @@ Tensor ssim_nd_map(const Tensor& x, const Tensor& y, const Mask& mask, std::vect
   const std::vector<int64_t> sizes = map_sizes(x, y, mask, window, same);
   const Tensor map = torch::stable::new_empty(x, sizes, arithmetic_dtype(x));
   if (x.numel() == 0) return map;
-  dispatch_floating(x, [&](auto zero) {
+  dispatch_images(x, [&](auto zero) {
     using T = decltype(zero);
     Task task = make_task<T>(x, y, mask, std::move(window), c1, c2, low, scale, same);
     task.map = image<Arithmetic<T>>(map, map.mutable_data_ptr(), task.centres);
@@ -428,11 +428,9 @@ std::vector<Tensor> ssim_nd_map_grad(const Tensor& upstream, const Tensor& x, co
   const std::vector<int64_t> sizes = map_sizes(x, y, mask, window, same);
   STD_TORCH_CHECK(has_sizes(upstream, sizes) && upstream.scalar_type() == arithmetic_dtype(x),
                   "ssimfast: the gradient of the map does not fit the map");
-  STD_TORCH_CHECK(gradients == 1 || gradients == 2, "ssimfast: gradients must be 1 or 2, got ",
-                  gradients);
-  const bool both = gradients == 2;
-  std::vector<Tensor> grads{torch::stable::empty_like(x)};
-  if (both) grads.push_back(torch::stable::empty_like(y));
+  STD_TORCH_CHECK(gradients > 0, "ssimfast: gradients must be 1 or 2, got ", gradients);
+  const std::vector<Tensor> grads = new_gradients(x, y, gradients);
+  const bool both = gradients > 1;
   if (x.numel() == 0) return grads;
   dispatch_floating(x, [&](auto zero) {
     using T = decltype(zero);

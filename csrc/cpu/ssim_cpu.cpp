@@ -101,7 +101,7 @@ std::vector<Tensor> maps(const Tensor& x, const Tensor& y, const Settings& setti
   for (int i = 0; i <= int(components); ++i)
     out.push_back(new_tensor(x, map_shape(x, settings), arithmetic_dtype(x)));
   if (x.numel() == 0) return out;
-  dispatch_floating(x, [&](auto zero) {
+  dispatch_images(x, [&](auto zero) {
     using T = decltype(zero);
     Job<Arithmetic<T>> job = make_job<T>(x, y, settings);
     job.components = components;
@@ -175,7 +175,7 @@ Similarity similarity(const Tensor& x, const Tensor& y, const Settings& settings
     torch::stable::fill_(zeros, 0);
     return {value, terms, grads, pooled};
   }
-  dispatch_floating(x, [&](auto zero) {
+  dispatch_images(x, [&](auto zero) {
     using T = decltype(zero);
     using A = Arithmetic<T>;
     Job<A> job = make_job<T>(x, y, settings);

@@ -129,8 +129,10 @@ inline Dtype dtype_of(const Tensor& tensor) {
       return Dtype::kBFloat16;
     case ScalarType::Double:
       return Dtype::kFloat64;
+    case ScalarType::Byte:
+      return Dtype::kUInt8;
     default:
-      STD_TORCH_CHECK(false, "ssimfast: images must be floating point, got ",
+      STD_TORCH_CHECK(false, "ssimfast: images must be floating point or uint8, got ",
                       torch::headeronly::toString(tensor.scalar_type()));
   }
 }

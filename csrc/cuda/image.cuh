@@ -1,14 +1,14 @@
 // Images of any dtype and strides, read and written in the arithmetic type A: float for float16,
-// bfloat16 and float32, double for float64.
+// bfloat16, float32 and uint8 (which is only read), double for float64.
 #pragma once
 
 #include "device.cuh"
 
 namespace ssimfast::cuda {
 
-enum class Dtype : int { kFloat32, kFloat16, kBFloat16, kFloat64 };
+enum class Dtype : int { kFloat32, kFloat16, kBFloat16, kFloat64, kUInt8 };
 
-// Calls body(T{}) with the element type of a dtype whose arithmetic type is A. The dtype is the
+// Calls body(T{}) with the element type of a floating dtype whose arithmetic type is A. The dtype is the
 // same for all threads, so that the branch costs next to nothing, and one kernel serves three
 // dtypes.
 template <class A, class Body>
@@ -24,6 +24,7 @@ SSIMFAST_DEVICE void for_dtype(Dtype dtype, Body&& body) {
   }
 }
 
+SSIMFAST_DEVICE float to_arithmetic(uint8_t v) { return v; }
 SSIMFAST_DEVICE float to_arithmetic(float v) { return v; }
 SSIMFAST_DEVICE double to_arithmetic(double v) { return v; }
 SSIMFAST_DEVICE float to_arithmetic(__half v) { return __half2float(v); }
@@ -57,6 +58,8 @@ struct Image {
   SSIMFAST_DEVICE int64_t plane(int64_t n, int64_t c) const { return n * by_image + c * by_plane; }
 
   SSIMFAST_DEVICE A at(int64_t offset) const {
+    if (dtype == Dtype::kUInt8)
+      return to_arithmetic(read(static_cast<const uint8_t*>(data) + offset));
     A value{};
     for_dtype<A>(dtype, [&](auto zero) {
       using T = decltype(zero);

@@ -39,6 +39,8 @@ Fused select_sweep(Dtype dtype, Pass pass, bool plain) {
       return select_pass<__half, K>(pass, plain);
     case Dtype::kBFloat16:
       return select_pass<__nv_bfloat16, K>(pass, plain);
+    case Dtype::kUInt8:  // without gradients: new_gradients()
+      return fused<uint8_t, K, Pass::kForward, false>();
     case Dtype::kFloat64:
       break;
   }

@@ -1,0 +1,125 @@
+"""Images of 8 bits: values are those of the same numbers as floats, in a range of 0 to 255."""
+
+import comparison
+import oracle
+import pytest
+import torch
+from comparison import as_float64, assert_near, on_default_device, to_oracle
+from test_ops import LAYOUTS
+
+import ssimfast
+from ssimfast import ops
+
+RANGE = {"data_range": 255}
+
+
+def pair(*shape: int) -> list[torch.Tensor]:
+    """Related images, in which black and white occur."""
+    x = torch.randint(-40, 296, shape).clamp(0, 255)
+    y = (x + torch.randint(-60, 61, shape)).clamp(0, 255)
+    return on_default_device(x.byte(), y.byte())
+
+
+def assert_ssim_is_the_oracles(x: torch.Tensor, y: torch.Tensor, **arguments) -> None:
+    want, *_ = oracle.ssim(as_float64(x), as_float64(y), **to_oracle({**RANGE, **arguments}))
+    allowed = comparison.TOLERANCES[torch.float32]
+    got = ssimfast.ssim(x, y, reduction="none", **arguments)
+    assert got.dtype == torch.float32 and not got.requires_grad
+    assert_near(got, want, allowed["map"], "map")
+    assert_near(ssimfast.ssim(x, y, **arguments), want.mean(), allowed["mean"], "mean")
+
+
+@pytest.mark.parametrize("padding", ["valid", "same", "reflect"])
+@pytest.mark.parametrize("window_size", [1, 5, 7, 9, 11, 13])
+def test_ssim(backend, window_size, padding):
+    assert_ssim_is_the_oracles(*pair(2, 3, 29, 47), window_size=window_size, padding=padding)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(backend, layout):
+    x, y = pair(2, 3, 17, 40)
+    assert_ssim_is_the_oracles(LAYOUTS[layout](x), LAYOUTS[layout](y))
+
+
+@pytest.mark.parametrize("arguments", [{"value_range": (-20, 300)}, {"data_range": 1}], ids=str)
+def test_a_range_that_is_given(backend, arguments):
+    x, y = pair(1, 2, 15, 16)
+    got = ssimfast.ssim(x, y, **arguments)
+    torch.testing.assert_close(got, ssimfast.ssim(x.float(), y.float(), **arguments))
+
+
+CALLS = {
+    "batch": lambda x, y, **more: ssimfast.ssim(x, y, reduction="batch", **more),
+    "sum": lambda x, y, **more: ssimfast.ssim(x, y, reduction="sum", **more),
+    "mask": lambda x, y, **more: ssimfast.ssim(
+        x, y, mask=torch.ones(48, 1, device=x.device).tril(), reduction="none", **more
+    ),
+    "components": lambda x, y, **more: torch.stack(ssimfast.ssim_components(x, y, **more)),
+    "ms_ssim": lambda x, y, **more: ssimfast.ms_ssim(x, y, weights="auto", **more),
+    "mixture": lambda x, y, **more: torch.stack(
+        [*ssimfast.similarity_loss(x, y, l1=0.5, l2=2, return_terms=True, **more)[1].values()]
+    ),
+    "volume": lambda x, y, **more: ssimfast.ssim(
+        x.view(2, 1, 3, 48, 50), y.view(2, 1, 3, 48, 50), window_size=3, **more
+    ),
+    "module": lambda x, y, **more: ssimfast.SSIMLoss(**more)(x, y),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_equals_the_same_numbers_as_floats(backend, call):
+    x, y = pair(2, 3, 48, 50)
+    torch.testing.assert_close(
+        CALLS[call](x, y), CALLS[call](x.float(), y.float(), **RANGE), rtol=0, atol=1e-6
+    )
+
+
+def test_equal_images_give_exactly_one(backend):
+    x, _ = pair(1, 3, 20, 21)
+    assert torch.equal(ssimfast.ssim(x, x), torch.ones((), device=x.device))
+
+
+def test_no_copy_as_floats():
+    """What torch allocates during the call: less than an image of 8 bits."""
+    if ops.extension is None:
+        pytest.skip("the extension was not built: no C++ compiler at install time")
+    x, y = pair(1, 3, 400, 500)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        ssimfast.ssim(x, y)
+    allocated = sum(max(event.self_device_memory_usage, 0) for event in profile.key_averages())
+    allocated += sum(max(event.self_cpu_memory_usage, 0) for event in profile.key_averages())
+    assert allocated < x.numel() / 100
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compile():
+    function = torch.compile(lambda x, y: ssimfast.ssim(x, y), fullgraph=True)
+    x, y = pair(1, 3, 20, 21)
+    torch.testing.assert_close(function(x, y), ssimfast.ssim(x, y))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int64, torch.bool], ids=str)
+def test_other_integers_are_refused(dtype):
+    x = torch.ones(1, 1, 16, 16, dtype=dtype)
+    with pytest.raises(TypeError, match=f"x must be float16.*uint8, got {dtype}"):
+        ssimfast.ssim(x, x)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_one_image_of_floats_is_refused(autocast):
+    x, _ = pair(1, 1, 16, 16)
+    with (
+        torch.autocast("cpu", enabled=autocast),
+        pytest.raises(ValueError, match="same dtype, got torch.uint8 and torch.bfloat16"),
+    ):
+        ssimfast.ssim(x, x.bfloat16())
+
+
+def test_ops_refuse_gradients(backend):
+    x, _ = pair(1, 1, 16, 16)
+    settings = ([1.0], 1e-4, 9e-4, 0.0, 255.0, False)
+    request = (1, [1.0, 0.0, 0.0, 0.0, 0.0], None, None, None, 1, 0, 1, 0)
+    if backend == "reference":
+        pytest.skip("the reference reads and writes nothing by itself")
+    with pytest.raises(RuntimeError, match="8-bit images have no gradient"):
+        ops._similarity(x, x, *settings, *request)
