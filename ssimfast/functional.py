@@ -46,9 +46,9 @@ def ssim(
     where :math:`L` is the width of the value range. Values lie in [-1, 1]; 1 means equal.
     Differentiable once, by ``x`` and by ``y``.
 
-    Images without a mask are computed in one pass over them. Volumes and masks go axis by axis
-    through memory, in float64, and again in backward: up to ten times the time, and memory for a
-    dozen tensors of the size of a plane or volume.
+    Images without a mask are computed in one pass over them, and so are the means and sums of
+    volumes, on the CPU in float64; maps and masks are computed again in backward. On GPUs, volumes
+    and masks take memory for a dozen float64 tensors of their size.
 
     Args:
         x: images (N, C, H, W) or volumes (N, C, D, H, W); float16, bfloat16, float32, float64 or

@@ -129,10 +129,11 @@ class SSIMMeasure(Windowed):
             x, y = self._reflected(x), self._reflected(y)
         if reduction == "none" and x.dim() == 4:
             return ops.ssim_map(x, y, *settings)
+        if reduction == "none":
+            return ops.ssim_nd_map(x, y, None, *settings)
         count = 1 if reduction == "sum" else ops.positions(x, settings, kept)
         if x.dim() == 5:
-            values = ops.ssim_nd_map(x, y, None, *settings)
-            return values if reduction == "none" else (_sum(values, kept) / count).to(values.dtype)
+            return ops.ssim_nd_mean(x, y, settings, count, kept)
         weights = [factor, 0.0, 0.0, 0.0, 0.0]
         return ops.similarity(x, y, settings, weights, constant, None, None, count, kept)[0]
 

@@ -28,7 +28,7 @@ brought to the number of positions: with ``count`` the positions of a group, all
 
 It returns the value, the terms (float64 where the device has it), the gradients and the pooled
 images. ``scale_grad`` turns a gradient into that by the images: ``* upstream * scale / count``;
-``scale_grad_`` in its place.
+``scale_grad_`` in its place. ``ssim_nd_mean`` is the same of SSIM alone, for volumes.
 ``combine_scales`` makes MS-SSIM of the terms of all scales: the value ``weights`` times (SSIM,
 MS-SSIM, L1, L2, blurred L1), these five, and the slopes of the value by the sums of each scale.
 ``sweep_scales`` is the sweeps of all scales and what combines them, for a backend that does it in
@@ -63,6 +63,7 @@ _SCHEMAS = {
     "ssim_map_grad": f"(Tensor upstream, {_PAIR}, int gradients) -> Tensor[]",
     "ssim_nd_map": f"({_MASKED_PAIR}) -> Tensor",
     "ssim_nd_map_grad": f"(Tensor upstream, {_MASKED_PAIR}, int gradients) -> Tensor[]",
+    "ssim_nd_mean": f"({_PAIR}, SymInt count, int kept, int gradients) -> (Tensor, Tensor[])",
     "components_map": f"({_PAIR}) -> (Tensor, Tensor)",
     "components_map_grad": (
         f"(Tensor by_luminance, Tensor by_contrast_structure, {_PAIR}, int gradients) -> Tensor[]"
@@ -259,6 +260,10 @@ _FAKES = {
     "ssim_map_grad": lambda upstream, x, y, *a: _fake_grads(x, y, a[-1]),
     "ssim_nd_map": lambda x, y, mask, *a: _fake_map(x, y, *a),
     "ssim_nd_map_grad": lambda upstream, x, y, *a: _fake_grads(x, y, a[-1]),
+    "ssim_nd_mean": lambda x, y, *a: (
+        x.new_empty(x.shape[: a[-2]], dtype=reference.result_dtype(x.dtype)),
+        _fake_grads(x, y, a[-1]),
+    ),
     "components_map": lambda x, y, *a: (_fake_map(x, y, *a), _fake_map(x, y, *a)),
     "components_map_grad": lambda by_l, by_cs, x, y, *a: _fake_grads(x, y, a[-1]),
     "similarity": _fake_similarity,
@@ -280,6 +285,7 @@ _ssim_map = torch.ops.ssimfast.ssim_map.default
 _ssim_map_grad = torch.ops.ssimfast.ssim_map_grad.default
 _ssim_nd_map = torch.ops.ssimfast.ssim_nd_map.default
 _ssim_nd_map_grad = torch.ops.ssimfast.ssim_nd_map_grad.default
+_ssim_nd_mean = torch.ops.ssimfast.ssim_nd_mean.default
 _components_map = torch.ops.ssimfast.components_map.default
 _components_map_grad = torch.ops.ssimfast.components_map_grad.default
 _similarity = torch.ops.ssimfast.similarity.default
@@ -355,6 +361,30 @@ class SSIMNdMap(torch.autograd.Function):
         x, y = _in_order(x, y, needs)
         grads = _ssim_nd_map_grad(upstream, x, y, mask, *ctx.settings, sum(needs))
         return *_by_need(grads, needs), None, *[None] * len(ctx.settings)
+
+
+class SSIMNdMean(torch.autograd.Function):
+    """The mean over volumes; the gradient is computed in the forward pass."""
+
+    @staticmethod
+    def forward(ctx, x, y, settings, count, kept):
+        needs = ctx.needs_input_grad[:2]
+        x, y = _in_order(x, y, needs)
+        value, grads = _ssim_nd_mean(x, y, *settings, count, kept, sum(needs))
+        ctx.save_for_backward(*grads)
+        ctx.scale, ctx.count = settings[4], count
+        return value
+
+    @staticmethod
+    def backward(ctx, upstream):
+        _refuse_second_derivative()
+        grads, factors = ctx.saved_tensors, (upstream, ctx.scale, ctx.count)
+        if _may_overwrite():
+            for grad in grads:
+                reference.scale_grad_(grad, *factors)
+        else:
+            grads = [reference.scale_grad(grad, *factors) for grad in grads]
+        return *_by_need(grads, ctx.needs_input_grad[:2]), *[None] * 3
 
 
 class ComponentsMap(torch.autograd.Function):
@@ -594,6 +624,13 @@ def ssim_map(x: Tensor, y: Tensor, *settings: Any) -> Tensor:
 
 def ssim_nd_map(x: Tensor, y: Tensor, mask: Tensor | None, *settings: Any) -> Tensor:
     return (SSIMNdMap.apply if _needs_autograd(x, y) else _ssim_nd_map)(x, y, mask, *settings)
+
+
+def ssim_nd_mean(x: Tensor, y: Tensor, settings: tuple, count: int, kept: int) -> Tensor:
+    """The sum of SSIM over all but the first ``kept`` dimensions, divided by ``count``."""
+    if _needs_autograd(x, y):
+        return SSIMNdMean.apply(x, y, settings, count, kept)
+    return _ssim_nd_mean(x, y, *settings, count, kept, 0)[0]
 
 
 def components_map(x: Tensor, y: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:

@@ -198,6 +198,16 @@ def ssim_nd_map_grad(
     return _gradients_like((x, y), grads, gradients)
 
 
+def ssim_nd_mean(x: Tensor, y: Tensor, *settings) -> tuple[Tensor, list[Tensor]]:
+    *settings, count, kept, gradients = settings
+    statistics = _Statistics(x, y, *settings)
+    value = statistics.ssim().sum(tuple(range(kept, x.dim()))) / count
+    grads = []
+    if gradients > 0:
+        grads = _gradients_like((x, y), statistics.gradients(ssim=1.0), gradients)
+    return value.to(statistics.out_dtype), grads
+
+
 def components_map(x: Tensor, y: Tensor, *settings) -> tuple[Tensor, Tensor]:
     statistics = _Statistics(x, y, *settings)
     maps = statistics.luminance(), statistics.contrast_structure()
@@ -285,15 +295,15 @@ def _by_difference(d: Tensor, weights: list[float], counts: Tensor | float) -> T
 
 
 def scale_grad(grad: Tensor, upstream: Tensor, scale: float, count: int) -> Tensor:
-    return _like(grad, grad * (_by_plane(upstream) * (scale / count)))
+    return _like(grad, grad * (_by_plane(upstream, grad) * (scale / count)))
 
 
 def scale_grad_(grad: Tensor, upstream: Tensor, scale: float, count: int) -> None:
-    grad.copy_(scale_grad(grad, upstream, scale, count))
+    grad.mul_(_by_plane(upstream, grad) * (scale / count))
 
 
-def _by_plane(upstream: Tensor) -> Tensor:
-    return upstream.reshape(*upstream.shape, *[1] * (4 - upstream.dim()))
+def _by_plane(upstream: Tensor, image: Tensor) -> Tensor:
+    return upstream.reshape(*upstream.shape, *[1] * (image.dim() - upstream.dim()))
 
 
 def pool(image: Tensor, pooling: int) -> Tensor:
@@ -343,7 +353,7 @@ def collapse(
         d = (x.to(total.dtype) - y.to(total.dtype)) * scale
         by_d = _by_difference(d, pixel_weights, _pixel_counts(d, rows, columns))
         total = total + by_d * (upstream.numel() / d.numel() if d.numel() else 1.0)
-    return _like(grads[0], total * _by_plane(upstream) * scale)
+    return _like(grads[0], total * _by_plane(upstream, total) * scale)
 
 
 def combine_scales(

@@ -105,25 +105,25 @@ def test_every_shape(backend, shape):
     assert_matches_oracle(x, y, mask=torch.rand(shape[2:]), padding="valid")
 
 
-# Maps of 2 ** 20 numbers are worked on together: five a pixel with a mask, else four. Lines of
-# more than 1024 rows (or slices) are filtered 64 columns at a time.
+# Images are cut into runs of 64 rows or more, side by side; four rows advance together.
 @pytest.mark.parametrize(
     "shape",
-    [(45, 3, 40, 41), (1, 2, 460, 458), (1, 1, 1030, 130), (1, 1, 1030, 129)],
-    ids=["planes_of_two_groups", "plane_larger_than_a_group", "whole_pieces", "pieces_and_one"],
+    [(1, 1, 127, 20), (1, 1, 131, 20), (2, 3, 200, 17), (1, 1, 1030, 9)],
+    ids=["one_run", "two_runs", "two_runs_a_plane", "all_runs"],
 )
-def test_boundaries_of_pieces(shape):
+def test_boundaries_of_runs(shape):
     mask = torch.rand(shape[2:]) < 0.8
-    assert_matches_oracle(*pair(*shape), mask=mask, window_size=3, padding="same")
+    assert_matches_oracle(*pair(*shape), mask=mask, window_size=5, padding="same")
 
 
+# Slices so wide that their rows are cut into strips; planes side by side, and one after another.
 @pytest.mark.parametrize(
     "shape",
-    [(3, 3, 30, 32, 33), (1, 1, 1030, 3, 65), (1, 1, 3, 1030, 65)],
-    ids=["volumes_of_two_groups", "pieces_along_depth", "pieces_along_height"],
+    [(1, 1, 5, 41, 3000), (3, 3, 6, 7, 8), (1, 3, 9, 6, 7), (1, 1, 70, 5, 6)],
+    ids=["strips", "planes_side_by_side", "planes_in_turn", "deep"],
 )
-def test_boundaries_of_pieces_of_volumes(shape):
-    assert_matches_oracle(*pair(*shape), window_size=3)
+def test_boundaries_of_parts_of_volumes(shape):
+    assert_matches_oracle(*pair(*shape), window_size=5)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 1, 3, 8), (2, 1, 10, 10)], ids=str)

@@ -62,6 +62,9 @@ def arguments(name: str, more: bool, dtype: torch.dtype, layout: str) -> tuple:
         return maps[0], x, y, mask, *settings, gradients
     if name == "ssim_nd_map":
         return x, y, mask, *settings
+    if name == "ssim_nd_mean":
+        shape = (2, 3, 4, 3, 13) if more else (2, 3, 12, 13)
+        return x.reshape(shape), y.reshape(shape), *settings, 72, gradients, gradients
     return x, y, *settings
 
 

@@ -4,6 +4,7 @@
 // a vector V holds; sweep() calls it along a row.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "dispatch.h"
@@ -33,9 +34,44 @@ struct Correlate {
   }
 };
 
+// The same for four rows of windows at once: from[b + k] is what window b sees through tap k, so
+// that a loaded vector serves all four.
+constexpr int kTogether = 4;
+
+struct CorrelateRows {
+  const double* from[kMaxWindow + kTogether - 1];
+  const double* taps;
+  int window;
+  double* to[kTogether];
+
+  template <class V>
+  SSIMFAST_INLINE void at(int64_t i) const {
+    V sum[kTogether] = {};
+    // Rows that the first windows see and the last do not, and the other way round: what a window
+    // does not see must not be multiplied by 0, for it may be NaN.
+    for (int k = 0; k < kTogether - 1; ++k) {
+      const V v = load<V>(from[k] + i);
+      for (int b = 0; b <= k; ++b)
+        if (k - b < window) sum[b] += taps[k - b] * v;
+    }
+    for (int k = kTogether - 1; k < window; ++k) {
+      const V v = load<V>(from[k] + i);
+      for (int b = 0; b < kTogether; ++b) sum[b] += taps[k - b] * v;
+    }
+    for (int j = 0; j < kTogether - 1; ++j) {
+      const int k = std::max(window, kTogether - 1) + j;
+      if (k >= window + kTogether - 1) break;
+      const V v = load<V>(from[k] + i);
+      for (int b = 0; b < kTogether; ++b)
+        if (k - b < window) sum[b] += taps[k - b] * v;
+    }
+    for (int b = 0; b < kTogether; ++b) store(to[b] + i, sum[b]);
+  }
+};
+
 // A row of windows by their sums, the maps of which lie `pitch` apart.
 struct Windows {
-  double* sums;
+  const double* sums;
   int64_t pitch;
   bool masked;
   double level_s;  // what was subtracted from s
@@ -83,26 +119,30 @@ struct WriteSsim {
   }
 };
 
-// Puts the slopes, times `upstream`, in the place of the sums. A pixel's part in a window is
-// w / weight * [A + P * (s - mean_s)]: all of it but w and s is known here.
+// SSIM, and the slopes times `upstream`, in maps that lie `pitch` apart. A pixel's part in a window
+// is w / weight * [A + P * (s - mean_s)]: all of it but w and s is known here.
 struct WriteSlopes {
   Windows windows;
   bool both;
   const double* upstream;
+  double* ssim;
+  double* slopes;
+  int64_t pitch;
 
   template <class V>
   SSIMFAST_INLINE void at(int64_t i) const {
     const auto q = windows.statistics<V>(i);
     const Terms<V> terms(q.moments, broadcast<V>(2 * windows.c1), Reciprocals<double>());
+    store(ssim + i, similarity_of(terms.half_distance()));
     const Upstream<V> by{load<V>(upstream + i) * q.share, V{}, V{}};
-    const auto p = partials(terms, slopes(terms, by));
+    const auto p = partials(terms, ssimfast::slopes(terms, by));
     const V rest_s = p.by_mu_s - p.by_var_s * q.mean_s;
     const V rest_d = p.by_mu_d - p.by_var_d * q.mean_d;
-    double* const to = windows.sums + i;
-    store(to + kByVarS * windows.pitch, p.by_var_s);
-    store(to + kByVarD * windows.pitch, p.by_var_d);
-    store(to + kRestS * windows.pitch, both ? rest_s : rest_s + rest_d);
-    if (both) store(to + kRestD * windows.pitch, rest_d);
+    double* const to = slopes + i;
+    store(to + kByVarS * pitch, p.by_var_s);
+    store(to + kByVarD * pitch, p.by_var_d);
+    store(to + kRestS * pitch, both ? rest_s : rest_s + rest_d);
+    if (both) store(to + kRestD * pitch, rest_d);
   }
 };
 

@@ -1,50 +1,64 @@
-// SSIM of images and volumes as a map, and its gradient, with a mask or without: ssim_nd_map and
-// ssim_nd_map_grad.
+// SSIM of images and volumes as a map or a mean, and its gradient, with a mask or without:
+// ssim_nd_map, ssim_nd_map_grad and ssim_nd_mean.
 //
-//   pixels -> sums over windows, axis by axis -> SSIM, or slopes
-//   slopes -> sums over the windows of a pixel, axis by axis -> (with the pixels) gradient
+// A volume streams through, slice by slice:
+//
+//   pixels -> sums along rows -> down columns -> ring of slices -> along the depth -> SSIM, slopes
+//   slopes -> ring of slices -> along the depth -> down columns -> along rows -> (pixels) gradient
+//
+// The rings hold as many slices as a window; nothing is as large as the volume. kTogether slices
+// advance in a step, of a few phases each; the rows of a phase are independent of each other, and
+// so are planes, and runs of slices, if what their windows share is computed twice. Every number
+// comes about in the same way whatever is cut, so the result has the same bits for every number of
+// threads.
 //
 // Everything is in double, whatever the images are. tile.h does without by taking differences from
 // the pixel at the centre; under a mask that pixel may be hidden, and each window's sums are
 // divided by a weight of its own. In double plain sums of squares keep all digits that images of
-// float have, cost no more than centred ones, and are divided once, after the last axis.
-//
-// Maps are as large as the images; what belongs to a window lies where its centre is. An axis is
-// filtered in place, piece by piece through scratch memory. The cut into pieces depends on the
-// shape alone, so the result has the same bits for every number of threads.
+// float have, cost no more than centred ones in float, and are divided once, after the last axis.
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
 #include <numeric>
 #include <optional>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "../tensor.h"
 #include "nd.h"
-#include "plane.h"
+#include "tensors.h"
 
 namespace ssimfast::cpu {
 namespace {
 
-// Planes are worked on together as long as their maps hold no more numbers: 8 MiB.
-constexpr int64_t kNumbersTogether = 1 << 20;
+// Planes and runs are worked on side by side if there are so many; else the rows of one are.
+constexpr int64_t kManyParts = 8;
+// An image is cut into this many parts, none shorter than this: each has a halo at both ends.
+constexpr int64_t kWantedParts = 16, kLeastRun = 64;
+// Rows of a volume are cut into strips such that its rings hold about so many numbers: 32 MiB.
+constexpr int64_t kRingNumbers = int64_t(1) << 22, kLeastStrip = 16;
 // Numbers that are worth a thread.
-constexpr int64_t kGrain = 8192;
-// A piece holds about kPieceNumbers, to stay in a level-2 cache, in a multiple of kPieceColumns.
-constexpr int64_t kPieceNumbers = 1 << 16, kPieceColumns = 64;
+constexpr int64_t kGrain = 2048;
 
 enum Axis { kDepth, kHeight, kWidth, kAxes };
 
 struct Interval {
   int64_t begin, end;
+
   int64_t size() const { return end - begin; }
+  bool has(int64_t i) const { return begin <= i && i < end; }
+  // Wider by `margin` at both ends, but within `bounds`. May be empty.
+  Interval grown(int64_t margin, const Interval& bounds) const {
+    const int64_t first = std::max(begin - margin, bounds.begin);
+    return {first, std::max(first, std::min(end + margin, bounds.end))};
+  }
 };
 using Box = std::array<Interval, kAxes>;
 
+// An image (N, C, H, W) is a volume whose slices have one row: depth is its height.
 struct Row {
-  int64_t plane;  // among those that are worked on together
   int64_t n, c, z, r;
 };
 
@@ -82,130 +96,148 @@ Image image(const Tensor& tensor, const void* data, const Box& box) {
     for (int64_t i = 0; i < n; ++i)
       static_cast<T*>(to)[i * stride] = static_cast<T>(static_cast<Arithmetic<T>>(from[i]));
   };
-  return {
-      static_cast<char*>(const_cast<void*>(data)),
-      box,
-      {tensor.stride(0) * size, tensor.stride(1) * size, last == 4 ? tensor.stride(2) * size : 0,
-       tensor.stride(last - 1) * size, tensor.stride(last) * size},
-      size,
-      read,
-      write};
+  return {static_cast<char*>(const_cast<void*>(data)),
+          box,
+          {tensor.stride(0) * size, tensor.stride(1) * size, tensor.stride(2) * size,
+           last == 4 ? tensor.stride(3) * size : 0, tensor.stride(last) * size},
+          size,
+          read,
+          write};
 }
 
 struct Task {
   Image x, y, mask, upstream;
   Image map, grad_x, grad_y;
   std::vector<double> window;
-  double c1, c2, low, scale;
-  bool masked, both, is_volume;
-  int64_t channels;
+  double c1, c2, low, scale, grad_scale;
+  bool masked, is_volume, has_map, has_upstream;
+  int gradients;
+  double* row_sums;  // of SSIM, plane by plane; null if not wanted
+  int64_t planes, channels;
   Box pixels, centres;
 
+  int half() const { return static_cast<int>(window.size()) / 2; }
+  int half_down() const { return is_volume ? half() : 0; }  // the window down the columns
   int sums() const { return masked ? kSums : kSumWeight; }
-  int slopes() const { return both ? kPartials : kRestD; }
-  int64_t numbers() const {
-    return sums() * pixels[kDepth].end * pixels[kHeight].end * pixels[kWidth].end;
-  }
+  int slopes() const { return gradients == 0 ? 0 : gradients == 2 ? kPartials : kRestD; }
+  int64_t width() const { return pixels[kWidth].end; }
+  // From row to row of a map: vectors of a row may end beyond it.
+  int64_t pitch() const { return (width() + 2 * half() + 15) / 8 * 8; }
+  int64_t ring_slices() const { return static_cast<int64_t>(window.size()) + 2 * kTogether; }
 };
 
-// Calls body(index, scratch memory) on all threads; a call works on `each` numbers.
-template <class Body>
-void parallel(int64_t count, int64_t each, int64_t scratch_size, Body&& body) {
-  const int64_t grain = std::max<int64_t>(1, kGrain / each);
-  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
-    std::vector<double> scratch(scratch_size);
-    for (int64_t i = begin; i < end; ++i) body(i, scratch.data());
-  });
-}
+// What one call of the kernel is for: some slices and rows of a plane. Where there are gradients
+// these are of pixels, else of windows.
+struct Part {
+  int64_t plane;
+  Interval slices, rows;
+};
 
-// Some planes, which are volumes where there is a depth, and their maps.
-class Planes {
+// Rows of maps, map by map, slice by slice.
+class Maps {
  public:
-  Planes(const Task& task, Interval planes, double* maps)
+  Maps(int64_t slices, int maps, Interval rows, int64_t pitch)
+      : maps(maps), rows(rows), pitch(pitch), numbers(slices * maps * rows.size() * pitch) {}
+
+  double* row(int64_t slice, int map, int64_t r) {
+    return numbers.data() + ((slice * maps + map) * rows.size() + r - rows.begin) * pitch;
+  }
+  // From map to map of a row.
+  int64_t map_pitch() const { return rows.size() * pitch; }
+
+ private:
+  int maps;
+  Interval rows;
+  int64_t pitch;
+  std::vector<double> numbers;
+};
+
+class Stream {
+ public:
+  Stream(const Task& task, const Part& part)
       : task(task),
-        planes(planes),
-        maps(maps),
-        half(static_cast<int>(task.window.size()) / 2),
-        width(task.pixels[kWidth].end),
-        padded(width + 2 * half),
-        strides{task.pixels[kHeight].end * width, width},
-        pitch(task.pixels[kDepth].end * strides[kDepth]),
-        columns(task.centres[kWidth]) {
-    for (int64_t i = 0; i < planes.size(); ++i) levels.push_back(choose_level(i));
+        part(part),
+        half(task.half()),
+        ring(task.ring_slices()),
+        width(task.width()),
+        pitch(task.pitch()),
+        columns(task.centres[kWidth]),
+        spread(task.gradients > 0 ? half : 0),
+        centres(part.slices.grown(spread, task.centres[kDepth])),
+        centre_rows(
+            part.rows.grown(task.gradients > 0 ? task.half_down() : 0, task.centres[kHeight])),
+        pixel_rows(centre_rows.grown(task.half_down(), task.pixels[kHeight])),
+        level(choose_level()),
+        level_s(2 * (level - task.low) * task.scale),
+        along_rows(task.is_volume ? kTogether : 0, task.sums(), pixel_rows, pitch),
+        sums(ring, task.sums(), centre_rows, pitch),
+        slopes(task.gradients > 0 ? ring : 0, task.slopes(), centre_rows, pitch),
+        along_depth(task.gradients > 0 ? kTogether : 0, task.slopes(), centre_rows, pitch),
+        zeros(pitch),
+        ones(pitch, 1.0) {
+    for (int map = 0; map < task.sums(); ++map) paddings.emplace_back(pitch, padding(map));
   }
 
-  void write_map() const {
-    sum_windows();
-    for_rows(task.centres, width, [&](const Row& row, double* scratch) {
-      sweep(WriteSsim{windows(row), scratch}, columns.size());
-      task.map.write(row, scratch);
-    });
-  }
-
-  void write_gradient() const {
-    sum_windows();
-    for_rows(task.centres, width, [&](const Row& row, double* scratch) {
-      task.upstream.read(row, scratch);
-      sweep(WriteSlopes{windows(row), task.both, scratch}, columns.size());
-    });
-    const auto nothing = [](int64_t, int) { return 0.0; };
-    Box known = task.centres;
-    filter(kDepth, task.slopes(), known, task.pixels, nothing);
-    filter(kHeight, task.slopes(), known, task.pixels, nothing);
-    for_rows(task.pixels, (3 + kPartials) * width + padded,
-             [&](const Row& row, double* scratch) { write_gradient_row(row, scratch); });
+  void run() {
+    int64_t loaded = std::max<int64_t>(centres.begin - half, 0);
+    int64_t written = part.slices.begin;
+    for (int64_t first = centres.begin; first < centres.end; first += kTogether) {
+      const Interval together{first, std::min(first + kTogether, centres.end)};
+      const int64_t seen = std::min(together.end + half, task.pixels[kDepth].end);
+      for (; loaded < seen; loaded = std::min(loaded + kTogether, seen))
+        load({loaded, std::min(loaded + kTogether, seen)});
+      for_each(centre_rows, [&](int64_t r, double* scratch) { statistics(together, r, scratch); });
+      for (; task.gradients > 0 && written + kTogether + half <= together.end; written += kTogether)
+        gradients({written, written + kTogether});
+    }
+    for (; task.gradients > 0 && written < part.slices.end; written += kTogether)
+      gradients({written, std::min(written + kTogether, part.slices.end)});
   }
 
  private:
   const Task& task;
-  const Interval planes;
-  double* const maps;  // those of a plane one after another
+  const Part part;
   const int half;
-  const int64_t width, padded;
-  const std::array<int64_t, 2> strides;  // of the maps, along depth and height
-  const int64_t pitch;                   // from map to map
-  const Interval columns;                // of the centres of windows
-  std::vector<double> levels;            // subtracted from both images, plane by plane
+  const int64_t ring, width, pitch;
+  const Interval columns;  // of the centres of windows
+  const int64_t spread;    // statistics reach this far beyond the part's slices
+  const Interval centres, centre_rows, pixel_rows;
+  const double level, level_s;  // subtracted from both images; from s
+  Maps along_rows;   // sums along rows of the slices that are being loaded; not of an image
+  Maps sums;         // ring: along rows and down columns
+  Maps slopes;       // ring
+  Maps along_depth;  // slopes of the slices that are being written
+  std::vector<double> zeros, ones;
+  std::vector<std::vector<double>> paddings;  // rows outside of the image, by map
 
-  double* map_row(const Row& row, int map) const {
-    return maps + (row.plane * task.sums() + map) * pitch + row.z * strides[kDepth] +
-           row.r * strides[kHeight];
+  Row row_of(int64_t z, int64_t r) const {
+    return {part.plane / task.channels, part.plane % task.channels, z, r};
   }
 
-  double level_s(int64_t plane) const { return 2 * (levels[plane] - task.low) * task.scale; }
-
-  Windows windows(const Row& row) const {
-    return {
-        map_row(row, 0) + columns.begin, pitch, task.masked, level_s(row.plane), task.c1, task.c2};
-  }
-
-  Row row_of(int64_t plane, int64_t z, int64_t r) const {
-    const int64_t index = planes.begin + plane;
-    return {plane, index / task.channels, index % task.channels, z, r};
-  }
-
-  // Calls body(row, scratch memory) for the rows of the box in every plane.
+  // Calls body(row, scratch memory) for all rows, on all threads unless other parts have them.
   template <class Body>
-  void for_rows(const Box& box, int64_t scratch_size, Body&& body) const {
-    const int64_t depth = box[kDepth].size(), height = box[kHeight].size();
-    parallel(planes.size() * depth * height, width, scratch_size, [&](int64_t i, double* scratch) {
-      body(row_of(i / height / depth, box[kDepth].begin + i / height % depth,
-                  box[kHeight].begin + i % height),
-           scratch);
+  void for_each(const Interval& rows, Body&& body) const {
+    const int64_t grain = std::max<int64_t>(1, kGrain / pitch);
+    torch::stable::parallel_for(rows.begin, rows.end, grain, [&](int64_t begin, int64_t end) {
+      double* const scratch = workspace<double>(kScratchRows * pitch);
+      for (int64_t r = begin; r < end; ++r) body(r, scratch);
     });
   }
+  static constexpr int kScratchRows = kSums * kTogether + 2 * kPartials + 8;
 
   // The median of some pixels, which outliers do not move. It matters to images far from zero:
   // their squares would lose digits even in double.
-  double choose_level(int64_t plane) const {
+  double choose_level() const {
     constexpr size_t kSamples = 50;
     constexpr int64_t kTries = 4096;
-    int64_t step = pitch * 5 / 8;  // scattered, and through all pixels of a small plane
-    while (std::gcd(step, pitch) != 1) ++step;
+    const int64_t height = task.pixels[kHeight].end;
+    const int64_t count = task.pixels[kDepth].end * height * width;
+    int64_t step = count * 5 / 8;  // scattered, and through all pixels of a small plane
+    while (std::gcd(step, count) != 1) ++step;
     std::vector<double> values;
-    for (int64_t i = 0, at = 0; i < std::min(pitch, kTries) && values.size() < kSamples; ++i) {
-      at = (at + step) % pitch;
-      const Row row = row_of(plane, at / strides[kDepth], at % strides[kDepth] / width);
+    for (int64_t i = 0, at = 0; i < std::min(count, kTries) && values.size() < kSamples; ++i) {
+      at = (at + step) % count;
+      const Row row = row_of(at / width / height, at / width % height);
       double weight = 1, value;
       if (task.masked) task.mask.read(row, &weight, at % width, 1);
       if (weight == 0) continue;
@@ -220,10 +252,15 @@ class Planes {
     return *middle;
   }
 
+  // Outside the image there is the lower end of the range, or, with a mask, nothing to be seen.
+  double padding(int map) const {
+    if (task.masked) return 0;
+    return map == kSumS ? -level_s : map == kSumS2 ? level_s * level_s : 0;
+  }
+
   // The pixels of a row, in unit range and less the level, and their weights. What the mask hides
   // is 0, whatever it was.
   void load_pixels(const Row& row, double* s, double* d, double* w) const {
-    const double level = levels[row.plane];
     task.x.read(row, s);
     task.y.read(row, d);
     std::fill(w, w + width, 1.0);
@@ -235,107 +272,203 @@ class Planes {
     }
   }
 
-  // Outside the image there is the lower end of the range, or, with a mask, nothing to be seen.
-  double padding(int64_t plane, int map) const {
-    if (task.masked) return 0;
-    return map == kSumS ? -level_s(plane) : map == kSumS2 ? level_s(plane) * level_s(plane) : 0;
+  // Four rows of windows by what rows[k] is for k in [0, window + 3); null ends the outputs.
+  template <class From>
+  void correlate_rows(const std::array<double*, kTogether>& to, int64_t count, double* nowhere,
+                      From&& from) const {
+    CorrelateRows kernel;
+    kernel.taps = task.window.data();
+    kernel.window = static_cast<int>(task.window.size());
+    for (int k = 0; k < kernel.window + kTogether - 1; ++k) kernel.from[k] = from(k);
+    for (int b = 0; b < kTogether; ++b) kernel.to[b] = to[b] == nullptr ? nowhere : to[b];
+    sweep(kernel, count);
   }
 
-  void sum_windows() const {
-    for_rows(task.pixels, 3 * width + kSums * padded,
-             [&](const Row& row, double* scratch) { sum_along_row(row, scratch); });
-    const auto outside = [&](int64_t plane, int map) { return padding(plane, map); };
-    Box known = task.pixels;
-    known[kWidth] = columns;
-    filter(kHeight, task.sums(), known, task.centres, outside);
-    filter(kDepth, task.sums(), known, task.centres, outside);
+  // Puts some slices of pixels into the ring of sums.
+  void load(const Interval& slices) {
+    const int64_t rows = pixel_rows.size();
+    for_each({0, slices.size() * rows}, [&](int64_t i, double* scratch) {
+      sum_along_row(slices.begin, i / rows, pixel_rows.begin + i % rows, scratch);
+    });
+    if (!task.is_volume) return;
+    const int64_t blocks = (centre_rows.size() + kTogether - 1) / kTogether;
+    for_each({0, slices.size() * blocks}, [&](int64_t i, double* scratch) {
+      const int64_t z = slices.begin + i / blocks;
+      const int64_t first = centre_rows.begin + i % blocks * kTogether;
+      for (int map = 0; map < task.sums(); ++map) {
+        std::array<double*, kTogether> to{};
+        for (int b = 0; b < kTogether && first + b < centre_rows.end; ++b)
+          to[b] = sums.row(z % ring, map, first + b);
+        correlate_rows(to, columns.size(), scratch, [&](int k) -> const double* {
+          const int64_t r = first + k - half;
+          return pixel_rows.has(r) ? along_rows.row(i / blocks, map, r) : paddings[map].data();
+        });
+      }
+    });
   }
 
-  void sum_along_row(const Row& row, double* scratch) const {
-    double *s = scratch, *d = s + width, *w = d + width, *lines = w + width;
-    load_pixels(row, s, d, w);
-    for (int map = 0; map < kSums; ++map) {
-      double* const line = lines + map * padded;
-      std::fill_n(line, half, padding(row.plane, map));
-      std::fill_n(line + half + width, half, padding(row.plane, map));
+  void sum_along_row(int64_t first_slice, int64_t slice, int64_t r, double* scratch) {
+    double *s = scratch, *d = s + pitch, *w = d + pitch, *lines = w + pitch;
+    const int64_t z = first_slice + slice;
+    load_pixels(row_of(z, r), s, d, w);
+    for (int map = 0; map < task.sums(); ++map) {
+      std::fill_n(lines + map * pitch, half, padding(map));
+      std::fill_n(lines + map * pitch + half + width, half, padding(map));
     }
     for (int64_t i = 0; i < width; ++i) {
       double* const to = lines + half + i;
-      to[kSumS * padded] = w[i] * s[i];
-      to[kSumD * padded] = w[i] * d[i];
-      to[kSumS2 * padded] = w[i] * s[i] * s[i];
-      to[kSumD2 * padded] = w[i] * d[i] * d[i];
-      to[kSumWeight * padded] = w[i];
+      to[kSumS * pitch] = w[i] * s[i];
+      to[kSumD * pitch] = w[i] * d[i];
+      to[kSumS2 * pitch] = w[i] * s[i] * s[i];
+      to[kSumD2 * pitch] = w[i] * d[i] * d[i];
+      to[kSumWeight * pitch] = w[i];
     }
-    for (int map = 0; map < task.sums(); ++map)
-      correlate(lines + map * padded + columns.begin, 1, columns.size(),
-                map_row(row, map) + columns.begin);
+    for (int map = 0; map < task.sums(); ++map) {
+      double* const to =
+          task.is_volume ? along_rows.row(slice, map, r) : sums.row(z % ring, map, r);
+      sweep(Correlate{lines + map * pitch + columns.begin, 1, task.window.data(), half, to},
+            columns.size());
+    }
   }
 
-  void correlate(const double* from, int64_t step, int64_t count, double* to) const {
-    sweep(Correlate{from, step, task.window.data(), half, to}, count);
+  // SSIM, and its slopes into their ring, of a row of some slices.
+  void statistics(const Interval& slices, int64_t r, double* scratch) {
+    double* const windows = scratch;  // kTogether times the maps
+    double* const ssim = windows + kTogether * kSums * pitch;
+    double *const upstream = ssim + pitch, *const nowhere = upstream + pitch;
+    for (int map = 0; map < task.sums(); ++map) {
+      std::array<double*, kTogether> to{};
+      for (int b = 0; b < slices.size(); ++b) to[b] = windows + (b * kSums + map) * pitch;
+      correlate_rows(to, columns.size(), nowhere, [&](int k) -> const double* {
+        const int64_t z = slices.begin + k - half;
+        // Beyond the last slice that a window sees, whatever it is.
+        if (!task.pixels[kDepth].has(z)) return paddings[map].data();
+        return sums.row(z % ring, map, r);
+      });
+    }
+    for (int b = 0; b < slices.size(); ++b) {
+      const int64_t z = slices.begin + b;
+      const Row row = row_of(z, r);
+      const Windows of{windows + b * kSums * pitch, pitch, task.masked, level_s, task.c1, task.c2};
+      if (task.gradients > 0) {
+        const double* by = ones.data();
+        if (task.has_upstream) {
+          task.upstream.read(row, upstream);
+          by = upstream;
+        }
+        sweep(WriteSlopes{of, task.gradients == 2, by, ssim, slopes.row(z % ring, 0, r),
+                          slopes.map_pitch()},
+              columns.size());
+      } else {
+        sweep(WriteSsim{of, ssim}, columns.size());
+      }
+      if (task.has_map) task.map.write(row, ssim);
+      if (task.row_sums != nullptr && part.slices.has(z) && part.rows.has(r)) {
+        const int64_t height = task.pixels[kHeight].end;
+        task.row_sums[(part.plane * task.pixels[kDepth].end + z) * height + r] =
+            std::accumulate(ssim, ssim + columns.size(), 0.0);
+      }
+    }
   }
 
-  // Filters the first `count` maps of each plane along depth or height, in place. They are known
-  // inside a box, and outside(plane, map) elsewhere; along the axis the box becomes that of `to`.
-  template <class Outside>
-  void filter(Axis axis, int count, Box& known, const Box& to, Outside&& outside) const {
-    if (axis == kDepth && !task.is_volume) return;
-    const Axis across = axis == kDepth ? kHeight : kDepth;
-    const Interval lines = known[across], piece = known[kWidth], source = known[axis];
-    const Interval target = known[axis] = to[axis];
-    const int64_t length = target.size() + 2 * half;
-    const int64_t wide =
-        std::min(piece.size(), (kPieceNumbers / length / kPieceColumns + 1) * kPieceColumns);
-    const int64_t pieces = (piece.size() + wide - 1) / wide;
-    parallel(planes.size() * count * lines.size() * pieces, length * wide, length * wide,
-             [&](int64_t i, double* scratch) {
-               const int64_t plane = i / pieces / lines.size() / count;
-               const int map = static_cast<int>(i / pieces / lines.size() % count);
-               const int64_t line = lines.begin + i / pieces % lines.size();
-               const int64_t column = piece.begin + i % pieces * wide;
-               const int64_t size = std::min(wide, piece.end - column);
-               double* const first =
-                   maps + (plane * task.sums() + map) * pitch + line * strides[across] + column;
-               for (int64_t k = 0; k < length; ++k) {
-                 const int64_t at = target.begin - half + k;
-                 if (at >= source.begin && at < source.end) {
-                   std::copy_n(first + at * strides[axis], size, scratch + k * wide);
-                 } else {
-                   std::fill_n(scratch + k * wide, size, outside(plane, map));
-                 }
-               }
-               for (int64_t k = 0; k < target.size(); ++k)
-                 correlate(scratch + k * wide, wide, size,
-                           first + (target.begin + k) * strides[axis]);
-             });
+  // The gradients of some slices, of which all windows that see them are known.
+  void gradients(const Interval& slices) {
+    for_each(centre_rows, [&](int64_t r, double* scratch) {
+      for (int map = 0; map < task.slopes(); ++map) {
+        std::array<double*, kTogether> to{};
+        for (int b = 0; b < slices.size(); ++b) to[b] = along_depth.row(b, map, r);
+        correlate_rows(to, columns.size(), scratch, [&](int k) -> const double* {
+          const int64_t z = slices.begin + k - half;
+          return centres.has(z) ? slopes.row(z % ring, map, r) : zeros.data();
+        });
+      }
+    });
+    const int64_t blocks = (part.rows.size() + kTogether - 1) / kTogether;
+    for_each({0, slices.size() * blocks}, [&](int64_t i, double* scratch) {
+      const int64_t slice = i / blocks, first = part.rows.begin + i % blocks * kTogether;
+      const int64_t end = std::min(first + kTogether, part.rows.end);
+      double* const rows = scratch + kRowScratch * pitch;  // kTogether times the slopes
+      for (int map = 0; map < task.slopes(); ++map) {
+        std::array<double*, kTogether> to{};
+        for (int64_t r = first; r < end; ++r)
+          to[r - first] = rows + ((r - first) * kPartials + map) * pitch;
+        const auto along = [&](int64_t r) -> const double* {
+          return centre_rows.has(r) ? along_depth.row(slice, map, r) : zeros.data();
+        };
+        if (task.is_volume) {
+          correlate_rows(to, columns.size(), scratch,
+                         [&](int k) { return along(first + k - half); });
+        } else {
+          std::copy_n(along(first), columns.size(), to[0]);
+        }
+      }
+      for (int64_t r = first; r < end; ++r)
+        write_gradient(row_of(slices.begin + slice, r), rows + (r - first) * kPartials * pitch,
+                       scratch);
+    });
   }
+  static constexpr int kRowScratch = 4 + kPartials;
 
   // Filters the slopes along a row, and puts the pixels in.
-  void write_gradient_row(const Row& row, double* scratch) const {
-    double *s = scratch, *d = s + width, *w = d + width;
+  void write_gradient(const Row& row, const double* slopes, double* scratch) const {
+    double *s = scratch, *d = s + pitch, *w = d + pitch, *line = w + pitch;
     load_pixels(row, s, d, w);
-    // What is never written to stays 0: kRestD where it is part of kRestS, and a line's padding.
-    std::array<double*, kPartials + 1> slope;
-    for (int map = 0; map <= kPartials; ++map) slope[map] = w + (1 + map) * width;
-    double* const line = slope[kPartials];
+    std::fill_n(line, pitch, 0.0);
+    std::array<double*, kPartials> slope;
     for (int map = 0; map < task.slopes(); ++map) {
-      const double* from = map_row(row, map) + columns.begin;
-      std::copy_n(from, columns.size(), line + half + columns.begin);
-      correlate(line, 1, width, slope[map]);
+      slope[map] = line + (1 + map) * pitch;
+      std::copy_n(slopes + map * pitch, columns.size(), line + half + columns.begin);
+      sweep(Correlate{line, 1, task.window.data(), half, slope[map]}, width);
     }
+    const double* const rest_d = task.gradients == 2 ? slope[kRestD] : zeros.data();
     for (int64_t i = 0; i < width; ++i) {
-      const double factor = w[i] * task.scale;
+      const double factor = w[i] * task.grad_scale;
       const double by_s = (slope[kRestS][i] + slope[kByVarS][i] * s[i]) * factor;
-      const double by_d = (slope[kRestD][i] + slope[kByVarD][i] * d[i]) * factor;
+      const double by_d = (rest_d[i] + slope[kByVarD][i] * d[i]) * factor;
       // What is hidden has no gradient, even where its windows have none that is finite.
       s[i] = w[i] == 0 ? 0 : by_s + by_d;
       d[i] = w[i] == 0 ? 0 : by_s - by_d;
     }
     task.grad_x.write(row, s);
-    if (task.both) task.grad_y.write(row, d);
+    if (task.gradients == 2) task.grad_y.write(row, d);
   }
 };
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Cuts what is wanted into parts.
+std::vector<Part> parts_of(const Task& task) {
+  const Box& wanted = task.gradients > 0 ? task.pixels : task.centres;
+  int64_t runs = 1, strips = 1;
+  if (task.is_volume) {
+    const int64_t of_a_row = (task.sums() + task.slopes()) * task.ring_slices() * task.pitch();
+    strips = wanted[kHeight].size() / std::max(kRingNumbers / of_a_row, kLeastStrip);
+  } else {
+    runs = std::min(divide_up(kWantedParts, task.planes), wanted[kDepth].size() / kLeastRun);
+  }
+  const auto cut = [](const Interval& whole, int64_t count, int64_t i) {
+    return Interval{whole.begin + whole.size() * i / count,
+                    whole.begin + whole.size() * (i + 1) / count};
+  };
+  runs = std::max<int64_t>(runs, 1);
+  strips = std::max<int64_t>(strips, 1);
+  std::vector<Part> parts;
+  for (int64_t plane = 0; plane < task.planes; ++plane)
+    for (int64_t i = 0; i < runs * strips; ++i)
+      parts.push_back(
+          {plane, cut(wanted[kDepth], runs, i / strips), cut(wanted[kHeight], strips, i % strips)});
+  return parts;
+}
+
+void run(const Task& task) {
+  const std::vector<Part> parts = parts_of(task);
+  const int64_t count = static_cast<int64_t>(parts.size());
+  const auto some = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) Stream(task, parts[i]).run();
+  };
+  if (count < kManyParts) return some(0, count);
+  torch::stable::parallel_for(0, count, 1, some);
+}
 
 // ---- ops ----------------------------------------------------------------------------------------
 
@@ -377,34 +510,37 @@ Task make_task(const Tensor& x, const Tensor& y, const Mask& mask, std::vector<d
   Task task{};
   task.is_volume = x.dim() == 5;
   const int64_t margin = same ? 0 : static_cast<int64_t>(window.size()) / 2;
-  task.pixels[kDepth] = task.centres[kDepth] = {0, 1};
-  for (int axis = task.is_volume ? kDepth : kHeight; axis < kAxes; ++axis) {
-    const int64_t size = x.size(x.dim() - kAxes + axis);
+  const auto set = [&](Axis axis, int64_t size) {
     task.pixels[axis] = {0, size};
     task.centres[axis] = {margin, size - margin};
+  };
+  set(kDepth, x.size(2));
+  if (task.is_volume) {
+    set(kHeight, x.size(3));
+  } else {
+    task.pixels[kHeight] = task.centres[kHeight] = {0, 1};
   }
+  set(kWidth, x.size(x.dim() - 1));
   task.x = image<T>(x, x.const_data_ptr(), task.pixels);
   task.y = image<T>(y, y.const_data_ptr(), task.pixels);
   task.masked = mask.has_value();
   if (mask) task.mask = image<Arithmetic<T>>(*mask, mask->const_data_ptr(), task.pixels);
+  task.planes = x.size(0) * x.size(1);
   task.channels = x.size(1);
   task.window = std::move(window);
   task.c1 = c1;
   task.c2 = c2;
   task.low = low;
   task.scale = scale;
+  task.grad_scale = 1;  // of gradients by images in unit range
   return task;
 }
 
-// Calls work(planes) for all planes, as many at a time as are worth it.
-template <class Work>
-void for_planes(const Tensor& x, const Task& task, Work&& work) {
-  const int64_t count = x.size(0) * x.size(1);
-  const int64_t together = std::min(count, std::max<int64_t>(1, kNumbersTogether / task.numbers()));
-  const Tensor maps = torch::stable::new_empty(x, {together * task.numbers()}, ScalarType::Double);
-  double* const data = static_cast<double*>(maps.mutable_data_ptr());
-  for (int64_t i = 0; i < count; i += together)
-    work(Planes(task, {i, std::min(count, i + together)}, data));
+template <class T>
+void set_gradients(Task& task, const std::vector<Tensor>& grads) {
+  task.gradients = static_cast<int>(grads.size());
+  if (grads.size() > 0) task.grad_x = image<T>(grads[0], grads[0].mutable_data_ptr(), task.pixels);
+  if (grads.size() > 1) task.grad_y = image<T>(grads[1], grads[1].mutable_data_ptr(), task.pixels);
 }
 
 Tensor ssim_nd_map(const Tensor& x, const Tensor& y, const Mask& mask, std::vector<double> window,
@@ -415,8 +551,9 @@ Tensor ssim_nd_map(const Tensor& x, const Tensor& y, const Mask& mask, std::vect
   dispatch_images(x, [&](auto zero) {
     using T = decltype(zero);
     Task task = make_task<T>(x, y, mask, std::move(window), c1, c2, low, scale, same);
+    task.has_map = true;
     task.map = image<Arithmetic<T>>(map, map.mutable_data_ptr(), task.centres);
-    for_planes(x, task, [](const Planes& planes) { planes.write_map(); });
+    run(task);
   });
   return map;
 }
@@ -430,18 +567,50 @@ std::vector<Tensor> ssim_nd_map_grad(const Tensor& upstream, const Tensor& x, co
                   "ssimfast: the gradient of the map does not fit the map");
   STD_TORCH_CHECK(gradients > 0, "ssimfast: gradients must be 1 or 2, got ", gradients);
   const std::vector<Tensor> grads = new_gradients(x, y, gradients);
-  const bool both = gradients > 1;
   if (x.numel() == 0) return grads;
   dispatch_floating(x, [&](auto zero) {
     using T = decltype(zero);
     Task task = make_task<T>(x, y, mask, std::move(window), c1, c2, low, scale, same);
-    task.both = both;
+    task.has_upstream = true;
+    task.grad_scale = scale;
     task.upstream = image<Arithmetic<T>>(upstream, upstream.const_data_ptr(), task.centres);
-    task.grad_x = image<T>(grads[0], grads[0].mutable_data_ptr(), task.pixels);
-    if (both) task.grad_y = image<T>(grads[1], grads[1].mutable_data_ptr(), task.pixels);
-    for_planes(x, task, [](const Planes& planes) { planes.write_gradient(); });
+    set_gradients<T>(task, grads);
+    run(task);
   });
   return grads;
+}
+
+std::tuple<Tensor, std::vector<Tensor>> ssim_nd_mean(const Tensor& x, const Tensor& y,
+                                                     std::vector<double> window, double c1,
+                                                     double c2, double low, double scale, bool same,
+                                                     int64_t count, int64_t kept,
+                                                     int64_t gradients) {
+  map_sizes(x, y, std::nullopt, window, same);
+  STD_TORCH_CHECK(0 <= kept && kept <= 2, "ssimfast: kept must be 0, 1 or 2, got ", kept);
+  std::vector<int64_t> shape;
+  for (int64_t i = 0; i < kept; ++i) shape.push_back(x.size(i));
+  const Tensor value = new_tensor(x, shape, arithmetic_dtype(x));
+  const std::vector<Tensor> grads = new_gradients(x, y, gradients);
+  if (x.numel() == 0) {
+    Tensor zero = value;
+    torch::stable::fill_(zero, 0);
+    return {value, grads};
+  }
+  dispatch_images(x, [&](auto zero) {
+    using T = decltype(zero);
+    Task task = make_task<T>(x, y, std::nullopt, std::move(window), c1, c2, low, scale, same);
+    set_gradients<T>(task, grads);
+    std::vector<double> rows(task.planes * task.pixels[kDepth].end * task.pixels[kHeight].end);
+    task.row_sums = rows.data();
+    run(task);
+    const int64_t groups = value.numel(), each = static_cast<int64_t>(rows.size()) / groups;
+    auto* const values = static_cast<Arithmetic<T>*>(value.mutable_data_ptr());
+    for (int64_t g = 0; g < groups; ++g) {
+      const auto first = rows.begin() + g * each;
+      values[g] = Arithmetic<T>(std::accumulate(first, first + each, 0.0) / double(count));
+    }
+  });
+  return {value, grads};
 }
 
 }  // namespace
@@ -451,4 +620,5 @@ STABLE_TORCH_LIBRARY_IMPL(ssimfast, CPU, m) {
   using namespace ssimfast::cpu;
   m.impl("ssim_nd_map", TORCH_BOX(&ssim_nd_map));
   m.impl("ssim_nd_map_grad", TORCH_BOX(&ssim_nd_map_grad));
+  m.impl("ssim_nd_mean", TORCH_BOX(&ssim_nd_mean));
 }
