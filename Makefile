@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch>=2.10
 DEMO ?= demo
-LINTERS := ruff==0.14.6 clang-format==21.1.6  # pinned: another version formats otherwise
+LINTERS := ruff==0.14.6 clang-format==21.1.6 mypy==2.4.1  # pinned: another version formats otherwise
 
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc ssimfast cyclegan -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
@@ -39,10 +39,12 @@ bench: $(VENV)/installed $(VENV)/bench-tools
 gpu-report: $(VENV)/installed
 	$(VENV)/bin/python -I bench/gpu_report.py
 
+# mypy without the types of torch, which is not needed here; tests/test_typing.py checks with them.
 lint: $(VENV)/lint-tools
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/clang-format --dry-run --Werror $(CPP)
+	$(VENV)/bin/mypy --ignore-missing-imports --allow-subclassing-any --no-warn-return-any
 
 format: $(VENV)/lint-tools
 	$(VENV)/bin/ruff check --fix .
@@ -50,7 +52,7 @@ format: $(VENV)/lint-tools
 	$(VENV)/bin/clang-format -i $(CPP)
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .benchmarks ssimfast/_C*
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .benchmarks ssimfast/_C*
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
