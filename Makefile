@@ -9,7 +9,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc ssimfast cyclegan -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CPP := $(shell find csrc tests bench -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test bench gpu-report lint format clean
+.PHONY: demo test fuzz bench gpu-report lint format clean
 
 # -I: the installed package, not the sources in this folder, which have no extension beside them.
 CYCLEGAN := $(VENV)/bin/python -I -m cyclegan
@@ -29,6 +29,11 @@ demo: $(VENV)/installed
 # Several processes of one thread each: threads that wait for each other would share the cores badly.
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --maxprocesses=8 --dist=worksteal -p no:benchmark
+
+# Other calls than those of the ordinary suite, and 2,000 of them.
+fuzz: $(VENV)/installed
+	SSIMFAST_FUZZ_CASES=2000 OMP_NUM_THREADS=1 $(VENV)/bin/pytest tests/test_fuzz.py \
+	  -n auto --maxprocesses=8 -p no:benchmark -o faulthandler_timeout=300
 
 bench: $(VENV)/installed $(VENV)/bench-tools
 	$(VENV)/bin/pytest bench --benchmark-columns=min,median,max,iqr --benchmark-json=$(VENV)/bench.json

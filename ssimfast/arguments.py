@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
+from types import NoneType
 from typing import TypeVar, get_args
 
 import torch
@@ -36,7 +37,7 @@ def flag(name: str, value: bool) -> bool:
 
 
 def choice(name: str, value: _Choice, choices: Sequence[_Choice]) -> _Choice:
-    if value not in choices:
+    if not isinstance(value, (str, NoneType)) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
     return value
 
@@ -44,12 +45,12 @@ def choice(name: str, value: _Choice, choices: Sequence[_Choice]) -> _Choice:
 def value_range_of(
     value_range: tuple[float, float] | None, data_range: float
 ) -> tuple[float, float]:
+    high = number("data_range", data_range)
     if value_range is None:
-        high = number("data_range", data_range)
         if high < 1 / _LARGEST:
             raise ValueError(f"data_range must be at least {1 / _LARGEST:g}, got {data_range}")
         return 0.0, high
-    if data_range != 1.0:
+    if high != 1.0:
         raise ValueError(
             f"give value_range or data_range, not both: got {value_range!r} and {data_range!r}"
         )
