@@ -3,13 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch>=2.10
 DEMO ?= demo
-LINTERS := ruff==0.14.6 clang-format==21.1.6  # pinned: another version formats otherwise
+LINTERS := ruff==0.14.6 clang-format==21.1.6 mypy==2.4.1  # pinned: another version formats otherwise
 
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc ssimfast cyclegan -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CPP := $(shell find csrc tests bench -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test bench gpu-report lint format clean
+.PHONY: demo test fuzz bench gpu-report lint format clean
 
 # -I: the installed package, not the sources in this folder, which have no extension beside them.
 CYCLEGAN := $(VENV)/bin/python -I -m cyclegan
@@ -30,6 +30,11 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --maxprocesses=8 --dist=worksteal -p no:benchmark
 
+# Other calls than those of the ordinary suite, and 2,000 of them.
+fuzz: $(VENV)/installed
+	SSIMFAST_FUZZ_CASES=2000 OMP_NUM_THREADS=1 $(VENV)/bin/pytest tests/test_fuzz.py \
+	  -n auto --maxprocesses=8 -p no:benchmark -o faulthandler_timeout=300
+
 bench: $(VENV)/installed $(VENV)/bench-tools
 	$(VENV)/bin/pytest bench --benchmark-columns=min,median,max,iqr --benchmark-json=$(VENV)/bench.json
 	$(VENV)/bin/python -I bench/report.py $(VENV)/bench.json docs
@@ -39,10 +44,12 @@ bench: $(VENV)/installed $(VENV)/bench-tools
 gpu-report: $(VENV)/installed
 	$(VENV)/bin/python -I bench/gpu_report.py
 
+# mypy without the types of torch, which is not needed here; tests/test_typing.py checks with them.
 lint: $(VENV)/lint-tools
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/clang-format --dry-run --Werror $(CPP)
+	$(VENV)/bin/mypy --ignore-missing-imports --allow-subclassing-any --no-warn-return-any
 
 format: $(VENV)/lint-tools
 	$(VENV)/bin/ruff check --fix .
@@ -50,7 +57,7 @@ format: $(VENV)/lint-tools
 	$(VENV)/bin/clang-format -i $(CPP)
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .benchmarks ssimfast/_C*
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .benchmarks ssimfast/_C*
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:

@@ -151,4 +151,5 @@ elif has_torch():
 else:
     arguments = {"setup_requires": [TORCH_REQUIREMENT]}
 
-setup(install_requires=[TORCH_REQUIREMENT], **arguments)
+# typing_extensions: of torch, too, which asks for a newer one.
+setup(install_requires=[TORCH_REQUIREMENT, "typing_extensions>=4.10"], **arguments)

@@ -35,10 +35,8 @@ def report() -> str:
 
 
 def _reason(device: str, backend: str) -> str:
-    if backend == "cpu":
-        return (
-            f"compiled kernel, {ops.extension.instruction_set()}, {torch.get_num_threads()} threads"
-        )
+    if backend == "cpu" and (extension := ops.extension) is not None:
+        return f"compiled kernel, {extension.instruction_set()}, {torch.get_num_threads()} threads"
     if backend == "triton":
         import triton  # not before it is known to be there
 

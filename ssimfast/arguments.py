@@ -3,13 +3,19 @@
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
+from types import NoneType
+from typing import TypeVar, get_args
 
 import torch
 from torch import Tensor
 
+from ssimfast.typing import Padding, Window
+
 MAX_WINDOW_SIZE = 33
 # Of arguments that are numbers: squares and quotients of them stay within float32.
 _LARGEST = 1e15
+_Choice = TypeVar("_Choice", bound=str | None)
+_WINDOWS = get_args(Window)
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8)
 
 
@@ -30,8 +36,8 @@ def flag(name: str, value: bool) -> bool:
     return value
 
 
-def choice(name: str, value: str | None, choices: Sequence[str | None]) -> str | None:
-    if value not in choices:
+def choice(name: str, value: _Choice, choices: Sequence[_Choice]) -> _Choice:
+    if not isinstance(value, (str, NoneType)) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
     return value
 
@@ -61,9 +67,9 @@ def value_range_of(
     return low, high
 
 
-def taps_of(window: str, window_size: int, sigma: float) -> list[float]:
+def taps_of(window: Window, window_size: int, sigma: float) -> list[float]:
     """The taps of the separable window."""
-    choice("window", window, ("gaussian", "uniform"))
+    choice("window", window, _WINDOWS)
     if isinstance(window_size, bool) or not isinstance(window_size, Integral):
         raise TypeError(f"window_size must be an int, got {window_size!r}")
     if not 1 <= window_size <= MAX_WINDOW_SIZE or window_size % 2 == 0:
@@ -76,7 +82,7 @@ def taps_of(window: str, window_size: int, sigma: float) -> list[float]:
     return taps(window, int(window_size) // 2, sigma)
 
 
-def taps(window: str, radius: int, sigma: float) -> list[float]:
+def taps(window: Window, radius: int, sigma: float) -> list[float]:
     return gaussian_taps(radius, sigma) if window == "gaussian" else uniform_taps(radius)
 
 
@@ -128,7 +134,7 @@ def checked_images(x: Tensor, y: Tensor, ranks: tuple[int, ...] = (4,)) -> tuple
     return x, y
 
 
-def check_size(x: Tensor, window_size: int, padding: str) -> None:
+def check_size(x: Tensor, window_size: int, padding: Padding) -> None:
     least = {"valid": window_size, "same": 0, "reflect": window_size // 2 + 1}[padding]
     if min(x.shape[2:]) < least:
         size = " x ".join(str(size) for size in x.shape[2:])

@@ -1,8 +1,9 @@
 """The public functions: their signatures and what they mean."""
 
-from collections.abc import Sequence
+from typing import Literal, overload
 
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ssimfast.measures import (
     WANG_WEIGHTS,
@@ -13,6 +14,19 @@ from ssimfast.measures import (
     SSIMMeasure,
 )
 from ssimfast.presets import with_presets
+from ssimfast.typing import (
+    Channels,
+    LossPadding,
+    LossReduction,
+    Negative,
+    Odd,
+    Padding,
+    Preset,
+    Reduction,
+    SimilarityLossArguments,
+    Weights,
+    Window,
+)
 
 
 @with_presets
@@ -22,16 +36,16 @@ def ssim(
     *,
     value_range: tuple[float, float] | None = None,
     data_range: float | None = None,
-    window: str = "gaussian",
+    window: Window = "gaussian",
     window_size: int = 11,
     sigma: float = 1.5,
     k1: float = 0.01,
     k2: float = 0.03,
     sample_covariance: bool = False,
-    padding: str = "valid",
-    reduction: str = "mean",
+    padding: Padding = "valid",
+    reduction: Reduction = "mean",
     mask: Tensor | None = None,
-    preset: str | None = None,
+    preset: Preset | None = None,
 ) -> Tensor:
     r"""Structural similarity of two batches of images or volumes, with a sliding window.
 
@@ -111,14 +125,14 @@ def ssim_components(
     *,
     value_range: tuple[float, float] | None = None,
     data_range: float | None = None,
-    window: str = "gaussian",
+    window: Window = "gaussian",
     window_size: int = 11,
     sigma: float = 1.5,
     k1: float = 0.01,
     k2: float = 0.03,
     sample_covariance: bool = False,
-    padding: str = "valid",
-    preset: str | None = None,
+    padding: Padding = "valid",
+    preset: Preset | None = None,
 ) -> SSIMComponents:
     """The two factors of SSIM, as maps: luminance and contrast-structure (cs).
 
@@ -154,21 +168,21 @@ def ms_ssim(
     x: Tensor,
     y: Tensor,
     *,
-    weights: Sequence[float] | str = WANG_WEIGHTS,
+    weights: Weights = WANG_WEIGHTS,
     value_range: tuple[float, float] | None = None,
     data_range: float | None = None,
-    window: str = "gaussian",
+    window: Window = "gaussian",
     window_size: int = 11,
     sigma: float = 1.5,
     k1: float = 0.01,
     k2: float = 0.03,
     sample_covariance: bool = False,
-    padding: str = "valid",
-    odd: str = "floor",
-    negative: str = "relu",
-    channels: str = "separate",
-    reduction: str = "mean",
-    preset: str | None = None,
+    padding: Padding = "valid",
+    odd: Odd = "floor",
+    negative: Negative = "relu",
+    channels: Channels = "separate",
+    reduction: Reduction = "mean",
+    preset: Preset | None = None,
 ) -> Tensor:
     r"""Multi-scale structural similarity of two batches of images.
 
@@ -237,6 +251,32 @@ def ms_ssim(
     )(x, y)
 
 
+@overload
+def similarity_loss(
+    x: Tensor,
+    y: Tensor,
+    *,
+    return_terms: Literal[False] = False,
+    **arguments: Unpack[SimilarityLossArguments],
+) -> Tensor: ...
+
+
+@overload
+def similarity_loss(
+    x: Tensor,
+    y: Tensor,
+    *,
+    return_terms: Literal[True],
+    **arguments: Unpack[SimilarityLossArguments],
+) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+
+@overload
+def similarity_loss(
+    x: Tensor, y: Tensor, *, return_terms: bool, **arguments: Unpack[SimilarityLossArguments]
+) -> Tensor | tuple[Tensor, dict[str, Tensor]]: ...
+
+
 @with_presets
 def similarity_loss(
     x: Tensor,
@@ -247,22 +287,22 @@ def similarity_loss(
     l1: float = 0.0,
     l2: float = 0.0,
     gaussian_l1: float = 0.0,
-    weights: Sequence[float] | str = WANG_WEIGHTS,
+    weights: Weights = WANG_WEIGHTS,
     value_range: tuple[float, float] | None = None,
     data_range: float | None = None,
-    window: str = "gaussian",
+    window: Window = "gaussian",
     window_size: int = 11,
     sigma: float = 1.5,
     k1: float = 0.01,
     k2: float = 0.03,
     sample_covariance: bool = False,
-    padding: str = "valid",
-    odd: str = "floor",
-    negative: str = "relu",
-    channels: str = "separate",
-    reduction: str = "mean",
+    padding: LossPadding = "valid",
+    odd: Odd = "floor",
+    negative: Negative = "relu",
+    channels: Channels = "separate",
+    reduction: LossReduction = "mean",
     return_terms: bool = False,
-    preset: str | None = None,
+    preset: Preset | None = None,
 ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
     r"""A weighted sum of similarity losses, computed in the same sweep over the images.
 

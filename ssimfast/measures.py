@@ -6,7 +6,7 @@ The fields are the arguments of the public functions, where their meaning is doc
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -23,9 +23,22 @@ from ssimfast.arguments import (
     taps_of,
     value_range_of,
 )
+from ssimfast.typing import (
+    Channels,
+    LossPadding,
+    LossReduction,
+    Negative,
+    Odd,
+    Padding,
+    Reduction,
+    Weights,
+    Window,
+)
 
 WANG_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _KEPT = {"mean": 0, "batch": 1}
+_REDUCTIONS, _ODDS = get_args(Reduction), get_args(Odd)
+_NEGATIVES, _CHANNELS = get_args(Negative), get_args(Channels)
 _MOST_COUNTS = 64  # of rows and columns of so many sizes what they count is kept
 
 
@@ -42,15 +55,15 @@ class Windowed:
 
     value_range: tuple[float, float] | None = None
     data_range: float | None = None
-    window: str = "gaussian"
+    window: Window = "gaussian"
     window_size: int = 11
     sigma: float = 1.5
     k1: float = 0.01
     k2: float = 0.03
     sample_covariance: bool = False
-    padding: str = "valid"
+    padding: Padding = "valid"
 
-    _PADDINGS = ("valid", "same", "reflect")
+    _PADDINGS: ClassVar[tuple[str, ...]] = get_args(Padding)
 
     def __post_init__(self) -> None:
         self._range = value_range_of(self.value_range, self.data_range)
@@ -60,7 +73,7 @@ class Windowed:
         flag("sample_covariance", self.sample_covariance)
         choice("padding", self.padding, self._PADDINGS)
 
-    def settings(self, x: Tensor) -> tuple:
+    def settings(self, x: Tensor) -> reference.Settings:
         """The arguments that all ops share."""
         c2 = self._c2
         if self.sample_covariance:
@@ -82,16 +95,16 @@ class Windowed:
 
 @dataclass(kw_only=True)
 class SSIMMeasure(Windowed):
-    reduction: str = "mean"
+    reduction: Reduction = "mean"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choice("reduction", self.reduction, ("mean", "sum", "batch", "none"))
+        choice("reduction", self.reduction, _REDUCTIONS)
 
     def __call__(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.reduced(x, y, mask, self.reduction)
 
-    def loss(self, x: Tensor, y: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
+    def loss(self, x: Tensor, y: Tensor, mask: Tensor | None, reduction: Reduction) -> Tensor:
         """``1 - SSIM``."""
         fused = mask is None and reduction != "none" and isinstance(x, Tensor)
         if fused and x.dim() == 4 and x.numel() > 0:
@@ -103,7 +116,7 @@ class SSIMMeasure(Windowed):
         x: Tensor,
         y: Tensor,
         mask: Tensor | None,
-        reduction: str,
+        reduction: Reduction,
         factor: float = 1.0,
         constant: float = 0.0,
     ) -> Tensor:
@@ -117,12 +130,12 @@ class SSIMMeasure(Windowed):
             values = ops.ssim_nd_map(x, y, mask, *settings)
             if reduction == "none":
                 return values
-            weights = self._at_centres(mask)
-            total, count = _sum(values * weights, kept), _sum(weights, kept)
+            at_centres = self._at_centres(mask)
+            total, seen = _sum(values * at_centres, kept), _sum(at_centres, kept)
             if reduction == "sum":
                 return total.to(values.dtype)
-            nothing = (count == 0).to(count.dtype)  # where nothing is compared, nothing differs
-            return ((total + nothing) / (count + nothing)).to(values.dtype)
+            nothing = (seen == 0).to(seen.dtype)  # where nothing is compared, nothing differs
+            return ((total + nothing) / (seen + nothing)).to(values.dtype)
         if x.numel() == 0 and reduction not in ("sum", "none"):
             return _constant(x, y, kept, 1.0)
         if self.padding == "reflect":
@@ -169,48 +182,38 @@ class ComponentsMeasure(Windowed):
 
 
 @dataclass(kw_only=True)
-class MSSSIMMeasure(Windowed):
-    weights: Sequence[float] | str = WANG_WEIGHTS
-    odd: str = "floor"
-    negative: str = "relu"
-    channels: str = "separate"
-    reduction: str = "mean"
+class Pyramid(Windowed):
+    """What MS-SSIM needs besides, alone or in a mixture."""
 
-    _REDUCTIONS = ("mean", "sum", "batch", "none")
+    weights: Weights = WANG_WEIGHTS
+    odd: Odd = "floor"
+    negative: Negative = "relu"
+    channels: Channels = "separate"
+    reduction: Reduction = "mean"
+
+    _REDUCTIONS: ClassVar[tuple[str, ...]] = _REDUCTIONS
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choice("odd", self.odd, ("floor", "pad", "replicate"))
-        choice("negative", self.negative, ("relu", "abs", "raise"))
-        choice("channels", self.channels, ("separate", "joint"))
+        choice("odd", self.odd, _ODDS)
+        choice("negative", self.negative, _NEGATIVES)
+        choice("channels", self.channels, _CHANNELS)
         choice("reduction", self.reduction, self._REDUCTIONS)
-        if isinstance(self.weights, str):
-            if self.weights != "auto":
-                raise ValueError(f'weights must be numbers or "auto", got {self.weights!r}')
-            self._weights = None
+        weights = self.weights
+        if not isinstance(weights, Sequence):
+            raise TypeError(f"weights must be a sequence of numbers, got {weights!r}")
+        self._weights: list[float] | None = None
+        if isinstance(weights, str):
+            if weights != "auto":
+                raise ValueError(f'weights must be numbers or "auto", got {weights!r}')
         else:
-            if not isinstance(self.weights, Sequence):
-                raise TypeError(f"weights must be a sequence of numbers, got {self.weights!r}")
-            if not 1 <= len(self.weights) <= reference.MOST_SCALES:
+            if not 1 <= len(weights) <= reference.MOST_SCALES:
                 raise ValueError(
-                    f"weights must be 1 to {reference.MOST_SCALES} numbers, got {len(self.weights)}"
+                    f"weights must be 1 to {reference.MOST_SCALES} numbers, got {len(weights)}"
                 )
-            self._weights = [number("weights", weight, least=0.0) for weight in self.weights]
+            self._weights = [number("weights", weight, least=0.0) for weight in weights]
 
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        x, y = checked_images(x, y)
-        scales = self._scales(x)
-        whole = 1 if self.channels == "joint" else 2  # of an image or of a plane
-        kept = _KEPT.get(self.reduction, whole)
-        if x.numel() == 0:
-            value = _constant(x, y, kept, 1.0)
-        else:
-            weights = [0.0, 1.0, 0.0, 0.0, 0.0]
-            settings = self.settings(x)
-            value = ops.multi_scale(x, y, settings, scales, weights, None, None, kept)[0]
-        return value.sum() if self.reduction == "sum" else value
-
-    def _scales(self, x: Tensor) -> tuple:
+    def _scales(self, x: Tensor) -> ops.Scales:
         """What ``ops.multi_scale`` is told about the scales of images like ``x``."""
         side = min(x.shape[2:])
         weights = self._weights
@@ -254,7 +257,23 @@ class MSSSIMMeasure(Windowed):
 
 
 @dataclass(kw_only=True)
-class MixtureMeasure(MSSSIMMeasure):
+class MSSSIMMeasure(Pyramid):
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        x, y = checked_images(x, y)
+        scales = self._scales(x)
+        whole = 1 if self.channels == "joint" else 2  # of an image or of a plane
+        kept = _KEPT.get(self.reduction, whole)
+        if x.numel() == 0:
+            value = _constant(x, y, kept, 1.0)
+        else:
+            weights = [0.0, 1.0, 0.0, 0.0, 0.0]
+            settings = self.settings(x)
+            value = ops.multi_scale(x, y, settings, scales, weights, None, None, kept)[0]
+        return value.sum() if self.reduction == "sum" else value
+
+
+@dataclass(kw_only=True)
+class MixtureMeasure(Pyramid):
     ssim: float = 1.0
     ms_ssim: float = 0.0
     l1: float = 0.0
@@ -262,16 +281,18 @@ class MixtureMeasure(MSSSIMMeasure):
     gaussian_l1: float = 0.0
     return_terms: bool = False
 
-    _REDUCTIONS = ("mean", "batch")
-    _PADDINGS = ("valid", "same")
+    _REDUCTIONS = get_args(LossReduction)
+    _PADDINGS = get_args(LossPadding)
     TERMS = ("ssim", "ms_ssim", "l1", "l2", "gaussian_l1")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._factors = [number(name, getattr(self, name), least=0.0) for name in self.TERMS]
         flag("return_terms", self.return_terms)
-        self._blurs = {}  # by the number of scales: the coarsest window, in pixels of the finest
-        self._counts = {}  # of pixels in the blurred L1, by size, scales, device and dtype
+        # By the number of scales: the coarsest window, in pixels of the finest.
+        self._blurs: dict[int, list[float]] = {}
+        # Of pixels in the blurred L1, by size, scales, device and dtype.
+        self._counts: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
         if self.gaussian_l1 > 0:
             by_weights = (
                 range(1, len(WANG_WEIGHTS) + 1) if self._weights is None else [len(self._weights)]
@@ -331,7 +352,7 @@ class MixtureMeasure(MSSSIMMeasure):
                 self._counts[key] = counts.to(like.device)
         return self._counts[key]
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_counts": {}}
 
 

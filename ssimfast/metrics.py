@@ -31,6 +31,7 @@ class _MeanOverImages(Metric):
     total: Tensor
     count: Tensor
 
+    # Any: most are torchmetrics' own, which says no more of them.
     def __init__(self, **arguments: Any) -> None:
         known = {*inspect.signature(self._module).parameters} - {"reduction"}
         ours = {name: arguments.pop(name) for name in known & arguments.keys()}

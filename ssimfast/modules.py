@@ -2,13 +2,24 @@
 
 import inspect
 from dataclasses import fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, cast, overload
 
 from torch import Tensor, nn
+from typing_extensions import TypeVar, Unpack
 
 from ssimfast.arguments import number
-from ssimfast.measures import MixtureMeasure, MSSSIMMeasure, SSIMMeasure
+from ssimfast.measures import MixtureMeasure, MSSSIMMeasure, SSIMMeasure, Windowed
 from ssimfast.presets import resolve
+from ssimfast.typing import (
+    MixLossArguments,
+    MSSSIMArguments,
+    SimilarityLossArguments,
+    SSIMArguments,
+)
+
+_Terms = tuple[Tensor, dict[str, Tensor]]
+# What SimilarityLoss returns: the loss, or with ``return_terms=True`` the loss and its terms.
+_Loss = TypeVar("_Loss", bound=Tensor | _Terms, default=Tensor)
 
 
 def _keyword(name: str, default: Any) -> inspect.Parameter:
@@ -16,9 +27,14 @@ def _keyword(name: str, default: Any) -> inspect.Parameter:
 
 
 class _Module(nn.Module):
-    """A measure with fixed arguments, those of the function of the same name."""
+    """A measure with fixed arguments, those of the function of the same name.
 
-    _measure: ClassVar[type]
+    Its subclasses tell type checkers what ``__init__`` and ``__call__`` take: nn.Module says of
+    neither.
+    """
+
+    _measure: ClassVar[type[Windowed]]
+    __signature__: ClassVar[inspect.Signature]
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -46,6 +62,13 @@ class SSIM(_Module):
     """:func:`ssimfast.ssim` with fixed arguments; see there for their meaning."""
 
     _measure = SSIMMeasure
+    measure: SSIMMeasure
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **arguments: Unpack[SSIMArguments]) -> None: ...
+
+        def __call__(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor: ...
 
     def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
         """Images to SSIM: shape (), (N,) or that of the map, by ``reduction``."""
@@ -71,6 +94,13 @@ class MSSSIM(_Module):
     """:func:`ssimfast.ms_ssim` with fixed arguments; see there for their meaning."""
 
     _measure = MSSSIMMeasure
+    measure: MSSSIMMeasure
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **arguments: Unpack[MSSSIMArguments]) -> None: ...
+
+        def __call__(self, x: Tensor, y: Tensor) -> Tensor: ...
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Images (N, C, H, W) to MS-SSIM: shape (), (N,) or (N, C), by ``reduction``."""
@@ -91,17 +121,48 @@ class MSSSIMLoss(MSSSIM):
         return 1 - self.measure(x, y)
 
 
-class SimilarityLoss(_Module):
+class SimilarityLoss(_Module, Generic[_Loss]):
     """:func:`ssimfast.similarity_loss` with fixed arguments; see there for their meaning."""
 
     _measure = MixtureMeasure
+    measure: MixtureMeasure
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+    if TYPE_CHECKING:
+
+        @overload
+        def __init__(
+            self: "SimilarityLoss[Tensor]",
+            *,
+            return_terms: Literal[False] = False,
+            **arguments: Unpack[SimilarityLossArguments],
+        ) -> None: ...
+
+        @overload
+        def __init__(
+            self: "SimilarityLoss[_Terms]",
+            *,
+            return_terms: Literal[True],
+            **arguments: Unpack[SimilarityLossArguments],
+        ) -> None: ...
+
+        @overload
+        def __init__(
+            self: "SimilarityLoss[Tensor | _Terms]",
+            *,
+            return_terms: bool,
+            **arguments: Unpack[SimilarityLossArguments],
+        ) -> None: ...
+
+        def __init__(self, **arguments: Any) -> None: ...
+
+        def __call__(self, x: Tensor, y: Tensor) -> _Loss: ...
+
+    def forward(self, x: Tensor, y: Tensor) -> _Loss:
         """Images (N, C, H, W) to the loss, shape () or (N,); with its terms, if asked for."""
-        return self.measure(x, y)
+        return cast(_Loss, self.measure(x, y))
 
 
-class MixLoss(SimilarityLoss):
+class MixLoss(SimilarityLoss[_Loss]):
     """``alpha (1 - MS-SSIM) + (1 - alpha) mean(G * |x - y|)``, G the coarsest scale's Gaussian.
 
     Zhao, Gallo, Frosio and Kautz, "Loss functions for image restoration with neural networks",
@@ -112,6 +173,35 @@ class MixLoss(SimilarityLoss):
         alpha: from 0 to 1.
     """
 
+    if TYPE_CHECKING:
+
+        @overload
+        def __init__(
+            self: "MixLoss[Tensor]",
+            *,
+            alpha: float = 0.84,
+            return_terms: Literal[False] = False,
+            **arguments: Unpack[MixLossArguments],
+        ) -> None: ...
+
+        @overload
+        def __init__(
+            self: "MixLoss[_Terms]",
+            *,
+            alpha: float = 0.84,
+            return_terms: Literal[True],
+            **arguments: Unpack[MixLossArguments],
+        ) -> None: ...
+
+        @overload
+        def __init__(
+            self: "MixLoss[Tensor | _Terms]",
+            *,
+            alpha: float = 0.84,
+            return_terms: bool,
+            **arguments: Unpack[MixLossArguments],
+        ) -> None: ...
+
     def __init__(self, *, alpha: float = 0.84, **arguments: Any) -> None:
         alpha = number("alpha", alpha, least=0.0)
         if alpha > 1:
@@ -119,7 +209,8 @@ class MixLoss(SimilarityLoss):
         for name in MixtureMeasure.TERMS:
             if name in arguments:
                 raise TypeError(f"MixLoss has no argument {name!r}; SimilarityLoss has")
-        super().__init__(ssim=0.0, ms_ssim=alpha, gaussian_l1=1 - alpha, **arguments)
+        mixture = {"ssim": 0.0, "ms_ssim": alpha, "gaussian_l1": 1 - alpha}
+        _Module.__init__(self, **mixture, **arguments)
         self.alpha = alpha
 
     def _shown(self) -> dict[str, Any]:

@@ -44,17 +44,25 @@ pixels (weights: L1, L2, blurred L1).
 import os
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from typing_extensions import Unpack
 
 from ssimfast import reference
 
 _FOLDER = Path(__file__).parent
+# The weights of the scales, the pooling, what to do with negative means, whether channels are
+# joined, whether the coarsest scale is padded by reflection.
+Scales = tuple[list[float], int, str, bool, bool]
+_Sweep = tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]  # what sweep_scales returns
+_OfPairs = Callable[..., tuple[Tensor, Tensor]]
 _SETTINGS = "float[] window, float c1, float c2, float low, float scale, bool same"
 _PAIR = f"Tensor x, Tensor y, {_SETTINGS}"
 _MASKED_PAIR = f"Tensor x, Tensor y, Tensor? mask, {_SETTINGS}"
@@ -91,7 +99,7 @@ _SCHEMAS = {
 }
 
 
-def _implement(name: str, function: Callable) -> None:
+def _implement(name: str, function: Callable[..., Any]) -> None:
     """For every device for which nothing better is registered: the dispatcher's fallback."""
     torch.library.impl(f"ssimfast::{name}", "CompositeExplicitAutograd")(function)
 
@@ -102,7 +110,7 @@ for _name, _schema in _SCHEMAS.items():
         _implement(_name, getattr(reference, _name))
 
 
-def _load_extension() -> Any:
+def _load_extension() -> ModuleType | None:
     """Imports ``ssimfast._C``, which registers the compiled kernels; None if it was not built."""
     if find_spec("ssimfast._C") is None:
         if (_FOLDER.parent / "setup.py").exists():
@@ -115,15 +123,15 @@ def _load_extension() -> Any:
             )
         return None
     try:
-        from ssimfast import _C
+        extension = import_module("ssimfast._C")
     except ImportError as error:
         raise ImportError(
             f"ssimfast._C does not load with torch {torch.__version__} ({error}); it needs torch "
             "2.10 or newer, and otherwise to be built again where the sources are: "
             "pip install --force-reinstall --no-deps --no-cache-dir ."
         ) from error
-    _C.instruction_set()  # raises if SSIMFAST_CPU_ISA asks for one that is not there
-    return _C
+    extension.instruction_set()  # raises if SSIMFAST_CPU_ISA asks for one that is not there
+    return extension
 
 
 extension = _load_extension()
@@ -137,10 +145,10 @@ def _has_kernel(key: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key("ssimfast::ssim_map", key)
 
 
-def _by_triton(name: str) -> Callable:
+def _by_triton(name: str) -> Callable[..., Any]:
     """An op that imports its kernels, and Triton with them, when it is called first."""
 
-    def op(*arguments):
+    def op(*arguments: Any) -> Any:
         from ssimfast import triton_backend
 
         return triton_backend.OPS[name](*arguments)
@@ -197,18 +205,20 @@ def _check_devices(x: Tensor, y: Tensor) -> None:
     torch._check(x.device == y.device, lambda: f"x is on {x.device}, y on {y.device}")
 
 
-def _fake_map(x, y, window, *settings):
+def _fake_map(x: Tensor, y: Tensor, window: list[float], *settings: Any) -> Tensor:
     _check_devices(x, y)
     lost = 0 if settings[-1] else len(window) - 1  # the last one is `same`
     shape = (*x.shape[:2], *(size - lost for size in x.shape[2:]))
     return x.new_empty(shape, dtype=reference.result_dtype(x.dtype))
 
 
-def _fake_grads(x, y, gradients):
+def _fake_grads(x: Tensor, y: Tensor, gradients: int) -> list[Tensor]:
     return [torch.empty_like(image) for image in (x, y)[:gradients]]
 
 
-def _fake_similarity(x, y, *arguments):
+def _fake_similarity(
+    x: Tensor, y: Tensor, *arguments: Any
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
     _check_devices(x, y)
     *_, kept, gradients, pooling = arguments
     dtype = reference.result_dtype(x.dtype)
@@ -227,7 +237,7 @@ def new_pooled(x: Tensor, pooling: int) -> Tensor:
     return x.new_empty(shape, dtype=reference.result_dtype(x.dtype))
 
 
-def _fake_sweep_scales(x, y, *arguments):
+def _fake_sweep_scales(x: Tensor, y: Tensor, *arguments: Any) -> _Sweep:
     _check_devices(x, y)
     *_, scale_weights, pooling, absolute, joint, weights, rows, columns, kept = arguments[:-2]
     gradients, late = arguments[-2:]
@@ -236,7 +246,7 @@ def _fake_sweep_scales(x, y, *arguments):
     terms = x.new_empty((*x.shape[:kept], reference.TERMS), dtype=widest)
     slopes = x.new_empty((*x.shape[:2], len(scale_weights)), dtype=widest)
     finest_weights = x.new_empty((*x.shape[:2], 2) if late else (0,), dtype=value.dtype)
-    grads = []
+    grads: list[Tensor] = []
     for scale in range(len(scale_weights)):
         if scale > 0:
             x, y = new_pooled(x, pooling), new_pooled(y, pooling)
@@ -245,7 +255,15 @@ def _fake_sweep_scales(x, y, *arguments):
     return value, terms, slopes, finest_weights, grads
 
 
-def _fake_combine_scales(terms, scale_weights, negative, joint, weights, kept, positions):
+def _fake_combine_scales(
+    terms: list[Tensor],
+    scale_weights: list[float],
+    negative: str,
+    joint: bool,
+    weights: list[float],
+    kept: int,
+    positions: list[int],
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, channels = terms[0].shape[:2]
     shape = (batch, channels)[:kept]
     return (
@@ -255,7 +273,7 @@ def _fake_combine_scales(terms, scale_weights, negative, joint, weights, kept, p
     )
 
 
-_FAKES = {
+_FAKES: dict[str, Callable[..., Any]] = {
     "ssim_map": _fake_map,
     "ssim_map_grad": lambda upstream, x, y, *a: _fake_grads(x, y, a[-1]),
     "ssim_nd_map": lambda x, y, mask, *a: _fake_map(x, y, *a),
@@ -322,24 +340,25 @@ def _in_order(x: Tensor, y: Tensor, needs: tuple[bool, bool]) -> tuple[Tensor, T
 
 def _by_need(grads: list[Tensor], needs: tuple[bool, bool]) -> list[Tensor | None]:
     """The gradients of the images in that order, as gradients by x and y."""
-    grads = iter(grads)
-    return [next(grads) if need else None for need in needs]
+    rest = iter(grads)
+    return [next(rest) if need else None for need in needs]
 
 
 class SSIMMap(torch.autograd.Function):
     """The map of SSIM; backward computes the statistics again rather than keeping them."""
 
     @staticmethod
-    def forward(ctx, x, y, *settings):
+    def forward(ctx: Any, x: Tensor, y: Tensor, *settings: Any) -> Any:
         ctx.save_for_backward(x, y)
         ctx.settings = settings
         return _ssim_map(x, y, *settings)
 
     @staticmethod
-    def backward(ctx, upstream):
+    def backward(ctx: Any, upstream: Tensor) -> Any:
         _refuse_second_derivative()
         needs = ctx.needs_input_grad[:2]
-        x, y = _in_order(*ctx.saved_tensors, needs)
+        x, y = ctx.saved_tensors
+        x, y = _in_order(x, y, needs)
         grads = _ssim_map_grad(upstream, x, y, *ctx.settings, sum(needs))
         return *_by_need(grads, needs), *[None] * len(ctx.settings)
 
@@ -348,13 +367,13 @@ class SSIMNdMap(torch.autograd.Function):
     """The same for volumes and with masks."""
 
     @staticmethod
-    def forward(ctx, x, y, mask, *settings):
+    def forward(ctx: Any, x: Tensor, y: Tensor, mask: Tensor | None, *settings: Any) -> Any:
         ctx.save_for_backward(x, y, mask)
         ctx.settings = settings
         return _ssim_nd_map(x, y, mask, *settings)
 
     @staticmethod
-    def backward(ctx, upstream):
+    def backward(ctx: Any, upstream: Tensor) -> Any:
         _refuse_second_derivative()
         needs = ctx.needs_input_grad[:2]
         x, y, mask = ctx.saved_tensors
@@ -367,7 +386,9 @@ class SSIMNdMean(torch.autograd.Function):
     """The mean over volumes; the gradient is computed in the forward pass."""
 
     @staticmethod
-    def forward(ctx, x, y, settings, count, kept):
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, settings: reference.Settings, count: int, kept: int
+    ) -> Any:
         needs = ctx.needs_input_grad[:2]
         x, y = _in_order(x, y, needs)
         value, grads = _ssim_nd_mean(x, y, *settings, count, kept, sum(needs))
@@ -376,7 +397,7 @@ class SSIMNdMean(torch.autograd.Function):
         return value
 
     @staticmethod
-    def backward(ctx, upstream):
+    def backward(ctx: Any, upstream: Tensor) -> Any:
         _refuse_second_derivative()
         grads, factors = ctx.saved_tensors, (upstream, ctx.scale, ctx.count)
         if _may_overwrite():
@@ -391,16 +412,17 @@ class ComponentsMap(torch.autograd.Function):
     """The maps of luminance and contrast-structure; backward computes the statistics again."""
 
     @staticmethod
-    def forward(ctx, x, y, *settings):
+    def forward(ctx: Any, x: Tensor, y: Tensor, *settings: Any) -> Any:
         ctx.save_for_backward(x, y)
         ctx.settings = settings
         return _components_map(x, y, *settings)
 
     @staticmethod
-    def backward(ctx, *upstream):
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
         _refuse_second_derivative()
         needs = ctx.needs_input_grad[:2]
-        x, y = _in_order(*ctx.saved_tensors, needs)
+        x, y = ctx.saved_tensors
+        x, y = _in_order(x, y, needs)
         grads = _components_map_grad(*upstream, x, y, *ctx.settings, sum(needs))
         return *_by_need(grads, needs), *[None] * len(ctx.settings)
 
@@ -410,7 +432,18 @@ class Similarity(torch.autograd.Function):
     same tiles."""
 
     @staticmethod
-    def forward(ctx, x, y, settings, weights, constant, rows, columns, count, kept):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        settings: reference.Settings,
+        weights: list[float],
+        constant: float,
+        rows: Tensor | None,
+        columns: Tensor | None,
+        count: int,
+        kept: int,
+    ) -> Any:
         needs = ctx.needs_input_grad[:2]
         x, y = _in_order(x, y, needs)
         # Large factors wait for backward: float16 could not hold the gradient that they make.
@@ -428,7 +461,7 @@ class Similarity(torch.autograd.Function):
         return value, terms
 
     @staticmethod
-    def backward(ctx, upstream, _):
+    def backward(ctx: Any, upstream: Tensor | None, _: None) -> Any:
         _refuse_second_derivative()
         if upstream is None:  # nothing depends on the value
             return (None,) * 9
@@ -451,7 +484,17 @@ class MultiScale(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, y, settings, scales, weights, rows, columns, kept):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        settings: reference.Settings,
+        scales: Scales,
+        weights: list[float],
+        rows: Tensor | None,
+        columns: Tensor | None,
+        kept: int,
+    ) -> Any:
         needs = ctx.needs_input_grad[:2]
         x, y = _in_order(x, y, needs)
         late = weights[reference.SSIM] != 0
@@ -467,7 +510,7 @@ class MultiScale(torch.autograd.Function):
         return value, terms
 
     @staticmethod
-    def backward(ctx, upstream, _):
+    def backward(ctx: Any, upstream: Tensor | None, _: None) -> Any:
         _refuse_second_derivative()
         if upstream is None:  # nothing depends on the value
             return (None,) * 8
@@ -518,7 +561,9 @@ def _finest_weights(slopes: Tensor, by_ssim: float, group: int) -> tuple[Tensor,
     return plane_weights, slopes
 
 
-def positions(image: Tensor, settings: tuple, kept: int) -> int:
+def positions(
+    image: Tensor, settings: tuple[list[float], Unpack[tuple[float, ...]], bool], kept: int
+) -> int:
     """The number of windows in one group of planes, of which ``kept`` dimensions are kept."""
     window, *_, same = settings
     lost = 0 if same else len(window) - 1
@@ -537,29 +582,56 @@ def reflected(image: Tensor, halo: int) -> Tensor:
     return torch.nn.functional.pad(image, pads, mode=mode)
 
 
-def _of_all_scales(x, y, settings, scales, weights, rows, columns, kept, gradients, late):
+def _of_all_scales(
+    x: Tensor,
+    y: Tensor,
+    settings: reference.Settings,
+    scales: Scales,
+    weights: list[float],
+    rows: Tensor | None,
+    columns: Tensor | None,
+    kept: int,
+    gradients: int,
+    late: bool,
+) -> _Sweep:
     scale_weights, pooling, negative, joint, reflect = scales
     shared = (weights, rows, columns, kept, gradients, late)
     if reflect or negative == "raise":  # a border before the last sweep; means to be looked at
         return _compose_scales(x, y, settings, scales, *shared)
-    return _sweep_scales(x, y, *settings, scale_weights, pooling, negative == "abs", joint, *shared)
+    swept: _Sweep = _sweep_scales(
+        *(x, y, *settings, scale_weights, pooling, negative == "abs", joint, *shared)
+    )
+    return swept
 
 
-def _sweep_scales_by_ops(x, y, *arguments):
-    *settings, scale_weights, pooling, absolute, joint = arguments[:-6]
+def _sweep_scales_by_ops(x: Tensor, y: Tensor, *arguments: Any) -> _Sweep:
+    window, c1, c2, low, scale, same, scale_weights, pooling, absolute, joint = arguments[:-6]
     scales = (scale_weights, pooling, "abs" if absolute else "relu", joint, False)
-    return _compose_scales(x, y, tuple(settings), scales, *arguments[-6:])
+    return _compose_scales(x, y, (window, c1, c2, low, scale, same), scales, *arguments[-6:])
 
 
 _implement("sweep_scales", _sweep_scales_by_ops)
 
 
-def _compose_scales(x, y, settings, scales, weights, rows, columns, kept, gradients, late):
+def _compose_scales(
+    x: Tensor,
+    y: Tensor,
+    settings: reference.Settings,
+    scales: Scales,
+    weights: list[float],
+    rows: Tensor | None,
+    columns: Tensor | None,
+    kept: int,
+    gradients: int,
+    late: bool,
+) -> _Sweep:
     scale_weights, pooling, negative, joint, reflect = scales
     window, c1, c2, *_, same = settings
     dtype = reference.result_dtype(x.dtype)
     group = positions(x, settings, kept)
-    terms, grads, counts = [], [], []
+    terms: list[Tensor] = []
+    grads: list[Tensor] = []
+    counts: list[int] = []
     for scale in range(len(scale_weights)):
         finest, coarsest = scale == 0, scale == len(scale_weights) - 1
         halo = len(window) // 2 if coarsest and reflect else 0
@@ -592,10 +664,11 @@ def _compose_scales(x, y, settings, scales, weights, rows, columns, kept, gradie
     return value.to(dtype), out, slopes, finest_weights.to(dtype), grads
 
 
-def _unpad_reflection(grad: Tensor, halo: int, size) -> Tensor:
+def _unpad_reflection(grad: Tensor, halo: int, size: torch.Size) -> Tensor:
     """The gradient by an image, from that by the image with a reflected border."""
     like = grad.new_empty((*grad.shape[:2], *size))
-    return torch.ops.aten.reflection_pad2d_backward(grad.contiguous(), like, [halo] * 4)
+    out: Tensor = torch.ops.aten.reflection_pad2d_backward(grad.contiguous(), like, [halo] * 4)
+    return out
 
 
 def _is_transformed(x: Tensor, y: Tensor) -> bool:
@@ -618,29 +691,40 @@ def _needs_autograd(x: Tensor, y: Tensor) -> bool:
     return torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
 
 
-def ssim_map(x: Tensor, y: Tensor, *settings: Any) -> Tensor:
-    return (SSIMMap.apply if _needs_autograd(x, y) else _ssim_map)(x, y, *settings)
+def ssim_map(x: Tensor, y: Tensor, *settings: Unpack[reference.Settings]) -> Tensor:
+    op: Callable[..., Tensor] = SSIMMap.apply if _needs_autograd(x, y) else _ssim_map
+    return op(x, y, *settings)
 
 
-def ssim_nd_map(x: Tensor, y: Tensor, mask: Tensor | None, *settings: Any) -> Tensor:
-    return (SSIMNdMap.apply if _needs_autograd(x, y) else _ssim_nd_map)(x, y, mask, *settings)
+def ssim_nd_map(
+    x: Tensor, y: Tensor, mask: Tensor | None, *settings: Unpack[reference.Settings]
+) -> Tensor:
+    op: Callable[..., Tensor] = SSIMNdMap.apply if _needs_autograd(x, y) else _ssim_nd_map
+    return op(x, y, mask, *settings)
 
 
-def ssim_nd_mean(x: Tensor, y: Tensor, settings: tuple, count: int, kept: int) -> Tensor:
+def ssim_nd_mean(
+    x: Tensor, y: Tensor, settings: reference.Settings, count: int, kept: int
+) -> Tensor:
     """The sum of SSIM over all but the first ``kept`` dimensions, divided by ``count``."""
     if _needs_autograd(x, y):
-        return SSIMNdMean.apply(x, y, settings, count, kept)
-    return _ssim_nd_mean(x, y, *settings, count, kept, 0)[0]
+        value: Tensor = SSIMNdMean.apply(x, y, settings, count, kept)
+    else:
+        value, _ = _ssim_nd_mean(x, y, *settings, count, kept, 0)
+    return value
 
 
-def components_map(x: Tensor, y: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    return (ComponentsMap.apply if _needs_autograd(x, y) else _components_map)(x, y, *settings)
+def components_map(
+    x: Tensor, y: Tensor, *settings: Unpack[reference.Settings]
+) -> tuple[Tensor, Tensor]:
+    op: _OfPairs = ComponentsMap.apply if _needs_autograd(x, y) else _components_map
+    return op(x, y, *settings)
 
 
 def similarity(
     x: Tensor,
     y: Tensor,
-    settings: tuple,
+    settings: reference.Settings,
     weights: list[float],
     constant: float,
     rows: Tensor | None,
@@ -654,7 +738,11 @@ def similarity(
     take as long as a small image.)
     """
     if _needs_autograd(x, y):
-        return Similarity.apply(x, y, settings, weights, constant, rows, columns, count, kept)
+        differentiable: _OfPairs = Similarity.apply
+        rest = (rows, columns, count, kept)
+        return differentiable(x, y, settings, weights, constant, *rest)
+    value: Tensor
+    terms: Tensor
     value, terms, *_ = _similarity(
         *(x, y, *settings, _bits(weights), weights, None, rows, columns, count, kept, 0, 0)
     )
@@ -664,18 +752,15 @@ def similarity(
 def multi_scale(
     x: Tensor,
     y: Tensor,
-    settings: tuple,
-    scales: tuple,
+    settings: reference.Settings,
+    scales: Scales,
     weights: list[float],
     rows: Tensor | None,
     columns: Tensor | None,
     kept: int,
 ) -> tuple[Tensor, Tensor]:
-    """The weighted sum of (SSIM, MS-SSIM, L1, L2, blurred L1), and these five.
-
-    ``scales``: the weights of the scales, the pooling, what to do with negative means, whether
-    channels are joined, whether the coarsest scale is padded by reflection.
-    """
+    """The weighted sum of (SSIM, MS-SSIM, L1, L2, blurred L1), and these five."""
     if _needs_autograd(x, y):
-        return MultiScale.apply(x, y, settings, scales, weights, rows, columns, kept)
+        differentiable: _OfPairs = MultiScale.apply
+        return differentiable(x, y, settings, scales, weights, rows, columns, kept)
     return _of_all_scales(x, y, settings, scales, weights, rows, columns, kept, 0, False)[:2]

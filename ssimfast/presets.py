@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from ssimfast.arguments import choice
+from ssimfast.typing import Preset
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
@@ -13,7 +14,7 @@ _WANG = {"window": "gaussian", "window_size": 11, "sigma": 1.5, "k1": 0.01, "k2"
 _WANG |= {"sample_covariance": False, "padding": "valid"}
 _MULTI_SCALE = {"odd": "floor", "negative": "relu", "channels": "separate"}
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[Preset, dict[str, Any]] = {
     "wang2004": _WANG | _MULTI_SCALE,
     "pytorch-msssim": _WANG | _MULTI_SCALE | {"odd": "pad"},
     "torchmetrics": _WANG | _MULTI_SCALE | {"padding": "reflect", "channels": "joint"},
@@ -28,7 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def resolve(arguments: dict[str, Any], known: frozenset[str]) -> dict[str, Any]:
     """``arguments`` with what their preset says, as far as it is ``known``, put before them."""
-    preset = arguments.pop("preset", None)
+    preset: Preset | None = arguments.pop("preset", None)
     if preset is None:
         return arguments
     values = PRESETS[choice("preset", preset, tuple(PRESETS))]

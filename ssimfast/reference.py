@@ -6,9 +6,18 @@ exact in the arithmetic type on every device, where a convolution may round to T
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
+
+# What all ops share, see ops.py: window, c1, c2, low, scale, same.
+Settings = tuple[list[float], float, float, float, float, bool]
+GradRequest = tuple[list[float], float, float, float, float, bool, int]  # and how many gradients
+MeanRequest = tuple[
+    list[float], float, float, float, float, bool, int, int, int
+]  # count, kept, too
 
 # What `similarity` sums, in this order: bit t of `wanted` asks for term t.
 SSIM, CONTRAST_STRUCTURE, L1, L2, BLURRED_L1 = range(5)
@@ -75,7 +84,7 @@ class _Statistics:
         level_s = 2 * (level - low) * scale
         self.s = ((x - level) + (y - level)) * scale
         self.d = (x - y) * scale
-        self.support = None if mask is None else self._support()
+        self.support = None if self.mask is None else self._support(self.mask)
         self.mean_s, self.var_s = self._moments(self.s, -level_s)
         self.mean_d, self.var_d = self._moments(self.d, torch.zeros_like(level_s))
         self.mu_s, self.mu_d = self.mean_s + level_s, self.mean_d
@@ -100,25 +109,27 @@ class _Statistics:
         halo = len(self.window) // 2
         sizes = image.shape[2:]
         padded = value.expand(*image.shape[:2], *(size + 2 * halo for size in sizes)).clone()
-        padded[(..., *(slice(halo, halo + size) for size in sizes))] = image
+        inside = [slice(halo, halo + size) for size in sizes]
+        padded[(slice(None), slice(None), *inside)] = image
         return padded
 
-    def _support(self) -> Tensor:
+    def _support(self, mask: Tensor) -> Tensor:
         """1 / (the part of each window that the mask lets through), 0 where it is nothing."""
-        zero = self.mask.new_zeros(()).expand(*self.mask.shape[:2], *[1] * (self.mask.dim() - 2))
-        through = _filter(self._pad(self.mask, zero) if self.same else self.mask, self.window)
+        zero = mask.new_zeros(()).expand(*mask.shape[:2], *[1] * (mask.dim() - 2))
+        through = _filter(self._pad(mask, zero) if self.same else mask, self.window)
         return torch.where(through > 0, 1 / through, 0)
 
     def _moments(self, image: Tensor, black: Tensor) -> tuple[Tensor, Tensor]:
-        if self.mask is None:
+        if self.mask is None or self.support is None:
             # Outside the image lies the lower end of the range.
             image = self._pad(image, black) if self.same else image
             mean, square = _filter(image, self.window), _filter(image.square(), self.window)
         else:
-            parts = image * self.mask, image.square() * self.mask
+            mean, square = image * self.mask, image.square() * self.mask
             if self.same:
-                parts = [self._pad(part, torch.zeros_like(black)) for part in parts]
-            mean, square = (_filter(part, self.window) * self.support for part in parts)
+                nothing = torch.zeros_like(black)
+                mean, square = self._pad(mean, nothing), self._pad(square, nothing)
+            mean, square = (_filter(part, self.window) * self.support for part in (mean, square))
         # Negative only through rounding. clamp_min keeps NaN.
         return mean, (square - mean.square()).clamp_min(0)
 
@@ -169,38 +180,43 @@ def _like(image: Tensor, grad: Tensor) -> Tensor:
     return torch.empty_like(image).copy_(grad)
 
 
-def _gradients_like(images: tuple[Tensor, Tensor], grads, count: int) -> list[Tensor]:
+def _gradients_like(
+    images: tuple[Tensor, Tensor], grads: tuple[Tensor, Tensor], count: int
+) -> list[Tensor]:
     return [_like(image, grad) for image, grad in zip(images, grads, strict=True)][:count]
 
 
 # ---- maps ---------------------------------------------------------------------------------------
 
 
-def ssim_map(x: Tensor, y: Tensor, *settings) -> Tensor:
+def ssim_map(x: Tensor, y: Tensor, *settings: Unpack[Settings]) -> Tensor:
     return ssim_nd_map(x, y, None, *settings)
 
 
-def ssim_map_grad(upstream: Tensor, x: Tensor, y: Tensor, *settings) -> list[Tensor]:
-    return ssim_nd_map_grad(upstream, x, y, None, *settings)
+def ssim_map_grad(
+    upstream: Tensor, x: Tensor, y: Tensor, *request: Unpack[GradRequest]
+) -> list[Tensor]:
+    return ssim_nd_map_grad(upstream, x, y, None, *request)
 
 
-def ssim_nd_map(x: Tensor, y: Tensor, mask: Tensor | None, *settings) -> Tensor:
-    statistics = _Statistics(x, y, *settings, mask=mask)
+def ssim_nd_map(x: Tensor, y: Tensor, mask: Tensor | None, *settings: Unpack[Settings]) -> Tensor:
+    statistics = _Statistics(x, y, *settings, mask)
     return statistics.as_map(statistics.ssim())
 
 
 def ssim_nd_map_grad(
-    upstream: Tensor, x: Tensor, y: Tensor, mask: Tensor | None, *settings
+    upstream: Tensor, x: Tensor, y: Tensor, mask: Tensor | None, *request: Unpack[GradRequest]
 ) -> list[Tensor]:
-    *settings, gradients = settings
-    statistics = _Statistics(x, y, *settings, mask=mask)
+    statistics = _Statistics(x, y, *request[:-1], mask)
     grads = statistics.gradients(ssim=upstream * statistics.scale)
-    return _gradients_like((x, y), grads, gradients)
+    return _gradients_like((x, y), grads, request[-1])
 
 
-def ssim_nd_mean(x: Tensor, y: Tensor, *settings) -> tuple[Tensor, list[Tensor]]:
-    *settings, count, kept, gradients = settings
-    statistics = _Statistics(x, y, *settings)
+def ssim_nd_mean(
+    x: Tensor, y: Tensor, *request: Unpack[MeanRequest]
+) -> tuple[Tensor, list[Tensor]]:
+    count, kept, gradients = request[-3:]
+    statistics = _Statistics(x, y, *request[:-3])
     value = statistics.ssim().sum(tuple(range(kept, x.dim()))) / count
     grads = []
     if gradients > 0:
@@ -208,22 +224,25 @@ def ssim_nd_mean(x: Tensor, y: Tensor, *settings) -> tuple[Tensor, list[Tensor]]
     return value.to(statistics.out_dtype), grads
 
 
-def components_map(x: Tensor, y: Tensor, *settings) -> tuple[Tensor, Tensor]:
+def components_map(x: Tensor, y: Tensor, *settings: Unpack[Settings]) -> tuple[Tensor, Tensor]:
     statistics = _Statistics(x, y, *settings)
-    maps = statistics.luminance(), statistics.contrast_structure()
-    return tuple(statistics.as_map(values) for values in maps)
+    luminance, contrast_structure = statistics.luminance(), statistics.contrast_structure()
+    return statistics.as_map(luminance), statistics.as_map(contrast_structure)
 
 
 def components_map_grad(
-    by_luminance: Tensor, by_contrast_structure: Tensor, x: Tensor, y: Tensor, *settings
+    by_luminance: Tensor,
+    by_contrast_structure: Tensor,
+    x: Tensor,
+    y: Tensor,
+    *request: Unpack[GradRequest],
 ) -> list[Tensor]:
-    *settings, gradients = settings
-    statistics = _Statistics(x, y, *settings)
+    statistics = _Statistics(x, y, *request[:-1])
     scale = statistics.scale
     grads = statistics.gradients(
         luminance=by_luminance * scale, contrast_structure=by_contrast_structure * scale
     )
-    return _gradients_like((x, y), grads, gradients)
+    return _gradients_like((x, y), grads, request[-1])
 
 
 # ---- losses -------------------------------------------------------------------------------------
@@ -252,7 +271,7 @@ def similarity(
     d = statistics.d
     positions_per_pixel = statistics.n1[0, 0].numel() / d[0, 0].numel() if d.numel() else 1.0
     counts = _pixel_counts(d, rows, columns)
-    quantities = {
+    quantities: dict[int, Callable[[], Tensor]] = {
         SSIM: statistics.ssim,
         CONTRAST_STRUCTURE: statistics.contrast_structure,
         L1: lambda: d.abs() * positions_per_pixel,
@@ -269,6 +288,8 @@ def similarity(
             value = value + weights[term] * terms[..., term]
     grads = []
     if gradients > 0:
+        by_ssim: Tensor | float
+        by_cs: Tensor | float
         by_ssim, by_cs = weights[:2]
         if plane_weights is not None:
             by_ssim, by_cs = plane_weights.to(d.dtype)[..., None, None].unbind(2)
@@ -285,7 +306,9 @@ def similarity(
 
 def _pixel_counts(d: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor | float:
     """What each pixel counts in the blurred L1."""
-    return 0.0 if rows is None else rows[:, None].to(d.dtype) * columns.to(d.dtype)
+    if rows is None or columns is None:
+        return 0.0
+    return rows[:, None].to(d.dtype) * columns.to(d.dtype)
 
 
 def _by_difference(d: Tensor, weights: list[float], counts: Tensor | float) -> Tensor:
@@ -343,13 +366,13 @@ def collapse(
     rows: Tensor | None,
     columns: Tensor | None,
 ) -> Tensor:
-    total = None
-    for grad, slope in zip(reversed(grads), reversed(slopes.unbind(-1)), strict=True):
-        here = grad.to(slopes.dtype) * slope[..., None, None]
-        if total is not None:
-            here = here + _pool_adjoint(total, *grad.shape[-2:], pooling)
-        total = here
-    if x is not None:
+    *finer, coarsest = zip(grads, slopes.unbind(-1), strict=True)
+    total = coarsest[0].to(slopes.dtype) * coarsest[1][..., None, None]
+    for grad, slope in reversed(finer):
+        height, width = grad.shape[-2:]
+        below = _pool_adjoint(total, height, width, pooling)
+        total = grad.to(slopes.dtype) * slope[..., None, None] + below
+    if x is not None and y is not None:
         d = (x.to(total.dtype) - y.to(total.dtype)) * scale
         by_d = _by_difference(d, pixel_weights, _pixel_counts(d, rows, columns))
         total = total + by_d * (upstream.numel() / d.numel() if d.numel() else 1.0)
@@ -365,8 +388,8 @@ def combine_scales(
     kept: int,
     positions: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    means = [term[..., CONTRAST_STRUCTURE] for term in terms[:-1]] + [terms[-1][..., SSIM]]
-    means = torch.stack(means, -1)  # (N, C, scales)
+    of_scales = [term[..., CONTRAST_STRUCTURE] for term in terms[:-1]] + [terms[-1][..., SSIM]]
+    means = torch.stack(of_scales, -1)  # (N, C, scales)
     batch, channels, scales = means.shape
     if joint:
         means = means.mean(1, keepdim=True)

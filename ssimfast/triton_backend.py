@@ -8,10 +8,12 @@ window, dtype and request (not for a size); ``warmup`` does that ahead.
 import math
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from typing import Any, TypeVar
 
 import torch
 import triton.language as tl
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ssimfast import ops, reference, triton_kernels
 from ssimfast.arguments import MAX_WINDOW_SIZE
@@ -20,10 +22,11 @@ _RESIDENT_THREADS = 384  # of a multiprocessor, in blocks of 128, as registers a
 _LEAST_ROWS = 16
 _LANES = 256  # that add up records
 _BLOCK = 1024  # elements of a program of the kernels that do one element at a time
+_Given = TypeVar("_Given", Tensor, Tensor | None)
 _ARITHMETIC = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
-def _on(device: torch.device) -> AbstractContextManager:
+def _on(device: torch.device) -> AbstractContextManager[Any]:
     """Triton launches on the current device."""
     if device.type == "cpu":  # interpreted
         return nullcontext()
@@ -54,16 +57,18 @@ def _check_pair(x: Tensor, y: Tensor, size: int, same: bool, gradients: int) -> 
         raise RuntimeError(f"ssimfast: no window of {size} fits into {tuple(x.shape[2:])}")
 
 
-def _numbers(given: Tensor | None, shape: tuple[int, ...], like: Tensor) -> Tensor | None:
+def _numbers(given: _Given, shape: tuple[int, ...], like: Tensor) -> _Given:
     """An optional argument, contiguous, checked."""
     if given is None:
-        return None
+        return given
     if tuple(given.shape) != shape or given.device != like.device:
         raise RuntimeError(f"ssimfast: {tuple(given.shape)} numbers for {shape}")
     return given.contiguous()
 
 
-def _alike_in_memory(strides: tuple[int, ...], others: tuple[int, ...], shape) -> bool:
+def _alike_in_memory(
+    strides: tuple[int, ...], others: tuple[int, ...], shape: tuple[int, ...]
+) -> bool:
     """Whether both say the same. A step along a dimension of one element is never made."""
     return all(n == 1 or s == o for s, o, n in zip(strides, others, shape, strict=True))
 
@@ -118,13 +123,24 @@ def _rows_of_a_step(size: int, arithmetic: torch.dtype) -> int:
 
 # To fit more threads, ptxas spills a few registers of most sweeps with gradients unless it is told
 # how many there are (docs/triton.md). HIP knows no such option.
-_ALL_REGISTERS = {} if torch.version.cuda is None else {"maxnreg": 255}
+_ALL_REGISTERS: dict[str, int] = {} if torch.version.cuda is None else {"maxnreg": 255}
 
 
 class _Sweep:
     """A launch of ``triton_kernels.sweep``, as it is put together."""
 
-    def __init__(self, x, y, window, c1, c2, low, scale, same, gradients=0):
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        window: list[float],
+        c1: float,
+        c2: float,
+        low: float,
+        scale: float,
+        same: bool,
+        gradients: int = 0,
+    ) -> None:
         _check_pair(x, y, len(window), same, gradients)
         self.given = x, y
         self.x, self.y = _alike(x, y)
@@ -135,8 +151,11 @@ class _Sweep:
         self.margin = 0 if same else self.halo
         self.weights = [0.0] * reference.TERMS
         self.grad_scale = 1.0
-        self.maps, self.upstreams = [], []
-        self.plane_weights = self.rows = self.columns = None
+        self.maps: list[Tensor] = []
+        self.upstreams: list[Tensor] = []
+        self.plane_weights: Tensor | None = None
+        self.rows: Tensor | None = None
+        self.columns: Tensor | None = None
         self.wanted = 0
         self._plan()
         self.grads = [torch.empty_like(self.x) for _ in range(gradients)]
@@ -235,45 +254,59 @@ class _Sweep:
 # ---- maps ---------------------------------------------------------------------------------------
 
 
-def _maps(x: Tensor, y: Tensor, settings: tuple, count: int) -> list[Tensor]:
+def _maps(x: Tensor, y: Tensor, settings: reference.Settings, count: int) -> list[Tensor]:
     sweep = _Sweep(x, y, *settings)
     maps = sweep.new_maps(count)
     sweep.launch()
     return maps
 
 
-def _map_gradients(upstreams, x, y, settings: tuple, gradients: int) -> list[Tensor]:
-    sweep = _Sweep(x, y, *settings, gradients=gradients)
+def _map_gradients(
+    upstreams: list[Tensor], x: Tensor, y: Tensor, *request: Unpack[reference.GradRequest]
+) -> list[Tensor]:
+    sweep = _Sweep(x, y, *request)
     sweep.upstreams = [_numbers(upstream, sweep.map_shape(), x) for upstream in upstreams]
-    sweep.grad_scale = settings[4]
+    sweep.grad_scale = request[4]
     sweep.launch()
     return sweep.gradients_as_promised()
 
 
-def ssim_map(x: Tensor, y: Tensor, *settings) -> Tensor:
+def ssim_map(x: Tensor, y: Tensor, *settings: Unpack[reference.Settings]) -> Tensor:
     return _maps(x, y, settings, 1)[0]
 
 
-def ssim_map_grad(upstream: Tensor, x: Tensor, y: Tensor, *settings) -> list[Tensor]:
-    return _map_gradients([upstream], x, y, settings[:-1], settings[-1])
+def ssim_map_grad(
+    upstream: Tensor, x: Tensor, y: Tensor, *request: Unpack[reference.GradRequest]
+) -> list[Tensor]:
+    return _map_gradients([upstream], x, y, *request)
 
 
-def components_map(x: Tensor, y: Tensor, *settings) -> tuple[Tensor, Tensor]:
-    return tuple(_maps(x, y, settings, 2))
+def components_map(
+    x: Tensor, y: Tensor, *settings: Unpack[reference.Settings]
+) -> tuple[Tensor, Tensor]:
+    luminance, contrast_structure = _maps(x, y, settings, 2)
+    return luminance, contrast_structure
 
 
-def components_map_grad(by_luminance, by_contrast_structure, x, y, *settings) -> list[Tensor]:
-    upstreams = [by_luminance, by_contrast_structure]
-    return _map_gradients(upstreams, x, y, settings[:-1], settings[-1])
+def components_map_grad(
+    by_luminance: Tensor,
+    by_contrast_structure: Tensor,
+    x: Tensor,
+    y: Tensor,
+    *request: Unpack[reference.GradRequest],
+) -> list[Tensor]:
+    return _map_gradients([by_luminance, by_contrast_structure], x, y, *request)
 
 
 # ---- losses -------------------------------------------------------------------------------------
 
 
-def similarity(x: Tensor, y: Tensor, *arguments):
-    *settings, wanted, weights, plane_weights, rows, columns, count = arguments[:-3]
-    kept, gradients, pooling = arguments[-3:]
-    sweep = _Sweep(x, y, *settings, gradients=gradients)
+def similarity(
+    x: Tensor, y: Tensor, *arguments: Any
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    settings, (wanted, weights, plane_weights, rows, columns, *rest) = arguments[:6], arguments[6:]
+    count, kept, gradients, pooling = rest
+    sweep = _Sweep(x, y, *(*settings, gradients))
     value = x.new_empty(x.shape[:kept], dtype=sweep.arithmetic)
     terms = x.new_empty((*value.shape, reference.TERMS), dtype=reference.widest_dtype(x))
     pooled = [] if pooling == reference.POOLINGS["none"] else _pooled(sweep, pooling)
@@ -361,7 +394,9 @@ def combine_scales(
 
 
 def _upstream_strides(upstream: Tensor) -> tuple[int, int]:
-    return (*upstream.stride(), 0, 0)[:2]
+    strides: tuple[int, ...] = upstream.stride()
+    by_image, by_channel, *_ = (*strides, 0, 0)
+    return by_image, by_channel
 
 
 def scale_grad(grad: Tensor, upstream: Tensor, scale: float, count: int) -> Tensor:
@@ -411,7 +446,7 @@ def collapse(
     out = torch.empty_like(finest)
     if finest.numel() == 0:
         return out
-    if x is not None:
+    if x is not None and y is not None:
         x, y = _laid_out_like(out, x), _laid_out_like(out, y)
     batch, channels, height, width = finest.shape
     arithmetic = reference.result_dtype(finest.dtype)

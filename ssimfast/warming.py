@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ssimfast.functional import ssim
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, dict[str, Tensor]]]
 
 
 def warmup(
@@ -66,4 +66,4 @@ def _call(loss: Loss, x: Tensor, y: Tensor) -> None:
             for second in (y, y.clone().requires_grad_()):
                 value = loss(x.clone().requires_grad_(), second)
                 value = value[0] if isinstance(value, tuple) else value  # beside its terms
-                value.sum().backward()
+                torch.autograd.backward(value.sum())

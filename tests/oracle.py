@@ -56,6 +56,8 @@ class Definition:
     k2: float = 0.03
     sample_covariance: bool = False
     padding: str = "valid"
+    # Gradients are sums of magnitudes then: of what is rounded, where much of it cancels.
+    magnitudes: bool = False
 
     def unit(self, image: Array) -> Array:
         return (np.asarray(image, np.float64) - self.low) / (self.high - self.low)
@@ -84,6 +86,10 @@ class Definition:
             to_cov = up_c * factor / slab.b2
             of_x = slab.weights * (to_mean_x + to_cov * (slab.dy - slab.contrast * slab.dx))
             of_y = slab.weights * (to_mean_y + to_cov * (slab.dx - slab.contrast * slab.dy))
+            if self.magnitudes:
+                means = np.abs(up_l * 2 / slab.b1) * (np.abs(slab.mean_x) + np.abs(slab.mean_y))
+                deviations = np.abs(to_cov) * (np.abs(slab.dx) + np.abs(slab.dy))
+                of_x = of_y = slab.weights * (means + deviations)
             positions = (up_l.shape[2], *by_luminance.shape[3:])
             for offset in np.ndindex((self.size,) * dims):
                 start = (slab.rows.start + offset[0], *offset[1:])

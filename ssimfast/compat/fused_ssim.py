@@ -1,5 +1,7 @@
 """The function of fused-ssim (https://github.com/rahul-goel/fused-ssim), on every device."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,9 @@ from ssimfast.arguments import choice, flag
 from ssimfast.functional import ssim
 
 
-def fused_ssim(img1: Tensor, img2: Tensor, padding: str = "same", train: bool = True) -> Tensor:
+def fused_ssim(
+    img1: Tensor, img2: Tensor, padding: Literal["same", "valid"] = "same", train: bool = True
+) -> Tensor:
     """The mean SSIM of images in [0, 1], window 11, sigma 1.5: ``ssim(preset="fused-ssim")``.
 
     Unlike there, both images get their gradient, of any floating-point dtype and on any device.

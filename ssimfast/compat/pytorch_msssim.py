@@ -7,16 +7,19 @@ all channels; the modules have no ``win``. Half types give float32. Errors call 
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ssimfast.arguments import MAX_WINDOW_SIZE, checked_images, flag
 from ssimfast.measures import WANG_WEIGHTS, MSSSIMMeasure, SSIMMeasure
+from ssimfast.typing import MSSSIMArguments, Reduction
 
 __all__ = ["MS_SSIM", "SSIM", "ms_ssim", "ssim"]
 
 _K = (0.01, 0.03)
+_Measure = TypeVar("_Measure", SSIMMeasure, MSSSIMMeasure)
 
 
 def ssim(
@@ -112,6 +115,10 @@ class SSIM(nn.Module):
         # Raises now what it would raise later. Not kept: attributes may be assigned to.
         _measure(SSIMMeasure, data_range, size_average, win_size, win_sigma, None, K)
 
+    if TYPE_CHECKING:  # nn.Module takes and returns anything
+
+        def __call__(self, X: Tensor, Y: Tensor) -> Tensor: ...
+
     def forward(self, X: Tensor, Y: Tensor) -> Tensor:
         """Images or volumes to SSIM: shape () or, with ``size_average=False``, (N,)."""
         window = (self.data_range, self.size_average, self.win_size, self.win_sigma, None, self.K)
@@ -138,22 +145,39 @@ class MS_SSIM(nn.Module):
         window = (data_range, size_average, win_size, win_sigma, None, K)
         _measure(MSSSIMMeasure, *window, **_pyramid(weights))  # as for SSIM
 
+    if TYPE_CHECKING:
+
+        def __call__(self, X: Tensor, Y: Tensor) -> Tensor: ...
+
     def forward(self, X: Tensor, Y: Tensor) -> Tensor:
         """Images to MS-SSIM: shape () or, with ``size_average=False``, (N,)."""
         window = (self.data_range, self.size_average, self.win_size, self.win_sigma, None)
         return ms_ssim(X, Y, *window, self.weights, self.K)
 
 
-def _measure(kind, data_range, size_average, win_size, win_sigma, win, K, **arguments):
+def _measure(
+    kind: type[_Measure],
+    data_range: float,
+    size_average: bool,
+    win_size: int,
+    win_sigma: float,
+    win: Tensor | None,
+    K: tuple[float, float] | list[float],
+    **arguments: Any,
+) -> _Measure:
     """The measure in the arguments of ours."""
     if not isinstance(K, (tuple, list)) or len(K) != 2:
         raise TypeError(f"K must be a pair (K1, K2), got {K!r}")
-    reduction = "mean" if flag("size_average", size_average) else "batch"
+    reduction: Reduction = "mean" if flag("size_average", size_average) else "batch"
     if win is not None:
         win_size, win_sigma = 1, 1.0  # of which nothing is asked beside another window
     measure = kind(
-        **{"data_range": data_range, "window_size": win_size, "sigma": win_sigma},
-        **{"k1": K[0], "k2": K[1], "reduction": reduction},
+        data_range=data_range,
+        window_size=win_size,
+        sigma=win_sigma,
+        k1=K[0],
+        k2=K[1],
+        reduction=reduction,
         **arguments,
     )
     if win is not None:
@@ -161,7 +185,7 @@ def _measure(kind, data_range, size_average, win_size, win_sigma, win, K, **argu
     return measure
 
 
-def _pyramid(weights: Sequence[float] | None) -> dict:
+def _pyramid(weights: Sequence[float] | None) -> MSSSIMArguments:
     return {"weights": WANG_WEIGHTS if weights is None else weights, "odd": "pad"}
 
 

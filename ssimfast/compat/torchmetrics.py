@@ -7,6 +7,8 @@ images only, and MS-SSIM takes smaller ones. Half types give float32. Errors cal
 """
 
 from collections.abc import Sequence
+from functools import reduce
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -14,13 +16,49 @@ from torch import Tensor
 from ssimfast.arguments import MAX_WINDOW_SIZE, choice, flag, number
 from ssimfast.functional import ms_ssim, ssim, ssim_components
 from ssimfast.measures import WANG_WEIGHTS
+from ssimfast.typing import WindowArguments
 
 __all__ = [
     "multiscale_structural_similarity_index_measure",
     "structural_similarity_index_measure",
 ]
 
+_Reduction = Literal["elementwise_mean", "sum", "none"] | None
+_Range = float | tuple[float, float] | None
 _REDUCTIONS = ("elementwise_mean", "sum", "none", None)
+_Number = TypeVar("_Number", int, float)
+
+
+@overload
+def structural_similarity_index_measure(
+    preds: Tensor,
+    target: Tensor,
+    gaussian_kernel: bool = ...,
+    sigma: float | Sequence[float] = ...,
+    kernel_size: int | Sequence[int] = ...,
+    reduction: _Reduction = ...,
+    data_range: _Range = ...,
+    k1: float = ...,
+    k2: float = ...,
+    return_full_image: Literal[False] = ...,
+    return_contrast_sensitivity: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def structural_similarity_index_measure(
+    preds: Tensor,
+    target: Tensor,
+    gaussian_kernel: bool = ...,
+    sigma: float | Sequence[float] = ...,
+    kernel_size: int | Sequence[int] = ...,
+    reduction: _Reduction = ...,
+    data_range: _Range = ...,
+    k1: float = ...,
+    k2: float = ...,
+    return_full_image: bool = ...,
+    return_contrast_sensitivity: bool = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def structural_similarity_index_measure(
@@ -29,8 +67,8 @@ def structural_similarity_index_measure(
     gaussian_kernel: bool = True,
     sigma: float | Sequence[float] = 1.5,
     kernel_size: int | Sequence[int] = 11,
-    reduction: str | None = "elementwise_mean",
-    data_range: float | tuple[float, float] | None = None,
+    reduction: _Reduction = "elementwise_mean",
+    data_range: _Range = None,
     k1: float = 0.01,
     k2: float = 0.03,
     return_full_image: bool = False,
@@ -65,8 +103,8 @@ def structural_similarity_index_measure(
     choice("reduction", reduction, _REDUCTIONS)
     preds, target = _of_one_dtype(preds, target)
     window = _window(preds.dim(), gaussian_kernel, sigma, kernel_size)
-    preds, target, data_range = _in_range(preds, target, data_range)
-    arguments = {**window, "data_range": data_range, "k1": k1, "k2": k2}
+    preds, target, width = _in_range(preds, target, data_range)
+    arguments: WindowArguments = {**window, "data_range": width, "k1": k1, "k2": k2}
     with_map = flag("return_full_image", return_full_image)
     with_contrast = flag("return_contrast_sensitivity", return_contrast_sensitivity)
     if with_map and with_contrast:
@@ -89,12 +127,12 @@ def multiscale_structural_similarity_index_measure(
     gaussian_kernel: bool = True,
     sigma: float | Sequence[float] = 1.5,
     kernel_size: int | Sequence[int] = 11,
-    reduction: str | None = "elementwise_mean",
-    data_range: float | tuple[float, float] | None = None,
+    reduction: _Reduction = "elementwise_mean",
+    data_range: _Range = None,
     k1: float = 0.01,
     k2: float = 0.03,
     betas: tuple[float, ...] = WANG_WEIGHTS,
-    normalize: str | None = "relu",
+    normalize: Literal["relu"] | None = "relu",
 ) -> Tensor:
     """MS-SSIM: :func:`ssimfast.ms_ssim` by the names of torchmetrics.
 
@@ -118,7 +156,7 @@ def multiscale_structural_similarity_index_measure(
     if not isinstance(betas, (tuple, list)) or not betas:
         raise TypeError(f"betas must be a tuple of numbers, one a scale, got {betas!r}")
     preds, target = _of_one_dtype(preds, target)
-    arguments = {
+    arguments: dict[str, Any] = {
         **_window(preds.dim(), gaussian_kernel, sigma, kernel_size),
         **{"k1": k1, "k2": k2, "reduction": "batch", "preset": "torchmetrics"},
         "negative": "raise" if normalize is None else "relu",
@@ -130,17 +168,23 @@ def multiscale_structural_similarity_index_measure(
     return _reduced(values, reduction)
 
 
-def _with_a_range_a_scale(preds, target, data_range, betas, arguments) -> Tensor:
+def _with_a_range_a_scale(
+    preds: Tensor,
+    target: Tensor,
+    data_range: tuple[float, float] | None,
+    betas: tuple[float, ...],
+    arguments: dict[str, Any],
+) -> Tensor:
     """MS-SSIM of each image, where every scale is brought into a range by itself."""
-    value = 1.0
+    values = []
     for scale, beta in enumerate(betas):
         x, y, width = _in_range(preds, target, data_range)
         # A pyramid that starts here, of which only the first scale counts; the last one is SSIM.
         here = [beta] if scale == len(betas) - 1 else [beta, 0.0]
-        value = value * ms_ssim(x, y, data_range=width, weights=here, **arguments)
+        values.append(ms_ssim(x, y, data_range=width, weights=here, **arguments))
         if len(here) > 1:
             preds, target = (torch.nn.functional.avg_pool2d(image, 2) for image in (preds, target))
-    return value
+    return reduce(torch.mul, values)
 
 
 def _of_one_dtype(preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,7 +194,7 @@ def _of_one_dtype(preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return preds, target.to(preds.dtype)
 
 
-def _in_range(preds, target, data_range) -> tuple[Tensor, Tensor, float]:
+def _in_range(preds: Tensor, target: Tensor, data_range: _Range) -> tuple[Tensor, Tensor, float]:
     """The images, clamped if that was asked for, and the width of the range."""
     if data_range is None:
         images = [image for image in (preds, target) if image.numel() > 0]
@@ -169,7 +213,12 @@ def _in_range(preds, target, data_range) -> tuple[Tensor, Tensor, float]:
     return preds.clamp(low, high), target.clamp(low, high), high - low
 
 
-def _window(dimensions: int, gaussian_kernel, sigma, kernel_size) -> dict:
+def _window(
+    dimensions: int,
+    gaussian_kernel: bool,
+    sigma: float | Sequence[float],
+    kernel_size: int | Sequence[int],
+) -> WindowArguments:
     """The window in the arguments of ours, for tensors of so many dimensions."""
     axes = dimensions - 2
     if not flag("gaussian_kernel", gaussian_kernel):
@@ -188,7 +237,7 @@ def _window(dimensions: int, gaussian_kernel, sigma, kernel_size) -> dict:
     return {"window": "gaussian", "window_size": by_sigma, "sigma": sigma}
 
 
-def _same(name: str, value, axes: int):
+def _same(name: str, value: _Number | Sequence[_Number], axes: int) -> _Number:
     """The number that a sequence, one number an axis, repeats."""
     if not isinstance(value, Sequence):
         return value
@@ -197,7 +246,7 @@ def _same(name: str, value, axes: int):
     return value[0]
 
 
-def _reduced(values: Tensor, reduction: str | None) -> Tensor:
+def _reduced(values: Tensor, reduction: _Reduction) -> Tensor:
     if reduction == "elementwise_mean":
         return values.mean()
     return values.sum() if reduction == "sum" else values

@@ -1,0 +1,60 @@
+"""The types of the public arguments: the choices of each, and what functions and modules share."""
+
+from collections.abc import Sequence
+from typing import Literal, TypedDict
+
+Window = Literal["gaussian", "uniform"]
+Padding = Literal["valid", "same", "reflect"]
+Reduction = Literal["mean", "sum", "batch", "none"]
+Odd = Literal["floor", "pad", "replicate"]
+Negative = Literal["relu", "abs", "raise"]
+Channels = Literal["separate", "joint"]
+Preset = Literal[
+    "wang2004", "pytorch-msssim", "torchmetrics", "skimage", "tf", "fused-ssim", "3dgs"
+]
+Weights = Sequence[float] | Literal["auto"]
+# A loss is of whole images, and blurs them without a border.
+LossPadding = Literal["valid", "same"]
+LossReduction = Literal["mean", "batch"]
+
+
+class WindowArguments(TypedDict, total=False):
+    value_range: tuple[float, float] | None
+    data_range: float | None
+    window: Window
+    window_size: int
+    sigma: float
+    k1: float
+    k2: float
+    sample_covariance: bool
+    preset: Preset | None
+
+
+class _Pyramid(WindowArguments, total=False):
+    weights: Weights
+    odd: Odd
+    negative: Negative
+    channels: Channels
+
+
+class SSIMArguments(WindowArguments, total=False):
+    padding: Padding
+    reduction: Reduction
+
+
+class MSSSIMArguments(_Pyramid, total=False):
+    padding: Padding
+    reduction: Reduction
+
+
+class MixLossArguments(_Pyramid, total=False):
+    padding: LossPadding
+    reduction: LossReduction
+
+
+class SimilarityLossArguments(MixLossArguments, total=False):
+    ssim: float
+    ms_ssim: float
+    l1: float
+    l2: float
+    gaussian_l1: float

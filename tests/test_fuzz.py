@@ -1,0 +1,683 @@
+"""Calls drawn at random, against the oracle: every function, argument, dtype and layout.
+
+The ordinary suite draws the same few every time; ``make fuzz`` draws 2,000 others.
+"""
+
+import inspect
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import emulated
+import numpy as np
+import oracle
+import pytest
+import torch
+from comparison import (
+    CUDA_FLOAT32,
+    REDUCTIONS,
+    TERMS,
+    TOLERANCES,
+    as_float64,
+    assert_near,
+    mean_tolerance,
+    ms_ssim_tolerance,
+    to_oracle,
+    value_dtype,
+)
+from conftest import use_emulated, use_reference
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import ssimfast
+from ssimfast import ops, presets
+
+CASES = os.environ.get("SSIMFAST_FUZZ_CASES")
+
+
+def drawn(share: float):
+    """The settings of a test of that share of the cases."""
+    return settings(
+        max_examples=max(1, int(share * int(CASES or 150))),
+        deadline=None,
+        derandomize=CASES is None,
+        print_blob=True,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+# ---- images -------------------------------------------------------------------------------------
+
+PLAIN = ("noise", "related")
+KINDS = (
+    *PLAIN,
+    "equal",
+    "nearly_equal",
+    "opposite",
+    "constants",
+    "black",
+    "black_beside_noise",
+    "bright_pixels",
+    "checks",
+    "faint",
+    "far_from_the_range",
+    "outside_of_the_range",
+)
+# What test_ssim.py allows of hard data: constants do not average out, and much cancels.
+HARD = {"mean": 2e-7, "map": 1e-6, "grad": 1e-5, "pyramid": 1e-5}
+# And of windows that hardly reach a neighbour.
+NARROW = {"mean": 2e-7, "map": 1e-6, "grad": 2e-5, "pyramid": 2e-5}
+
+
+def unit_images(kind: str, shape: tuple[int, ...], seed: int, far: float) -> tuple[Tensor, Tensor]:
+    """Two images in which black is 0 and white is 1, in float64."""
+    random = torch.Generator().manual_seed(seed)
+    a, b = torch.rand(2, *shape, dtype=torch.float64, generator=random)
+    zero = torch.zeros(shape, dtype=torch.float64)
+    spots = zero.clone()
+    spots.view(-1)[:: 1 + seed % 97] = 1
+    checks = ((torch.arange(shape[-2])[:, None] // 3 + torch.arange(shape[-1]) // 3) % 2) + zero
+    return {
+        "noise": lambda: (a, b),
+        "related": lambda: (a, 0.7 * a + 0.3 * b),
+        "equal": lambda: (a, a),
+        "nearly_equal": lambda: (a, a + 1e-6 * (b - 0.5)),
+        "opposite": lambda: (a, 1 - a),
+        "constants": lambda: (zero + seed % 11 / 10, zero + seed % 7 / 6),
+        "black": lambda: (zero, zero),
+        "black_beside_noise": lambda: (zero, b),
+        "bright_pixels": lambda: (spots, spots.flip(-1)),
+        "checks": lambda: (checks, 0.6 * checks + 0.2 + 0.01 * b),
+        "faint": lambda: (0.6 + 1e-4 * a, 0.6 + 1e-4 * b),
+        "far_from_the_range": lambda: (far + a, far + 0.8 * a + 0.2 * b),
+        "outside_of_the_range": lambda: (10 * a - 5, 10 * b - 5),
+    }[kind]()
+
+
+def laid_out(image: Tensor, layout: str) -> Tensor:
+    """The same values in another layout; "expanded" repeats the first image."""
+    wide = image.repeat_interleave(2, -1)
+    tall = image.repeat_interleave(3, -2)
+    edge = torch.nn.functional.pad(image.double(), (3, 2, 1, 4)).to(image.dtype)
+    flat = torch.empty(image.numel() + 5, dtype=image.dtype)
+    flat[5:] = image.flatten()
+    dense = torch.channels_last if image.dim() == 4 else torch.channels_last_3d
+    return {
+        "contiguous": lambda: image,
+        "channels_last": lambda: image.contiguous(memory_format=dense),
+        "transposed": lambda: image.transpose(-1, -2).contiguous().transpose(-1, -2),
+        "every_second_column": lambda: wide[..., ::2],
+        "every_third_row": lambda: tall[..., ::3, :],
+        "inside": lambda: edge[..., 1:-4, 3:-2],
+        "with_offset": lambda: flat[5:].view(image.shape),
+        "batch_innermost": lambda: image.movedim(0, -1).contiguous().movedim(-1, 0),
+        "expanded": lambda: image[:1, :1].expand(image.shape),
+    }[layout]()
+
+
+LAYOUTS = (
+    *("contiguous", "channels_last", "transposed", "every_second_column", "every_third_row"),
+    *("inside", "with_offset", "batch_innermost", "expanded"),
+)
+
+
+# ---- calls --------------------------------------------------------------------------------------
+
+
+@dataclass
+class Call:
+    function: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    layouts: tuple[str, str]
+    needs: tuple[bool, bool]  # which of the images require a gradient
+    seed: int
+    arguments: dict
+    mask: str | None = None
+    x: Tensor = field(init=False, repr=False)
+    y: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        far = 30.0 if self.dtype in (torch.float16, torch.bfloat16) else 1000.0
+        low, high = to_oracle(self.arguments)["low"], to_oracle(self.arguments)["high"]
+        x, y = unit_images(self.kind, self.shape, self.seed, far)
+        x, y = ((low + (high - low) * image).to(self.dtype) for image in (x, y))
+        self.x, self.y = map(laid_out, (x, y), self.layouts)
+        if self.mask is not None:
+            self.arguments = {**self.arguments, "mask": self._mask()}
+
+    def _mask(self) -> Tensor:
+        random = torch.Generator().manual_seed(self.seed + 1)
+        weights = torch.rand(self.shape, generator=random)
+        return {
+            "weights": lambda: weights[0, 0],
+            "holes": lambda: weights[:, :1] * (weights[:, :1] > 0.5),
+            "bool": lambda: weights > 0.3,
+            "columns": lambda: weights[0, 0, ..., :1, :].double(),
+            "nothing": lambda: weights[:1] < 0,
+            "number": lambda: torch.tensor(0.3),
+        }[self.mask]()
+
+    def resolved(self) -> dict:
+        """The arguments with what the preset says."""
+        arguments = dict(self.arguments)
+        return presets.resolve(arguments, known_of(self.function))
+
+    def run(self, x: Tensor, y: Tensor):
+        return getattr(ssimfast, self.function)(x, y, **self.arguments)
+
+
+def known_of(function: str) -> frozenset[str]:
+    return frozenset(inspect.signature(getattr(ssimfast, function)).parameters)
+
+
+def sometimes(draw, **strategies) -> dict:
+    """Some of these arguments."""
+    return {name: draw(values) for name, values in strategies.items() if draw(st.booleans())}
+
+
+def least_side(window_size: int, padding: str) -> int:
+    return {"valid": window_size, "same": 1, "reflect": window_size // 2 + 1}[padding]
+
+
+ranges = st.sampled_from([(0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (-100.0, 300.0), (0.0, 0.05)])
+
+
+@st.composite
+def calls(draw) -> Call:
+    function = draw(st.sampled_from(["ssim", "ssim", "ms_ssim", "similarity_loss"]))
+    volume = function == "ssim" and draw(st.integers(0, 3)) == 0
+    kind = draw(st.sampled_from(KINDS))
+    largest = 2 if volume else draw(st.sampled_from([3, 6, 16]))
+    arguments = sometimes(
+        draw,
+        window=st.sampled_from(["gaussian", "uniform"]),
+        window_size=st.integers(0, largest).map(lambda half: 2 * half + 1),
+        sigma=st.sampled_from([0.3, 0.8, 1.5, 2.0, 7.0]),
+        k1=st.sampled_from([0.001, 0.01, 0.05, 0.2]),
+        k2=st.sampled_from([0.01, 0.03, 0.1, 0.4]),
+        padding=st.sampled_from(["valid", "same", "reflect"][: 3 - (function[0:2] == "si")]),
+    )
+    preset = draw(st.sampled_from([None, None, *presets.PRESETS]))
+    if preset is not None:
+        arguments["preset"] = preset
+    if volume:
+        arguments.setdefault("window_size", draw(st.sampled_from([1, 3, 5])))
+    reductions = ["mean", "batch"] if function == "similarity_loss" else list(REDUCTIONS)
+    arguments |= sometimes(draw, reduction=st.sampled_from(reductions))
+    settled = presets.resolve(dict(arguments), known_of(function))
+    if function == "similarity_loss" and settled.get("padding") == "reflect":
+        arguments["padding"] = settled["padding"] = "same"
+    size = settled.get("window_size", 11)
+    if size > 1:
+        arguments |= sometimes(draw, sample_covariance=st.booleans())
+    elif settled.get("sample_covariance"):
+        arguments["sample_covariance"] = False
+    if draw(st.booleans()):
+        low, high = draw(ranges)
+        one_number = low == 0 and draw(st.booleans())
+        arguments |= {"data_range": high} if one_number else {"value_range": (low, high)}
+
+    padding = settled.get("padding", "valid")
+    mask = None
+    if function == "ssim":
+        side = least_side(size, padding)
+        if padding != "reflect" and draw(st.integers(0, 2)) == 0:
+            kinds = ["weights", "holes", "bool", "columns", "nothing", "number"]
+            mask = draw(st.sampled_from(kinds))
+    else:
+        most = 1 if size > 17 else 2 if size > 7 else 3
+        count = draw(st.integers(1, most))
+        arguments |= sometimes(
+            draw,
+            odd=st.sampled_from(["floor", "pad", "replicate"]),
+            negative=st.sampled_from(["relu", "abs"]),
+            channels=st.sampled_from(["separate", "joint"]),
+        )
+        weight = st.sampled_from([0.0, 0.1333, 0.2856, 0.5, 1.0, 2.0])
+        arguments["weights"] = draw(st.lists(weight, min_size=count, max_size=count).map(tuple))
+        # Enough for any way to pool: pooled sides are at least the half, rounded down.
+        side = least_side(size, padding) << (count - 1)
+        if padding == "reflect" and count > 1:
+            side = max(side, size << (count - 2))
+        if draw(st.integers(0, 5)) == 0:
+            arguments["weights"] = "auto"
+        if function == "similarity_loss":
+            factor = st.sampled_from([0.0, 0.2, 0.84, 1.0, 30.0])
+            arguments |= sometimes(draw, **{name: factor for name in TERMS})
+            arguments |= sometimes(draw, return_terms=st.booleans())
+    more = st.integers(0, 3 if volume else 12)
+    spatial = tuple(side + draw(more) for _ in range(3 if volume else 2))
+    shape = (draw(st.integers(1, 3)), draw(st.integers(1, 1 if volume else 3)), *spatial)
+    return Call(
+        function=function,
+        kind=kind,
+        shape=shape,
+        dtype=draw(st.sampled_from([torch.float32, *TOLERANCES])),
+        layouts=(draw(st.sampled_from(LAYOUTS)), draw(st.sampled_from(LAYOUTS))),
+        needs=draw(st.tuples(st.booleans(), st.booleans())),
+        seed=draw(st.integers(0, 2**16)),
+        arguments=arguments,
+        mask=mask,
+    )
+
+
+# ---- what the oracle says -----------------------------------------------------------------------
+
+
+@dataclass
+class Answer:
+    value: np.ndarray
+    gradients: tuple[np.ndarray, np.ndarray]  # under the upstream gradient
+    magnitudes: float = 0.0  # of what they are sums of
+    tolerance: float | np.ndarray = 0.0  # of the value
+    # Each with what is allowed of it.
+    terms: dict[str, tuple[np.ndarray, float]] = field(default_factory=dict)
+    means: np.ndarray | None = None  # of the scales of MS-SSIM
+
+
+def spread(numbers: np.ndarray, dims: int) -> np.ndarray:
+    return numbers.reshape(*numbers.shape, *[1] * (dims - numbers.ndim))
+
+
+def largest(arrays: Iterable[np.ndarray]) -> float:
+    return max(np.abs(array).max() for array in arrays)
+
+
+def auto_weights(call: Call, settled: dict) -> tuple[float, ...]:
+    """As many of Wang's as have a window at every scale, with the sum of all."""
+    size, padding = settled.get("window_size", 11), settled.get("padding", "valid")
+    up = settled.get("odd", "floor") != "floor"
+    fitting, side = 0, min(call.shape[2:])
+    for scale in range(len(oracle.WANG)):
+        if side >= least_side(size, padding):
+            fitting = scale + 1
+        if side < least_side(size, "valid" if padding == "reflect" else padding):
+            break
+        side = (side + up) // 2
+    part = oracle.WANG[:fitting]
+    return tuple(weight * sum(oracle.WANG) / sum(part) for weight in part)
+
+
+def of_ssim(call: Call, x, y, upstream: Callable, allowed: dict, arguments: dict) -> Answer:
+    mask = arguments.get("mask")
+    own = to_oracle(arguments)
+    reduction = own.pop("reduction", "mean")
+    weights = np.ones(()) if mask is None else as_float64(mask)
+    centres = oracle.centres(weights, x.shape, **own)
+    if mask is not None:
+        own["mask"] = weights
+    axes = tuple(range(1, x.ndim))
+    in_image = centres.sum(axes)
+    seen = np.where(in_image == 0, 1, in_image)
+    # What each position of the map counts in the result.
+    by = {
+        "mean": lambda: upstream(()) * centres / (centres.sum() or 1),
+        "sum": lambda: upstream(()) * centres,
+        "batch": lambda: spread(upstream(x.shape[:1]) / seen, x.ndim) * centres,
+        "none": lambda: upstream(centres.shape),
+    }[reduction]()
+    full, *gradients = oracle.ssim(x, y, upstream=by, **own)
+    total = (centres * full).sum(axes)
+    value = {
+        "mean": total.sum() / centres.sum() if centres.sum() else np.ones(()),
+        "sum": total.sum(),
+        "batch": np.where(in_image == 0, 1, total / seen),
+        "none": full,
+    }[reduction]
+    count = full.size // (x.shape[0] if reduction == "batch" else 1)
+    tolerance = allowed["map"] if reduction == "none" else mean_tolerance(allowed, count)
+    if reduction == "sum":
+        tolerance = tolerance * full.size + torch.finfo(value_dtype(call.x)).eps * abs(value)
+    _, *parts = oracle.ssim(x, y, upstream=by, magnitudes=True, **own)
+    return Answer(np.asarray(value), tuple(gradients), largest(parts), tolerance)
+
+
+def of_ms_ssim(call: Call, x, y, upstream: Callable, allowed: dict, arguments: dict) -> Answer:
+    own = to_oracle(arguments)
+    reduction = own.pop("reduction", "mean")
+    joint = own.get("channels") == "joint"
+    shape = x.shape[: 1 if joint else 2]
+    share = 1 / np.prod(shape[1:])
+    by = {
+        "mean": lambda: np.broadcast_to(upstream(()) / np.prod(shape), shape),
+        "sum": lambda: np.broadcast_to(upstream(()), shape),
+        "batch": lambda: np.broadcast_to(spread(upstream(shape[:1]) * share, len(shape)), shape),
+        "none": lambda: upstream(shape),
+    }[reduction]()
+    want = oracle.ms_ssim(x, y, upstream=by, **own)
+    reduced = {
+        "mean": lambda values: values.mean(),
+        "sum": lambda values: values.sum(),
+        "batch": lambda values: values.reshape(shape[0], -1).mean(1),
+        "none": lambda values: values,
+    }[reduction]
+    off = ms_ssim_tolerance(want, call.x, arguments, allowed)
+    gradients = want.grad_x, want.grad_y
+    parts = oracle.ms_ssim(x, y, upstream=by, magnitudes=True, **own)
+    size = largest((parts.grad_x, parts.grad_y))
+    return Answer(np.asarray(reduced(want.value)), gradients, size, reduced(off), means=want.means)
+
+
+def of_similarity_loss(
+    call: Call, x, y, upstream: Callable, allowed: dict, arguments: dict
+) -> Answer:
+    own = to_oracle(arguments)
+    batch = own.pop("reduction", "mean") == "batch"
+    own.pop("return_terms", None)
+    factors = {name: arguments.get(name, float(name == "ssim")) for name in TERMS}
+    want = oracle.similarity_loss(x, y, factors=factors, **own)
+    by = upstream(x.shape[:1]) if batch else np.broadcast_to(upstream(()) / len(x), x.shape[:1])
+    gradients = tuple(spread(by, 4) * grad for grad in (want.grad_x, want.grad_y))
+    off = {name: np.full(len(x), allowed["map"]) for name in want.terms}
+    means = None
+    if factors["ms_ssim"] > 0:
+        scales = oracle.ms_ssim(x, y, **own)
+        means = scales.means
+        off["ms_ssim"] = ms_ssim_tolerance(scales, call.x, arguments, allowed)
+        off["ms_ssim"] = off["ms_ssim"].reshape(len(x), -1).mean(1)
+    eps = torch.finfo(value_dtype(call.x)).eps
+    for name, term in want.terms.items():
+        off[name] = off[name] + 4 * eps * np.abs(term)
+    total = sum((factors[name] * off[name] for name in off), np.zeros(len(x)))
+    total = total + 4 * eps * np.maximum(want.value, sum(factors.values()))
+    reduce = (lambda values: values) if batch else (lambda values: values.mean())
+    terms = {
+        name: (np.asarray(reduce(term)), np.max(off[name])) for name, term in want.terms.items()
+    }
+    windowed = {name: factors[name] for name in ("ssim", "ms_ssim")}
+    parts = oracle.similarity_loss(x, y, factors=windowed, magnitudes=True, **own)
+    size = np.max(by) * largest((parts.grad_x, parts.grad_y))
+    return Answer(np.asarray(reduce(want.value)), gradients, size, reduce(total), terms, means)
+
+
+OF = {"ssim": of_ssim, "ms_ssim": of_ms_ssim, "similarity_loss": of_similarity_loss}
+
+
+def settle(call: Call) -> dict:
+    """All arguments, with what the preset and "auto" stand for."""
+    settled = presets.resolve(dict(call.arguments), known_of(call.function))
+    if settled.get("weights") == "auto":
+        settled["weights"] = auto_weights(call, settled)
+    if call.function != "ssim" and "weights" not in settled:
+        settled["weights"] = oracle.WANG
+    return settled
+
+
+def reach(call: Call, settled: dict, x: np.ndarray, y: np.ndarray) -> float:
+    """The largest deviation from the level that is subtracted, in unit range."""
+    own = to_oracle(settled)
+    length = own["high"] - own["low"]
+    largest_value = largest((x - own["low"], y - own["low"])) / length
+    # Only data far from the range has a level of its own.
+    return min(largest_value, 4 + max(np.ptp(x), np.ptp(y)) / length)
+
+
+def moved(call: Call, settled: dict, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Images that differ from those by what the arithmetic rounds off of them.
+
+    A pixel is as exact as its distance from a level; x - y is exact. But images of coarser scales
+    are rounded, each by itself, and so are those of the oracle, far from 0 in float64.
+    """
+    random = np.random.default_rng(call.seed)
+    own = to_oracle(settled)
+    eps = torch.finfo(value_dtype(call.x)).eps / 2
+    coarser = len(settled.get("weights", ())) > 1 and (
+        call.function == "ms_ssim" or settled.get("ms_ssim", 0) > 0
+    )
+    if coarser or call.dtype == torch.float64:
+        step = eps * largest((x - own["low"], y - own["low"]))
+    else:
+        step = eps * reach(call, settled, x, y) * (own["high"] - own["low"])
+    common, of_difference = random.uniform(-1, 1, (2, *x.shape))
+    if coarser:
+        return x + step * common, y + step * of_difference
+    return x + step * common, y + step * common + eps * (y - x) * of_difference
+
+
+# So many times what the rounding of the images does to a result may be wrong with it.
+RESPONSES = 8
+
+
+def allowed_of(call: Call, settled: dict) -> dict:
+    allowed = dict(TOLERANCES[call.dtype])
+    narrow = settled.get("window", "gaussian") == "gaussian" and settled.get("sigma", 1.5) < 0.5
+    if call.dtype != torch.float64:
+        for table in [NARROW] * narrow + [HARD] * (call.kind not in PLAIN):
+            allowed = {name: max(table[name], value) for name, value in allowed.items()}
+    return allowed
+
+
+def wrong_slopes(answer: Answer, other: Answer, allowed: dict) -> float:
+    """How wrong the slopes of MS-SSIM may be, relative to the gradient, for the means' errors; not
+    finite where the sign of a mean is not known."""
+    if answer.means is None:
+        return 0.0
+    off = allowed["map"] + RESPONSES * np.abs(other.means - answer.means)
+    size = np.abs(answer.means)
+    if (size < off).any():
+        return np.inf
+    return 2 * np.max(np.sum(off / np.maximum(size, oracle.SLOPE_BOUND), 0))
+
+
+def upstream_of(call: Call) -> Callable[[tuple[int, ...]], np.ndarray]:
+    """Of any shape, the upstream gradient of that call."""
+
+    def upstream(shape: tuple[int, ...]) -> np.ndarray:
+        numbers = np.random.default_rng(call.seed).uniform(0.1, 1, shape)
+        return np.asarray(numbers, np.float32).astype(np.float64)
+
+    return upstream
+
+
+class Expected(NamedTuple):
+    """What the oracle says, and how far from it each number may be."""
+
+    answer: Answer
+    of_value: float | np.ndarray
+    of_terms: dict[str, float]
+    of_gradients: list[float]
+
+
+def expected(call: Call) -> Expected:
+    settled = settle(call)
+    allowed = allowed_of(call, settled)
+    x, y = as_float64(call.x), as_float64(call.y)
+    function = OF[call.function]
+    answer, near = (
+        function(call, *images, upstream_of(call), allowed, settled)
+        for images in ((x, y), moved(call, settled, x, y))
+    )
+    own = to_oracle(settled)
+    length = own["high"] - own["low"]
+    eps = torch.finfo(value_dtype(call.x)).eps / 2
+    rounding, of_float64 = answer.magnitudes, 0.0
+    if call.dtype == torch.float64 and call.kind not in PLAIN:
+        # Its variances are differences of squares of deviations from one level of a plane.
+        deviation, c2 = reach(call, settled, x, y), settled.get("k2", 0.03) ** 2
+        of_float64 = RESPONSES * eps * deviation**2 / c2
+        rounding = rounding * (1 + deviation**2 / c2) + deviation / c2 / length
+    of_value = answer.tolerance + of_float64 + RESPONSES * largest([near.value - answer.value])
+    of_terms = {
+        name: off + RESPONSES * largest([near.terms[name][0] - term]) + of_float64
+        for name, (term, off) in answer.terms.items()
+    }
+    # float16 keeps no relative precision of numbers next to 0: as stored, and as returned.
+    spacing = torch.finfo(call.dtype).smallest_normal * torch.finfo(call.dtype).eps
+    spacing *= max(1.0, *(settled.get(name, 1.0) for name in TERMS)) * max(1, 1 / length)
+    relative = allowed["grad" if answer.means is None else "pyramid"]
+    relative += wrong_slopes(answer, near, allowed)
+    if settled.get("padding") == "reflect" and call.dtype.itemsize == 2:
+        relative += 8 * torch.finfo(call.dtype).eps  # reflected parts are added up in that dtype
+    of_gradients = [
+        relative * largest([grad])
+        + RESPONSES * (largest([near_grad - grad]) + eps * rounding)
+        + 2 * spacing
+        for grad, near_grad in zip(answer.gradients, near.gradients, strict=True)
+    ]
+    return Expected(answer, of_value, of_terms, of_gradients)
+
+
+USE = {"cpu": lambda _: None, "reference": use_reference, "cuda-emulated": use_emulated}
+
+
+def check(call: Call, backends: list[str]) -> None:
+    """The value, the terms and the gradients of a call, on each of the backends."""
+    want = expected(call)
+    for backend in backends:
+        with pytest.MonkeyPatch.context() as patch:
+            USE[backend](patch)
+            compare(call, want, backend)
+
+
+def compare(call: Call, want: Expected, backend: str) -> None:
+    x, y = (
+        image.detach().requires_grad_(need)
+        for image, need in zip((call.x, call.y), call.needs, strict=True)
+    )
+    result = call.run(x, y)
+    value, terms = result if isinstance(result, tuple) else (result, {})
+    assert value.dtype == value_dtype(call.x) and value.requires_grad == any(call.needs)
+    assert_near(value, want.answer.value, want.of_value, f"{backend}: value")
+    if call.arguments.get("return_terms"):
+        assert terms.keys() == want.of_terms.keys()
+    for name, term in terms.items():
+        assert_near(term, want.answer.terms[name][0], want.of_terms[name], f"{backend}: {name}")
+    equal = torch.equal(call.x, call.y)
+    if equal and call.function != "similarity_loss" and call.arguments.get("reduction") != "sum":
+        assert (value == 1).all()
+    if any(call.needs):
+        upstream = upstream_of(call)(tuple(value.shape))
+        value.backward(torch.tensor(upstream, dtype=value.dtype))
+    gradients = zip((x, y), want.answer.gradients, want.of_gradients, strict=True)
+    for name, (image, gradient, limit) in zip("xy", gradients, strict=True):
+        if not image.requires_grad:
+            assert image.grad is None
+            continue
+        assert image.grad.dtype == call.dtype and image.grad.isfinite().all()
+        assert not equal or not image.grad.any()
+        if np.isfinite(limit):  # else a mean is 0, where the slope of its power jumps
+            assert_near(image.grad, gradient, limit, f"{backend}: gradient by {name}")
+
+
+@drawn(1)
+@given(calls())
+def test_calls(call):
+    check(call, ["reference"] if ops.extension is None else ["cpu", "reference"])
+
+
+@drawn(0.1)
+@given(calls())
+def test_calls_of_emulated_cuda_kernels(call):
+    if reason := emulated.why_not():
+        pytest.skip(reason)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TOLERANCES, torch.float32, CUDA_FLOAT32)
+        check(call, ["cuda-emulated"])
+
+
+@drawn(0.2)
+@given(calls(), st.sampled_from([(0, 3), (2, 0), (0, 0)]))
+def test_calls_without_images(call, planes):
+    """Two empty batches do not differ."""
+    x, y = (torch.empty(*planes, *call.shape[2:], dtype=call.dtype) for _ in range(2))
+    for image, need in ((x, call.needs[0]), (y, call.needs[1])):
+        image.requires_grad_(need)
+    call.arguments.pop("mask", None)
+    result = call.run(x, y)
+    value = result[0] if isinstance(result, tuple) else result
+    reduction = call.arguments.get("reduction", "mean")
+    assert value.dtype == value_dtype(x)
+    if call.function == "similarity_loss" or (call.function == "ssim" and reduction == "sum"):
+        assert not value.any()
+    elif reduction != "sum":
+        assert (value == 1).all()
+    if value.requires_grad:
+        value.sum().backward()
+        for image in (x, y):
+            assert image.grad is None or image.grad.shape == image.shape
+
+
+@drawn(0.3)
+@given(calls())
+def test_modules_are_the_functions(call):
+    module = {
+        "ssim": ssimfast.SSIM,
+        "ms_ssim": ssimfast.MSSSIM,
+        "similarity_loss": ssimfast.SimilarityLoss,
+    }[call.function]
+    arguments = dict(call.arguments)
+    images = [call.x, call.y, *([arguments.pop("mask")] if call.mask is not None else [])]
+    got, want = module(**arguments)(*images), call.run(call.x, call.y)
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
+# ---- mistakes -----------------------------------------------------------------------------------
+
+numbers = st.one_of(st.floats(), st.integers(), st.sampled_from([10**400, -(10**400)]))
+anything = st.one_of(
+    st.none(),
+    st.booleans(),
+    numbers,
+    st.text(max_size=3),
+    st.binary(max_size=3),
+    st.lists(numbers, max_size=3),
+    st.tuples(numbers, numbers),
+    st.dictionaries(st.text(max_size=2), numbers, max_size=2),
+    st.complex_numbers(),
+    st.builds(object),
+    st.just(torch.zeros(2)),
+    st.just(np.zeros(2)),
+)
+
+
+@drawn(2)
+@given(calls(), st.data(), anything)
+def test_any_value_of_an_argument_is_taken_or_refused_by_name(call, data, value):
+    name = data.draw(st.sampled_from(sorted(known_of(call.function) - {"x", "y"})))
+    call.arguments[name] = value
+    try:
+        call.run(call.x, call.y)
+    except (TypeError, ValueError) as error:
+        # A range is one thing of two names, and a preset or window may ask for larger images.
+        names = {name, *({"value_range", "data_range"} if "range" in name else ())}
+        names |= {"x is"} if name in ("window_size", "preset", "padding", "weights") else set()
+        names |= {"sample_covariance needs"} if name in ("window_size", "preset") else set()
+        names |= {"padding"} if name in ("mask", "preset") else set()
+        assert any(word in str(error) for word in names), error
+
+
+def spoiled(call: Call, how: str) -> tuple:
+    x, y = call.x, call.y
+    return {
+        "ranks": lambda: (x[0], y[0]) if x.dim() == 4 else (x[None], y[None]),
+        "shape": lambda: (x, y[..., :-1]),
+        "batch": lambda: (x, torch.cat((y, y))),
+        "dtype": lambda: (x, y.to(torch.float64 if y.dtype != torch.float64 else torch.float32)),
+        "integer": lambda: (x.long(), y.long()),
+        "complex": lambda: (x.to(torch.complex64), y.to(torch.complex64)),
+        "device": lambda: (x, y.to("meta")),
+        "no_tensor": lambda: (x, y.double().numpy()),
+        "small": lambda: (x[..., :1, :1], y[..., :1, :1]),
+    }[how]()
+
+
+HOW = ("ranks", "shape", "batch", "dtype", "integer", "complex", "device", "no_tensor", "small")
+
+
+@drawn(0.3)
+@given(calls(), st.sampled_from(HOW))
+def test_images_that_do_not_go_together_are_refused(call, how):
+    settled = settle(call)
+    if how == "small":
+        call.arguments |= {
+            "padding": "valid",
+            "window_size": max(3, settled.get("window_size", 11)),
+        }
+        call.arguments |= {"ssim": 1.0} if call.function == "similarity_loss" else {}
+    call.arguments.pop("mask", None)
+    with pytest.raises((TypeError, ValueError), match=r"^(x|y) "):
+        call.run(*spoiled(call, how))
