@@ -25,10 +25,11 @@ OPTIONS = {option for parser in TRAINER.values() for option in parser._option_st
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
-def fenced(text: str, language: str) -> list[str]:
-    """Blocks of code, each after as many empty lines as there are lines before it."""
-    pattern = re.compile(rf"^```{language}\n(.*?)^```", re.DOTALL | re.MULTILINE)
-    return ["\n" * text[: m.start(1)].count("\n") + m[1] for m in pattern.finditer(text)]
+def python_blocks(page: Path) -> list[str]:
+    """Each after as many empty lines as the page has before it, for the lines of tracebacks."""
+    text = page.read_text()
+    found = re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return ["\n" * text[: block.start(1)].count("\n") + block[1] for block in found]
 
 
 def prose(text: str) -> str:
@@ -36,19 +37,14 @@ def prose(text: str) -> str:
     return re.sub(r"^```.*?^```|^ {4}.*?$", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
-def with_code(language: str):
-    pages = [page for page in PAGES if fenced(page.read_text(), language)]
-    return pytest.mark.parametrize("page", pages, ids=lambda page: page.name)
-
-
-@with_code("python")
+@pytest.mark.parametrize("page", [*filter(python_blocks, PAGES)], ids=lambda page: page.name)
 def test_code_runs(page, tmp_path, monkeypatch):
     """In order, in one namespace a page."""
     monkeypatch.chdir(tmp_path)
     # Traced as a whole, but without a compiler's twenty seconds; test_torch_tools.py has these.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     namespace: dict = {}
-    for block in fenced(page.read_text(), "python"):
+    for block in python_blocks(page):
         exec(compile(block, str(page), "exec"), namespace)
 
 
