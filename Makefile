@@ -9,7 +9,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc ssimfast cyclegan -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CPP := $(shell find csrc tests bench -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test fuzz bench gpu-report lint format clean
+.PHONY: demo test fuzz bench gpu-report docs figures lint format clean
 
 # -I: the installed package, not the sources in this folder, which have no extension beside them.
 CYCLEGAN := $(VENV)/bin/python -I -m cyclegan
@@ -44,6 +44,14 @@ bench: $(VENV)/installed $(VENV)/bench-tools
 gpu-report: $(VENV)/installed
 	$(VENV)/bin/python -I bench/gpu_report.py
 
+# The documentation, in site/.
+docs: $(VENV)/docs-tools
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
+figures: $(VENV)/installed
+	for script in equal_mse geometric colour_shift; do \
+	  $(VENV)/bin/python -I docs/figures/$$script.py docs/figures || exit; done
+
 # mypy without the types of torch, which is not needed here; tests/test_typing.py checks with them.
 lint: $(VENV)/lint-tools
 	$(VENV)/bin/ruff check .
@@ -57,7 +65,7 @@ format: $(VENV)/lint-tools
 	$(VENV)/bin/clang-format -i $(CPP)
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .benchmarks ssimfast/_C*
+	rm -rf $(VENV) $(DEMO) build dist site *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .benchmarks ssimfast/_C*
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -75,6 +83,10 @@ $(VENV)/installed: $(VENV)/torch $(SOURCES)
 $(VENV)/bench-tools: $(VENV)/installed
 	$(PIP) install '.[bench]'
 	$(PIP) install --no-deps piq==0.8.0 monai==1.6.1  # which would replace torch by another
+	touch $@
+
+$(VENV)/docs-tools: $(VENV)/installed
+	$(PIP) install '.[docs]'
 	touch $@
 
 $(VENV)/lint-tools: Makefile | $(VENV)/bin/python
