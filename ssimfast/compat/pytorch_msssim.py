@@ -157,7 +157,7 @@ class MS_SSIM(nn.Module):
 
 def _measure(
     kind: type[_Measure],
-    data_range: float,
+    data_range: float | None,
     size_average: bool,
     win_size: int,
     win_sigma: float,
