@@ -515,7 +515,7 @@ def expected(call: Call) -> Expected:
     if settled.get("padding") == "reflect" and call.dtype.itemsize == 2:
         relative += 8 * torch.finfo(call.dtype).eps  # reflected parts are added up in that dtype
     of_gradients = [
-        relative * largest([grad])
+        relative * max(largest([grad]), 1e-300)  # inf stays inf
         + RESPONSES * (largest([near_grad - grad]) + eps * rounding)
         + 2 * spacing
         for grad, near_grad in zip(answer.gradients, near.gradients, strict=True)
