@@ -33,7 +33,7 @@ test: $(VENV)/installed
 # Other calls than those of the ordinary suite, and 2,000 of them.
 fuzz: $(VENV)/installed
 	SSIMFAST_FUZZ_CASES=2000 OMP_NUM_THREADS=1 $(VENV)/bin/pytest tests/test_fuzz.py \
-	  -n auto --maxprocesses=8 -p no:benchmark -o faulthandler_timeout=300
+	  -n auto --maxprocesses=8 -p no:benchmark
 
 bench: $(VENV)/installed $(VENV)/bench-tools
 	$(VENV)/bin/pytest bench --benchmark-columns=min,median,max,iqr --benchmark-json=$(VENV)/bench.json
