@@ -8,9 +8,9 @@ namespace ssimfast::cuda {
 
 enum class Dtype : int { kFloat32, kFloat16, kBFloat16, kFloat64, kUInt8 };
 
-// Calls body(T{}) with the element type of a floating dtype whose arithmetic type is A. The dtype is the
-// same for all threads, so that the branch costs next to nothing, and one kernel serves three
-// dtypes.
+// Calls body(T{}) with the element type of a floating dtype whose arithmetic type is A. The dtype
+// is the same for all threads, so that the branch costs next to nothing, and one kernel serves
+// three dtypes.
 template <class A, class Body>
 SSIMFAST_DEVICE void for_dtype(Dtype dtype, Body&& body) {
   if constexpr (sizeof(A) == sizeof(double)) {
