@@ -66,8 +66,9 @@ KINDS = (
     "far_from_the_range",
     "outside_of_the_range",
 )
-# What test_ssim.py allows of hard data: constants do not average out, and much cancels.
-HARD = {"mean": 2e-7, "map": 1e-6, "grad": 1e-5, "pyramid": 1e-5}
+# What test_ssim.py allows of hard data, in which much cancels; but of a mean half of what is
+# allowed of one number, for images are as small as a window here, and nothing averages out.
+HARD = {"mean": 5e-7, "map": 1e-6, "grad": 1e-5, "pyramid": 1e-5}
 # And of windows that hardly reach a neighbour.
 NARROW = {"mean": 2e-7, "map": 1e-6, "grad": 2e-5, "pyramid": 2e-5}
 
