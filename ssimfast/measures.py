@@ -140,10 +140,10 @@ class SSIMMeasure(Windowed):
             return _constant(x, y, kept, 1.0)
         if self.padding == "reflect":
             x, y = self._reflected(x), self._reflected(y)
-        if reduction == "none" and x.dim() == 4:
-            return ops.ssim_map(x, y, *settings)
         if reduction == "none":
-            return ops.ssim_nd_map(x, y, None, *settings)
+            if x.dim() == 5:
+                return ops.ssim_nd_map(x, y, None, *settings)
+            return ops.ssim_map(x, y, *settings)
         count = 1 if reduction == "sum" else ops.positions(x, settings, kept)
         if x.dim() == 5:
             return ops.ssim_nd_mean(x, y, settings, count, kept)

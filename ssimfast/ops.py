@@ -3,9 +3,9 @@ and the autograd Functions around them.
 
 Arguments that the ops share:
 
-- ``x``, ``y``: images (N, C, H, W) of one floating dtype; for ``ssim_nd_*`` also volumes
+- ``x``, ``y``: images (N, C, H, W) of one dtype; for ``ssim_nd_*`` also volumes
   (N, C, D, H, W). float16 and bfloat16 are computed in float32, which is then the dtype of values
-  and maps; gradients have the dtype of the images. So is uint8, where no gradient is asked for.
+  and maps; gradients have the dtype of the images. uint8 is computed in float32, too, and has none.
 - ``window``: K odd taps of the separable, symmetric filter, summing to 1.
 - ``low``, ``scale``: ``(value - low) * scale`` maps the value range to [0, 1], the unit range;
   ``c1``, ``c2`` are the constants of Wang et al. 2004 for that range.
@@ -43,7 +43,7 @@ pixels (weights: L1, L2, blurred L1).
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,6 +61,8 @@ _FOLDER = Path(__file__).parent
 # The weights of the scales, the pooling, what to do with negative means, whether channels are
 # joined, whether the coarsest scale is padded by reflection.
 Scales = tuple[list[float], int, str, bool, bool]
+# The weights of the terms, rows, columns, kept, gradients, late: as of sweep_scales.
+_Shared = tuple[list[float], Tensor | None, Tensor | None, int, int, bool]
 _Sweep = tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]  # what sweep_scales returns
 _OfPairs = Callable[..., tuple[Tensor, Tensor]]
 _SETTINGS = "float[] window, float c1, float c2, float low, float scale, bool same"
@@ -255,15 +257,8 @@ def _fake_sweep_scales(x: Tensor, y: Tensor, *arguments: Any) -> _Sweep:
     return value, terms, slopes, finest_weights, grads
 
 
-def _fake_combine_scales(
-    terms: list[Tensor],
-    scale_weights: list[float],
-    negative: str,
-    joint: bool,
-    weights: list[float],
-    kept: int,
-    positions: list[int],
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_combine_scales(terms: list[Tensor], *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, kept, _ = arguments
     batch, channels = terms[0].shape[:2]
     shape = (batch, channels)[:kept]
     return (
@@ -333,12 +328,26 @@ def _may_overwrite() -> bool:
     return not torch.compiler.is_compiling() and not _retains_graph()
 
 
+def _scaled(
+    grads: Sequence[Tensor],
+    factors: tuple[Tensor, float, int],
+    in_place: Callable[..., None],
+    copied: Callable[..., Tensor],
+) -> Sequence[Tensor]:
+    """What was saved for backward, scaled in its place where that may be."""
+    if not _may_overwrite():
+        return [copied(grad, *factors) for grad in grads]
+    for grad in grads:
+        in_place(grad, *factors)
+    return grads
+
+
 def _in_order(x: Tensor, y: Tensor, needs: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
     """The images, such that the first one needs a gradient."""
     return (x, y) if needs[0] else (y, x)
 
 
-def _by_need(grads: list[Tensor], needs: tuple[bool, bool]) -> list[Tensor | None]:
+def _by_need(grads: Sequence[Tensor], needs: tuple[bool, bool]) -> list[Tensor | None]:
     """The gradients of the images in that order, as gradients by x and y."""
     rest = iter(grads)
     return [next(rest) if need else None for need in needs]
@@ -399,12 +408,9 @@ class SSIMNdMean(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
         _refuse_second_derivative()
-        grads, factors = ctx.saved_tensors, (upstream, ctx.scale, ctx.count)
-        if _may_overwrite():
-            for grad in grads:
-                reference.scale_grad_(grad, *factors)
-        else:
-            grads = [reference.scale_grad(grad, *factors) for grad in grads]
+        factors = (upstream, ctx.scale, ctx.count)
+        # The ops are of images.
+        grads = _scaled(ctx.saved_tensors, factors, reference.scale_grad_, reference.scale_grad)
         return *_by_need(grads, ctx.needs_input_grad[:2]), *[None] * 3
 
 
@@ -465,13 +471,8 @@ class Similarity(torch.autograd.Function):
         _refuse_second_derivative()
         if upstream is None:  # nothing depends on the value
             return (None,) * 9
-        grads = ctx.saved_tensors
         factors = (upstream, ctx.scale, ctx.count)
-        if _may_overwrite():
-            for grad in grads:
-                _scale_grad_(grad, *factors)
-        else:
-            grads = [_scale_grad(grad, *factors) for grad in grads]
+        grads = _scaled(ctx.saved_tensors, factors, _scale_grad_, _scale_grad)
         return *_by_need(grads, ctx.needs_input_grad[:2]), *[None] * 7
 
 
@@ -587,15 +588,9 @@ def _of_all_scales(
     y: Tensor,
     settings: reference.Settings,
     scales: Scales,
-    weights: list[float],
-    rows: Tensor | None,
-    columns: Tensor | None,
-    kept: int,
-    gradients: int,
-    late: bool,
+    *shared: Unpack[_Shared],
 ) -> _Sweep:
     scale_weights, pooling, negative, joint, reflect = scales
-    shared = (weights, rows, columns, kept, gradients, late)
     if reflect or negative == "raise":  # a border before the last sweep; means to be looked at
         return _compose_scales(x, y, settings, scales, *shared)
     swept: _Sweep = _sweep_scales(
@@ -618,14 +613,10 @@ def _compose_scales(
     y: Tensor,
     settings: reference.Settings,
     scales: Scales,
-    weights: list[float],
-    rows: Tensor | None,
-    columns: Tensor | None,
-    kept: int,
-    gradients: int,
-    late: bool,
+    *shared: Unpack[_Shared],
 ) -> _Sweep:
     scale_weights, pooling, negative, joint, reflect = scales
+    weights, rows, columns, kept, gradients, late = shared
     window, c1, c2, *_, same = settings
     dtype = reference.result_dtype(x.dtype)
     group = positions(x, settings, kept)

@@ -14,10 +14,8 @@ from typing_extensions import Unpack
 
 # What all ops share, see ops.py: window, c1, c2, low, scale, same.
 Settings = tuple[list[float], float, float, float, float, bool]
-GradRequest = tuple[list[float], float, float, float, float, bool, int]  # and how many gradients
-MeanRequest = tuple[
-    list[float], float, float, float, float, bool, int, int, int
-]  # count, kept, too
+GradRequest = tuple[Unpack[Settings], int]  # and how many gradients
+MeanRequest = tuple[Unpack[Settings], int, int, int]  # and count, kept, how many gradients
 
 # What `similarity` sums, in this order: bit t of `wanted` asks for term t.
 SSIM, CONTRAST_STRUCTURE, L1, L2, BLURRED_L1 = range(5)

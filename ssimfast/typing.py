@@ -30,7 +30,7 @@ class WindowArguments(TypedDict, total=False):
     preset: Preset | None
 
 
-class _Pyramid(WindowArguments, total=False):
+class _Pyramid(TypedDict, total=False):
     weights: Weights
     odd: Odd
     negative: Negative
@@ -42,12 +42,11 @@ class SSIMArguments(WindowArguments, total=False):
     reduction: Reduction
 
 
-class MSSSIMArguments(_Pyramid, total=False):
-    padding: Padding
-    reduction: Reduction
+class MSSSIMArguments(SSIMArguments, _Pyramid, total=False):
+    pass
 
 
-class MixLossArguments(_Pyramid, total=False):
+class MixLossArguments(WindowArguments, _Pyramid, total=False):
     padding: LossPadding
     reduction: LossReduction
 

@@ -58,9 +58,7 @@ struct CorrelateRows {
       const V v = load<V>(from[k] + i);
       for (int b = 0; b < kTogether; ++b) sum[b] += taps[k - b] * v;
     }
-    for (int j = 0; j < kTogether - 1; ++j) {
-      const int k = std::max(window, kTogether - 1) + j;
-      if (k >= window + kTogether - 1) break;
+    for (int k = std::max(window, kTogether - 1); k < window + kTogether - 1; ++k) {
       const V v = load<V>(from[k] + i);
       for (int b = 0; b < kTogether; ++b)
         if (k - b < window) sum[b] += taps[k - b] * v;

@@ -107,10 +107,10 @@ Image image(const Tensor& tensor, const void* data, const Box& box) {
 
 struct Task {
   Image x, y, mask, upstream;
-  Image map, grad_x, grad_y;
+  Image map, grad_x, grad_y;  // of these and the former, what is not asked for has no data
   std::vector<double> window;
   double c1, c2, low, scale, grad_scale;
-  bool masked, is_volume, has_map, has_upstream;
+  bool masked, is_volume;
   int gradients;
   double* row_sums;  // of SSIM, plane by plane; null if not wanted
   int64_t planes, channels;
@@ -162,8 +162,7 @@ class Stream {
         width(task.width()),
         pitch(task.pitch()),
         columns(task.centres[kWidth]),
-        spread(task.gradients > 0 ? half : 0),
-        centres(part.slices.grown(spread, task.centres[kDepth])),
+        centres(part.slices.grown(task.gradients > 0 ? half : 0, task.centres[kDepth])),
         centre_rows(
             part.rows.grown(task.gradients > 0 ? task.half_down() : 0, task.centres[kHeight])),
         pixel_rows(centre_rows.grown(task.half_down(), task.pixels[kHeight])),
@@ -200,7 +199,7 @@ class Stream {
   const int half;
   const int64_t ring, width, pitch;
   const Interval columns;  // of the centres of windows
-  const int64_t spread;    // statistics reach this far beyond the part's slices
+  // Of the statistics, which for gradients reach beyond the part; and the rows that they see.
   const Interval centres, centre_rows, pixel_rows;
   const double level, level_s;  // subtracted from both images; from s
   Maps along_rows;   // sums along rows of the slices that are being loaded; not of an image
@@ -291,7 +290,7 @@ class Stream {
       sum_along_row(slices.begin, i / rows, pixel_rows.begin + i % rows, scratch);
     });
     if (!task.is_volume) return;
-    const int64_t blocks = (centre_rows.size() + kTogether - 1) / kTogether;
+    const int64_t blocks = divide_up(centre_rows.size(), kTogether);
     for_each({0, slices.size() * blocks}, [&](int64_t i, double* scratch) {
       const int64_t z = slices.begin + i / blocks;
       const int64_t first = centre_rows.begin + i % blocks * kTogether;
@@ -352,7 +351,7 @@ class Stream {
       const Windows of{windows + b * kSums * pitch, pitch, task.masked, level_s, task.c1, task.c2};
       if (task.gradients > 0) {
         const double* by = ones.data();
-        if (task.has_upstream) {
+        if (task.upstream.data != nullptr) {
           task.upstream.read(row, upstream);
           by = upstream;
         }
@@ -362,7 +361,7 @@ class Stream {
       } else {
         sweep(WriteSsim{of, ssim}, columns.size());
       }
-      if (task.has_map) task.map.write(row, ssim);
+      if (task.map.data != nullptr) task.map.write(row, ssim);
       if (task.row_sums != nullptr && part.slices.has(z) && part.rows.has(r)) {
         const int64_t height = task.pixels[kHeight].end;
         task.row_sums[(part.plane * task.pixels[kDepth].end + z) * height + r] =
@@ -383,7 +382,7 @@ class Stream {
         });
       }
     });
-    const int64_t blocks = (part.rows.size() + kTogether - 1) / kTogether;
+    const int64_t blocks = divide_up(part.rows.size(), kTogether);
     for_each({0, slices.size() * blocks}, [&](int64_t i, double* scratch) {
       const int64_t slice = i / blocks, first = part.rows.begin + i % blocks * kTogether;
       const int64_t end = std::min(first + kTogether, part.rows.end);
@@ -434,8 +433,6 @@ class Stream {
   }
 };
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Cuts what is wanted into parts.
 std::vector<Part> parts_of(const Task& task) {
   const Box& wanted = task.gradients > 0 ? task.pixels : task.centres;
@@ -447,8 +444,8 @@ std::vector<Part> parts_of(const Task& task) {
     runs = std::min(divide_up(kWantedParts, task.planes), wanted[kDepth].size() / kLeastRun);
   }
   const auto cut = [](const Interval& whole, int64_t count, int64_t i) {
-    return Interval{whole.begin + whole.size() * i / count,
-                    whole.begin + whole.size() * (i + 1) / count};
+    const auto [begin, end] = part(whole.begin, whole.end, count, i);
+    return Interval{begin, end};
   };
   runs = std::max<int64_t>(runs, 1);
   strips = std::max<int64_t>(strips, 1);
@@ -551,7 +548,6 @@ Tensor ssim_nd_map(const Tensor& x, const Tensor& y, const Mask& mask, std::vect
   dispatch_images(x, [&](auto zero) {
     using T = decltype(zero);
     Task task = make_task<T>(x, y, mask, std::move(window), c1, c2, low, scale, same);
-    task.has_map = true;
     task.map = image<Arithmetic<T>>(map, map.mutable_data_ptr(), task.centres);
     run(task);
   });
@@ -571,7 +567,6 @@ std::vector<Tensor> ssim_nd_map_grad(const Tensor& upstream, const Tensor& x, co
   dispatch_floating(x, [&](auto zero) {
     using T = decltype(zero);
     Task task = make_task<T>(x, y, mask, std::move(window), c1, c2, low, scale, same);
-    task.has_upstream = true;
     task.grad_scale = scale;
     task.upstream = image<Arithmetic<T>>(upstream, upstream.const_data_ptr(), task.centres);
     set_gradients<T>(task, grads);

@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <optional>
 #include <tuple>
-#include <utility>
 #include <vector>
 
 #include "../request.h"
@@ -39,14 +38,6 @@ Job<Arithmetic<T>> make_job(const Tensor& x, const Tensor& y, const Settings& se
   job.scale = A(settings.scale);
   job.grad_scale = A(1);
   return job;
-}
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// An even cut of [begin, end) into `count` parts.
-std::pair<int64_t, int64_t> part(int64_t begin, int64_t end, int64_t count, int64_t index) {
-  const int64_t size = end - begin;
-  return {begin + size * index / count, begin + size * (index + 1) / count};
 }
 
 struct Cut {

@@ -1,10 +1,12 @@
-// Tensors as strided sources and sinks of rows, and each thread's scratch memory.
+// What the ops share: how work is cut, tensors as strided sources and sinks of rows, and each
+// thread's scratch memory.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <new>
 #include <type_traits>
+#include <utility>
 
 #include "../tensor.h"
 #include "dispatch.h"
@@ -14,6 +16,14 @@
 #endif
 
 namespace ssimfast::cpu {
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// An even cut of [begin, end) into `count` parts.
+inline std::pair<int64_t, int64_t> part(int64_t begin, int64_t end, int64_t count, int64_t index) {
+  const int64_t size = end - begin;
+  return {begin + size * index / count, begin + size * (index + 1) / count};
+}
 
 template <class T>
 void read_row(const void* from, int64_t stride, int64_t n, Arithmetic<T>* to) {
