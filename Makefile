@@ -9,7 +9,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc ssimfast cyclegan -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CPP := $(shell find csrc tests bench -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test fuzz bench gpu-report docs figures lint format clean
+.PHONY: demo test fuzz bench gpu-report docs figures wheel lint format clean
 
 # -I: the installed package, not the sources in this folder, which have no extension beside them.
 CYCLEGAN := $(VENV)/bin/python -I -m cyclegan
@@ -43,6 +43,17 @@ bench: $(VENV)/installed $(VENV)/bench-tools
 # Everything that only a GPU can show, in docs/gpu_report.md.
 gpu-report: $(VENV)/installed
 	$(VENV)/bin/python -I bench/gpu_report.py
+
+# dist/: an sdist, and a wheel built from that, which is used where there is nothing else but torch.
+CLEAN := $(VENV)/clean/bin/python
+wheel: $(VENV)/build-tools
+	rm -rf dist *.egg-info $(VENV)/clean
+	SSIMFAST_NO_EXTENSION=1 $(VENV)/bin/python -m build --sdist --no-isolation
+	$(PYTHON) -m venv $(VENV)/clean
+	$(CLEAN) -m pip --disable-pip-version-check install '$(TORCH)'
+	$(CLEAN) -m pip --disable-pip-version-check wheel --no-deps --wheel-dir dist dist/*.tar.gz
+	$(CLEAN) -m pip --disable-pip-version-check install dist/*.whl
+	$(CLEAN) -I .ci/use.py cpu
 
 # The documentation, in site/.
 docs: $(VENV)/docs-tools
@@ -87,6 +98,10 @@ $(VENV)/bench-tools: $(VENV)/installed
 
 $(VENV)/docs-tools: $(VENV)/installed
 	$(PIP) install '.[docs]'
+	touch $@
+
+$(VENV)/build-tools: Makefile | $(VENV)/bin/python
+	$(PIP) install build 'setuptools>=77' ninja 'pybind11>=2.13'
 	touch $@
 
 $(VENV)/lint-tools: Makefile | $(VENV)/bin/python
