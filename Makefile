@@ -11,7 +11,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc ssimfast cyclegan -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CPP := $(shell find csrc tests bench -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test fuzz bench gpu-report docs figures lint format clean
+.PHONY: demo test fuzz bench gpu-report docs figures sanitize wheel lint format clean
 
 # -I: the installed package, not the sources in this folder, which have no extension beside them.
 CYCLEGAN := $(VENV)/bin/python -I -m cyclegan
@@ -45,6 +45,39 @@ bench: $(VENV)/installed $(VENV)/bench-tools
 # Everything that only a GPU can show, in docs/gpu_report.md.
 gpu-report: $(VENV)/installed
 	$(VENV)/bin/python -I bench/gpu_report.py
+
+# The CPU kernels under AddressSanitizer and UBSan, with the widest vectors and the narrowest. They
+# are built and kept apart: neither the installed package nor one built in place changes. Leaks are
+# not looked for, as Python and torch have their own. -O0: gcc optimises what it checks very slowly.
+SANITIZED := $(abspath $(VENV))/sanitized
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined
+RUNTIME = $(shell for name in asan ubsan stdc++; do g++ -print-file-name=lib$$name.so; done)
+SANITIZED_TESTS := $(patsubst %,tests/test_%.py,components masks_and_volumes ms_ssim ops \
+  similarity_loss ssim)
+
+# -s: what they report must not be lost with the process that they end.
+SANITIZED_PYTEST = LD_PRELOAD='$(RUNTIME)' ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
+  UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED)/lib \
+  $(VENV)/bin/pytest -q -x -s -p no:benchmark $(SANITIZED_TESTS)
+
+sanitize: $(VENV)/installed $(VENV)/build-tools
+	PATH="$(abspath $(VENV))/bin:$$PATH" CXX=g++ SSIMFAST_NO_CUDA=1 LDFLAGS='$(SANITIZERS)' \
+	  CXXFLAGS='-O0 -g1 $(SANITIZERS)' $(VENV)/bin/python setup.py --quiet \
+	  build --build-base=$(SANITIZED)/build --build-lib=$(SANITIZED)/lib
+	nm -D $(SANITIZED)/lib/ssimfast/_C*.so | grep -q __asan_report  # without the flags all tests pass
+	$(SANITIZED_PYTEST) -k 'cpu and not compile and not emulated'
+	SSIMFAST_CPU_ISA=baseline $(SANITIZED_PYTEST) -k 'cpu and test_every'
+
+# dist/: an sdist, and a wheel built from that, which is used where there is nothing else but torch.
+CLEAN := $(VENV)/clean/bin/python
+wheel: $(VENV)/build-tools
+	rm -rf dist *.egg-info $(VENV)/clean
+	SSIMFAST_NO_EXTENSION=1 $(VENV)/bin/python -m build --sdist --no-isolation
+	$(PYTHON) -m venv $(VENV)/clean
+	$(CLEAN) -m pip --disable-pip-version-check install '$(TORCH)'
+	$(CLEAN) -m pip --disable-pip-version-check wheel --no-deps --wheel-dir dist dist/*.tar.gz
+	$(CLEAN) -m pip --disable-pip-version-check install dist/*.whl
+	$(CLEAN) -I .ci/use.py cpu
 
 # The documentation, in site/.
 docs: $(VENV)/docs-tools
@@ -90,6 +123,10 @@ $(VENV)/bench-tools: $(VENV)/installed
 # The API is read from the sources: the package need not be installed.
 $(VENV)/docs-tools: Makefile | $(VENV)/bin/python
 	$(PIP) install $(DOCS_TOOLS)
+	touch $@
+
+$(VENV)/build-tools: Makefile | $(VENV)/bin/python
+	$(PIP) install build 'setuptools>=77' ninja 'pybind11>=2.13'
 	touch $@
 
 $(VENV)/lint-tools: Makefile | $(VENV)/bin/python

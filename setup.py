@@ -8,7 +8,7 @@ the torch of the build need not be the torch of the run.
 CUDA kernels are compiled if torch is a CUDA build and nvcc is found, whether or not a card is
 visible: for the cards that are, else for the architectures that torch itself was compiled for.
 TORCH_CUDA_ARCH_LIST says otherwise ("8.6;9.0+PTX"), MAX_JOBS limits the processes, and
-SSIMFAST_NO_CUDA=1 leaves them out.
+SSIMFAST_NO_CUDA=1 leaves them out. CXXFLAGS follow the flags for C++ that are chosen here.
 
 Without a compiler, or with SSIMFAST_NO_EXTENSION=1, the package is pure Python.
 """
@@ -126,6 +126,7 @@ def extension_arguments() -> dict:
     sources = [Path("csrc/module.cpp"), *sorted(Path("csrc/cpu").glob("*.cpp"))]
     # -Wno-psabi: vectors pass between inlined functions only, never across an ABI.
     flags = {"cxx": ["/O2"] if sys.platform == "win32" else ["-O3", "-g0", "-Wno-psabi"]}
+    flags["cxx"] += os.environ.get("CXXFLAGS", "").split()  # last, so that they prevail
     macros = [("TORCH_TARGET_VERSION", STABLE_ABI)]
     if cuda:
         choose_cuda_architectures()

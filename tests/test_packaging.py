@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from ssimfast import __main__ as main
 from ssimfast import ops
 
 PACKAGE = Path(ssimfast.__file__).parent
+ROOT = Path(__file__).parents[1]
 
 
 def run_python(code: str, path: Path) -> subprocess.CompletedProcess:
@@ -89,3 +91,26 @@ def test_an_instruction_set_that_is_not_there_is_refused():
     )
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode != 0 and last.startswith("ValueError: SSIMFAST_CPU_ISA must be one of")
+
+
+def test_sdist_has_all_that_the_build_reads(tmp_path):
+    if not (ROOT / "setup.py").exists():
+        pytest.skip("the sources of the package are not beside the tests")
+    pytest.importorskip("setuptools", minversion="77", reason="setuptools builds the sdist")
+    ignore = shutil.ignore_patterns(".*", "build", "dist", "demo", "*.egg-info", "*.so")
+    sources = shutil.copytree(ROOT, tmp_path / "sources", ignore=ignore)
+    done = subprocess.run(
+        [sys.executable, "setup.py", "-q", "sdist", "--dist-dir", str(tmp_path)],
+        env={**os.environ, "SSIMFAST_NO_EXTENSION": "1"},
+        cwd=sources,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as sdist:
+        packed = {name.partition("/")[2] for name in sdist.getnames()}
+    read = {"LICENSE", "README.md", "setup.py", "pyproject.toml"}
+    for folder in ("csrc", "ssimfast", "cyclegan", "tests"):
+        files = (file for file in (sources / folder).rglob("*") if file.is_file())
+        read |= {file.relative_to(sources).as_posix() for file in files if file.suffix != ".pyc"}
+    assert read <= packed, sorted(read - packed)

@@ -118,7 +118,12 @@ A* workspace(int64_t size) {
     ~Buffer() { ::operator delete(data, alignment); }
   };
   thread_local Buffer buffer;
-  if (buffer.size < size) {
+#if defined(__SANITIZE_ADDRESS__)
+  const bool fits = buffer.size == size;  // a larger one would hide what runs past its end
+#else
+  const bool fits = buffer.size >= size;
+#endif
+  if (!fits) {
     ::operator delete(buffer.data, alignment);
     buffer.data = nullptr;
     buffer.size = 0;
