@@ -577,7 +577,12 @@ def positions(
 
 
 def reflected(image: Tensor, halo: int) -> Tensor:
-    """The image or volume with a reflected border of ``halo`` on every side."""
+    """The image or volume with a reflected border of ``halo`` on every side.
+
+    Half types become float32: the gradient by a pixel is the sum of those by its reflections.
+    """
+    if image.is_floating_point():
+        image = image.to(reference.result_dtype(image.dtype))
     pads = [halo] * (2 * (image.dim() - 2))
     mode = "reflect" if image.numel() > 0 else "constant"  # reflection wants channels
     return torch.nn.functional.pad(image, pads, mode=mode)
@@ -627,7 +632,7 @@ def _compose_scales(
         finest, coarsest = scale == 0, scale == len(scale_weights) - 1
         halo = len(window) // 2 if coarsest and reflect else 0
         if halo:
-            size = x.shape[-2:]
+            images = x
             x, y = reflected(x, halo), reflected(y, halo)
         counts.append(positions(x, settings, 2))
         mean = reference.SSIM if coarsest else reference.CONTRAST_STRUCTURE
@@ -640,7 +645,7 @@ def _compose_scales(
             *(0 if finest and late else gradients, 0 if coarsest else pooling),
         )
         if halo:
-            grad = [_unpad_reflection(g, halo, size) for g in grad]
+            grad = [_unpad_reflection(g, halo, images) for g in grad]
         terms.append(term)
         grads += grad
         if not coarsest:
@@ -655,11 +660,11 @@ def _compose_scales(
     return value.to(dtype), out, slopes, finest_weights.to(dtype), grads
 
 
-def _unpad_reflection(grad: Tensor, halo: int, size: torch.Size) -> Tensor:
+def _unpad_reflection(grad: Tensor, halo: int, image: Tensor) -> Tensor:
     """The gradient by an image, from that by the image with a reflected border."""
-    like = grad.new_empty((*grad.shape[:2], *size))
+    like = grad.new_empty(image.shape)
     out: Tensor = torch.ops.aten.reflection_pad2d_backward(grad.contiguous(), like, [halo] * 4)
-    return out
+    return out.to(image.dtype)
 
 
 def _is_transformed(x: Tensor, y: Tensor) -> bool:

@@ -74,6 +74,15 @@ def test_every_dtype(backend, dtype):
     assert_matches_oracle(x, y, window="uniform", window_size=7, padding="reflect")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_reflections_are_added_up_before_they_are_rounded(backend, dtype):
+    x, y = pair(1, 2, 21, 23, dtype=dtype)
+    half, full = x.clone().requires_grad_(), x.float().requires_grad_()
+    ssimfast.ssim(half, y, padding="reflect").backward()
+    ssimfast.ssim(full, y.float(), padding="reflect").backward()
+    assert torch.equal(half.grad, full.grad.to(dtype))
+
+
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("value_range", [(-1.0, 1.0), (0.0, 255.0), (-1000.0, 3000.0)])
 def test_every_value_range(backend, value_range, padding):

@@ -529,8 +529,6 @@ def expected(call: Call) -> Expected:
     spacing *= max(1.0, *(settled.get(name, 1.0) for name in TERMS)) * max(1, 1 / length)
     relative = allowed["grad" if answer.means is None else "pyramid"]
     relative += wrong_slopes(answer, near, allowed)
-    if settled.get("padding") == "reflect" and call.dtype.itemsize == 2:
-        relative += 8 * torch.finfo(call.dtype).eps  # reflected parts are added up in that dtype
     of_gradients = [
         relative * max(largest([grad]), 1e-300)  # inf stays inf
         + RESPONSES * (largest([near_grad - grad]) + eps * rounding)
