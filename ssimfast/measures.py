@@ -311,8 +311,8 @@ class MixtureMeasure(Pyramid):
             scales = self._scales(x)
         elif by_ssim > 0:
             check_size(x, len(self._taps), self.padding)
-        else:  # of no window at all, each pixel is a position
-            settings = ([1.0], *settings[1:-1], True)
+        else:  # of no window at all, each pixel is a position, where C2 = 0 would give 0 / 0
+            settings = ([1.0], 1.0, 1.0, *settings[3:-1], True)
         if x.numel() == 0:
             terms = torch.stack([_constant(x, y, kept, float(t < 2)) for t in range(5)], -1)
             loss = terms[..., 2]

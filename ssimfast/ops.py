@@ -309,12 +309,18 @@ _sweep_scales = torch.ops.ssimfast.sweep_scales.default
 _collapse = torch.ops.ssimfast.collapse.default
 
 
-def _refuse_second_derivative() -> None:
-    # Called in backward, where gradients are recorded only if a second derivative was asked for.
-    if torch.is_grad_enabled():
+def _check_backward(*upstream: Tensor) -> None:
+    """Refuses, in backward, what it is not made for."""
+    if torch.is_grad_enabled():  # in backward only if a second derivative was asked for
         raise RuntimeError(
             "ssimfast is differentiable once: call backward or torch.autograd.grad without "
             "create_graph=True"
+        )
+    tests = (torch._C._functorch.is_legacy_batchedtensor, torch._C._functorch.is_batchedtensor)
+    if not torch.compiler.is_compiling() and any(test(g) for test in tests for g in upstream):
+        raise RuntimeError(
+            "ssimfast takes one upstream gradient at a time: call torch.autograd.grad for each, "
+            "with retain_graph=True, instead of for all with is_grads_batched=True or vmap"
         )
 
 
@@ -364,7 +370,7 @@ class SSIMMap(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        _refuse_second_derivative()
+        _check_backward(upstream)
         needs = ctx.needs_input_grad[:2]
         x, y = ctx.saved_tensors
         x, y = _in_order(x, y, needs)
@@ -383,7 +389,7 @@ class SSIMNdMap(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        _refuse_second_derivative()
+        _check_backward(upstream)
         needs = ctx.needs_input_grad[:2]
         x, y, mask = ctx.saved_tensors
         x, y = _in_order(x, y, needs)
@@ -407,7 +413,7 @@ class SSIMNdMean(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        _refuse_second_derivative()
+        _check_backward(upstream)
         factors = (upstream, ctx.scale, ctx.count)
         # The ops are of images.
         grads = _scaled(ctx.saved_tensors, factors, reference.scale_grad_, reference.scale_grad)
@@ -425,7 +431,7 @@ class ComponentsMap(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        _refuse_second_derivative()
+        _check_backward(*upstream)
         needs = ctx.needs_input_grad[:2]
         x, y = ctx.saved_tensors
         x, y = _in_order(x, y, needs)
@@ -468,9 +474,9 @@ class Similarity(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, _: None) -> Any:
-        _refuse_second_derivative()
         if upstream is None:  # nothing depends on the value
             return (None,) * 9
+        _check_backward(upstream)
         factors = (upstream, ctx.scale, ctx.count)
         grads = _scaled(ctx.saved_tensors, factors, _scale_grad_, _scale_grad)
         return *_by_need(grads, ctx.needs_input_grad[:2]), *[None] * 7
@@ -512,9 +518,9 @@ class MultiScale(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, _: None) -> Any:
-        _refuse_second_derivative()
         if upstream is None:  # nothing depends on the value
             return (None,) * 8
+        _check_backward(upstream)
         needs = ctx.needs_input_grad[:2]
         count = sum(needs)
         slopes, finest_weights, x, y, rows, columns, *grads = ctx.saved_tensors

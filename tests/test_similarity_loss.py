@@ -94,6 +94,7 @@ def test_smaller_than_the_window(backend, shape, odd):
 @pytest.mark.parametrize("name", ["l1", "l2", "gaussian_l1"])
 def test_losses_of_pixels_need_no_window(backend, name):
     assert_similarity_matches_oracle(*pair(2, 1, 3, 5), **ONLY[name])
+    assert_similarity_matches_oracle(*pair(2, 1, 13, 15), **ONLY[name], k1=0.0, k2=0.0)
 
 
 ARGUMENTS = {

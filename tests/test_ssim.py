@@ -193,8 +193,9 @@ def test_photographs(backend, name):
     image = image.reshape(96, 100, -1).transpose(2, 0, 1)[None]
     x = torch.tensor(image, dtype=torch.float32)
     blurred = torch.nn.functional.avg_pool2d(x, 5, 1, 2)
+    tolerances = {**TOLERANCES[torch.float32], "map": 2e-6}  # 1.4e-6 without FMA instructions
     for y in (blurred, (x + 0.05 * torch.randn(x.shape)).clamp(0, 1), (x * 8).round() / 8):
-        assert_matches_oracle(x, y)
+        assert_matches_oracle(x, y, tolerances)
 
 
 @pytest.mark.parametrize("outlier", [0.0, 10.0, 1e4, 1e8])

@@ -175,6 +175,21 @@ def test_transforms_are_refused_with_what_to_do(loss, transform):
 
 
 @of_every_loss
+@pytest.mark.parametrize("how", ["is_grads_batched", "vmap"])
+def test_batches_of_upstream_gradients_are_refused_with_what_to_do(loss, how):
+    x, y = pair()
+    value = loss(x.requires_grad_(), y)
+    value = value if value.dim() == 0 else value.sum()
+    batch = torch.rand(4)
+    call = {
+        "is_grads_batched": lambda: torch.autograd.grad(value, x, batch, is_grads_batched=True),
+        "vmap": lambda: torch.func.vmap(lambda up: torch.autograd.grad(value, x, up))(batch),
+    }[how]
+    with pytest.raises(RuntimeError, match="one upstream gradient at a time.*retain_graph=True"):
+        call()
+
+
+@of_every_loss
 @pytest.mark.parametrize("transform", ["grad", "vmap"])
 def test_transforms_are_refused_when_compiled(loss, transform):
     torch._dynamo.reset()
