@@ -53,7 +53,7 @@ SANITIZED := $(abspath $(VENV))/sanitized
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined
 RUNTIME = $(shell for name in asan ubsan stdc++; do g++ -print-file-name=lib$$name.so; done)
 SANITIZED_TESTS := $(patsubst %,tests/test_%.py,components masks_and_volumes ms_ssim ops \
-  similarity_loss ssim)
+  similarity_loss ssim uint8)
 
 # -s: what they report must not be lost with the process that they end.
 SANITIZED_PYTEST = LD_PRELOAD='$(RUNTIME)' ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
@@ -65,7 +65,7 @@ sanitize: $(VENV)/installed $(VENV)/build-tools
 	  CXXFLAGS='-O0 -g1 $(SANITIZERS)' $(VENV)/bin/python setup.py --quiet \
 	  build --build-base=$(SANITIZED)/build --build-lib=$(SANITIZED)/lib
 	nm -D $(SANITIZED)/lib/ssimfast/_C*.so | grep -q __asan_report  # without the flags all tests pass
-	$(SANITIZED_PYTEST) -k 'cpu and not compile and not emulated'
+	$(SANITIZED_PYTEST) -k 'not (reference or emulated or cuda or triton or compil)'
 	SSIMFAST_CPU_ISA=baseline $(SANITIZED_PYTEST) -k 'cpu and test_every'
 
 # dist/: an sdist, and a wheel built from that, which is used where there is nothing else but torch.

@@ -673,16 +673,16 @@ def _unpad_reflection(grad: Tensor, halo: int, image: Tensor) -> Tensor:
     return out.to(image.dtype)
 
 
-def _is_transformed(x: Tensor, y: Tensor) -> bool:
-    """Whether a transform of torch.func differentiates or batches the images."""
+def _is_transformed(*inputs: Tensor | None) -> bool:
+    """Whether a transform of torch.func differentiates or batches one of them."""
     if torch.compiler.is_compiling():  # which can tell only that there is one
         return torch._C._are_functorch_transforms_active()
     tests = (torch._C._functorch.is_gradtrackingtensor, torch._C._functorch.is_batchedtensor)
-    return any(test(image) for test in tests for image in (x, y))
+    return any(test(tensor) for test in tests for tensor in inputs if tensor is not None)
 
 
-def _needs_autograd(x: Tensor, y: Tensor) -> bool:
-    if _is_transformed(x, y):
+def _needs_autograd(x: Tensor, y: Tensor, mask: Tensor | None = None) -> bool:
+    if _is_transformed(x, y, mask):
         raise RuntimeError(
             "ssimfast does not go through torch.func (grad, vmap, jvp): call backward or "
             'torch.autograd.grad. reduction="batch" gives a value for each image, and the gradient '
@@ -701,7 +701,7 @@ def ssim_map(x: Tensor, y: Tensor, *settings: Unpack[reference.Settings]) -> Ten
 def ssim_nd_map(
     x: Tensor, y: Tensor, mask: Tensor | None, *settings: Unpack[reference.Settings]
 ) -> Tensor:
-    op: Callable[..., Tensor] = SSIMNdMap.apply if _needs_autograd(x, y) else _ssim_nd_map
+    op: Callable[..., Tensor] = SSIMNdMap.apply if _needs_autograd(x, y, mask) else _ssim_nd_map
     return op(x, y, mask, *settings)
 
 

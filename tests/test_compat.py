@@ -336,5 +336,9 @@ def test_errors_of_single_functions_of_torchmetrics():
         getattr(torchmetrics, MS_SSIM)(chequered, 0.9 * chequered)
     with pytest.raises(TypeError, match="preds must be a tensor, got list"):
         getattr(torchmetrics, SSIM)([1.0], y)
+    integers = (255 * y).byte()  # a float target would be cut off to them
+    for images, name in (((integers, y), "preds"), ((y, integers), "target")):
+        with pytest.raises(TypeError, match=f"{name} must be floating point, got torch.uint8"):
+            getattr(torchmetrics, SSIM)(*images)
     with pytest.raises(ValueError, match="kernel_size must be 11 for volumes"):
         getattr(torchmetrics, SSIM)(*pair(*VOLUME), kernel_size=7)

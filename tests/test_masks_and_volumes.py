@@ -248,6 +248,19 @@ def test_far_from_the_range(backend, padding):
     assert_matches_oracle(x, y, tolerances, mask=mask, padding=padding)
 
 
+@pytest.mark.parametrize("rows", [slice(130, 245), slice(777, 778)], ids=["band", "line"])
+def test_far_from_the_range_where_little_is_seen(backend, rows):
+    x, y = 1e4 + torch.rand(2, 1, 1, 1000, 100, dtype=torch.float64)
+    mask = torch.zeros_like(x)
+    mask[:, :, rows] = 1
+    near = slice(rows.start - 10, rows.stop + 10)
+    arguments = {"reduction": "none", "padding": "same"}
+    whole = ssimfast.ssim(x, y, mask=mask, **arguments)
+    arguments |= {"mask": mask[:, :, near], "value_range": (-1e4, 1 - 1e4)}
+    brought_near = ssimfast.ssim(x[:, :, near] - 1e4, y[:, :, near] - 1e4, **arguments)
+    torch.testing.assert_close(whole[:, :, near], brought_near, rtol=0, atol=1e-9)
+
+
 def test_a_mask_is_a_crop(backend):
     """Windows that see the whole of a crop do not see that there is more."""
     x, y = pair(1, 2, 24, 26)
@@ -557,9 +570,12 @@ def test_gradcheck_of_masked_volumes(backend):
 # ---- determinism, compilation -------------------------------------------------------------------
 
 
-# More than 32768 values, of which PyTorch's own sums are cut into parts.
+# More than 32768 values, of which PyTorch's own sums are cut into parts. Of one plane threads share
+# the rows of a slice, which an image has only one of; of many they share the planes.
 @pytest.mark.parametrize(
-    "shape, masked", [((1, 1, 190, 200), True), ((1, 1, 20, 40, 60), False)], ids=["mask", "volume"]
+    "shape, masked",
+    [((4, 3, 90, 100), True), ((1, 1, 20, 40, 60), False), ((4, 2, 9, 20, 30), False)],
+    ids=["mask", "volume", "volumes"],
 )
 def test_same_bits_for_every_number_of_threads(shape, masked):
     x, y = pair(*shape)

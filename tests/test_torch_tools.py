@@ -174,6 +174,23 @@ def test_transforms_are_refused_with_what_to_do(loss, transform):
         call()
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+@pytest.mark.parametrize("transform", ["vmap", "jvp"])
+def test_transforms_by_the_mask_are_refused(transform):
+    x, y = pair()
+    mask = torch.rand(2, *x.shape[2:])
+
+    def by_mask(mask):
+        return ssimfast.ssim(x, y, mask=mask)
+
+    call = {
+        "vmap": lambda: torch.func.vmap(by_mask)(mask),
+        "jvp": lambda: torch.func.jvp(by_mask, (mask[0],), (mask[1],)),
+    }[transform]
+    with pytest.raises(RuntimeError, match="does not go through torch.func"):
+        call()
+
+
 @of_every_loss
 @pytest.mark.parametrize("how", ["is_grads_batched", "vmap"])
 def test_batches_of_upstream_gradients_are_refused_with_what_to_do(loss, how):

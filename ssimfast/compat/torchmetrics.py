@@ -191,6 +191,8 @@ def _of_one_dtype(preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     for name, image in (("preds", preds), ("target", target)):
         if not isinstance(image, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(image).__name__}")
+        if not image.is_floating_point():  # integers would be cut off at their range
+            raise TypeError(f"{name} must be floating point, got {image.dtype}")
     return preds, target.to(preds.dtype)
 
 
