@@ -62,7 +62,7 @@ def ssim(
 
     Images without a mask are computed in one pass over them, and so are the means and sums of
     volumes, on the CPU in float64; maps and masks are computed again in backward. On GPUs, volumes
-    and masks take memory for a dozen float64 tensors of their size.
+    and masks take memory for up to thirty float64 tensors of their size.
 
     Args:
         x: images (N, C, H, W) or volumes (N, C, D, H, W); float16, bfloat16, float32, float64 or
@@ -85,12 +85,13 @@ def ssim(
             a copy of the images by reflection and gives one for every pixel, too.
         reduction: "mean" and "sum" over everything, "batch" the mean of each image, "none" the
             map.
-        mask: weights in [0, 1] of the pixels, bool or floating point, broadcastable to the shape
-            of ``x``; not differentiated. Every mean and variance is then over what the mask lets
-            through of a window (normalised convolution), so that pixels with weight 0 have no
-            influence, not even NaN, and get no gradient. "same" pads with weight 0. Reductions
-            weight each position by the mask at its centre; where all weights are 0 the mean is 1.
-            A window that sees nothing of the mask has SSIM 1 in the map. Not with "reflect".
+        mask: weights in [0, 1] of the pixels (not checked: a GPU would be waited for), bool or
+            floating point, broadcastable to the shape of ``x``; not differentiated. Every mean and
+            variance is then over what the mask lets through of a window (normalised convolution),
+            so that pixels with weight 0 have no influence, not even NaN, and get no gradient.
+            "same" pads with weight 0. Reductions weight each position by the mask at its centre;
+            where all weights are 0 the mean is 1. A window that sees nothing of the mask has SSIM
+            1 in the map. Not with "reflect".
         preset: the conventions of another library, for every argument that is not given:
             "wang2004", "pytorch-msssim", "torchmetrics", "skimage", "tf", "fused-ssim" or "3dgs".
 

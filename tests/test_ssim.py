@@ -186,6 +186,16 @@ def test_flat_bright_beside_flat_dark(backend):
         assert_matches_oracle(checks, y)
 
 
+@pytest.mark.parametrize("scale", [1e6, 1e10, 1e17])
+def test_products_of_large_numbers(backend, scale):
+    """What a model that diverges makes: nothing overflows that would then look equal."""
+    x, y = pair(1, 2, 20, 21)
+    tolerances = loosened({"mean": 2e-7, "map": 2e-6, "grad": 1e-5}, backend)
+    assert_matches_oracle(scale * x, scale * y, tolerances)
+    apart = ssimfast.ssim(scale * x, y, reduction="none")
+    assert_near(apart, oracle.ssim(*map(as_float64, (scale * x, y)))[0], 2e-6, "apart")
+
+
 @pytest.mark.parametrize("name", ["astronaut", "camera", "page"])
 def test_photographs(backend, name):
     skimage_data = pytest.importorskip("skimage.data")
