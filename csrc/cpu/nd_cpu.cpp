@@ -14,9 +14,9 @@
 //
 // Everything is in double, whatever the images are. tile.h does without by taking differences from
 // the pixel at the centre; under a mask that pixel may be hidden, and each window's sums are
-// divided by a weight of its own. In double plain sums of squares of what is within a thousand times
-// the range of one level leave 1e-7 of error (1e-5 within ten thousand times), cost no more than
-// centred ones in float, and are divided once, after the last axis.
+// divided by a weight of its own. In double plain sums of squares leave 1e-7 of error of what is
+// within a thousand ranges of the level (1e-5 within ten thousand), cost no more than centred ones
+// in float, and are divided once, after the last axis.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -251,7 +251,8 @@ class Stream {
       at = (at + step) % count;
       sample(at);
     }
-    for (at = 0; at < count && values.empty(); ++at) sample(at);  // a mask that shows next to nothing
+    // A mask may show next to nothing.
+    for (at = 0; at < count && values.empty(); ++at) sample(at);
     if (values.empty()) return task.low;
     const auto middle = values.begin() + values.size() / 2;
     std::nth_element(values.begin(), middle, values.end());
