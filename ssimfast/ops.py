@@ -38,7 +38,7 @@ scale is left out of the gradients, its slope is that of the gradient which thes
 Of a negative mean it takes the size (``absolute``) or 0; means are averaged over channels first if
 ``joint``.
 ``collapse`` sums the gradients of all scales, times these slopes, and adds those of the terms over
-pixels (weights: L1, L2, blurred L1).
+pixels (weights: L1, L2, blurred L1). ``collapse_`` leaves the sum in the gradient of the finest.
 """
 
 import os
@@ -97,6 +97,11 @@ _SCHEMAS = {
     "collapse": (
         "(Tensor[] grads, Tensor slopes, Tensor upstream, float scale, int pooling, Tensor? x, "
         "Tensor? y, float[] pixel_weights, Tensor? rows, Tensor? columns) -> Tensor"
+    ),
+    "collapse_": (
+        "(Tensor(a!) finest, Tensor[] coarser, Tensor slopes, Tensor upstream, float scale, "
+        "int pooling, Tensor? x, Tensor? y, float[] pixel_weights, Tensor? rows, Tensor? columns) "
+        "-> ()"
     ),
 }
 
@@ -285,6 +290,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "combine_scales": _fake_combine_scales,
     "sweep_scales": _fake_sweep_scales,
     "collapse": lambda grads, *_: torch.empty_like(grads[0]),
+    "collapse_": lambda finest, coarser, *_: None,
 }
 
 for _name, _fake in _FAKES.items():
@@ -307,6 +313,7 @@ _scale_grad_ = torch.ops.ssimfast.scale_grad_.default
 _combine_scales = torch.ops.ssimfast.combine_scales.default
 _sweep_scales = torch.ops.ssimfast.sweep_scales.default
 _collapse = torch.ops.ssimfast.collapse.default
+_collapse_ = torch.ops.ssimfast.collapse_.default
 
 
 def _check_backward(*upstream: Tensor) -> None:
@@ -540,13 +547,13 @@ class MultiScale(torch.autograd.Function):
         out = []
         for i in range(count):  # by y, x - y has the other sign
             signed = [weight * (1 - 2 * i) for weight in pixel_weights]
-            by_scale = [grads[j][i] for j in range(scales)]
-            out.append(
-                _collapse(
-                    *(by_scale, slopes, upstream, settings[4], pooling),
-                    *(x, y, signed, rows, columns),
-                )
-            )
+            finest, *coarser = (grads[j][i] for j in range(scales))
+            rest = (slopes, upstream, settings[4], pooling, x, y, signed, rows, columns)
+            if _may_overwrite():
+                _collapse_(finest, coarser, *rest)
+            else:
+                finest = _collapse([finest, *coarser], *rest)
+            out.append(finest)
         return *_by_need(out, needs), *[None] * 6
 
 

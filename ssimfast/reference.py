@@ -16,6 +16,9 @@ from typing_extensions import Unpack
 Settings = tuple[list[float], float, float, float, float, bool]
 GradRequest = tuple[Unpack[Settings], int]  # and how many gradients
 MeanRequest = tuple[Unpack[Settings], int, int, int]  # and count, kept, how many gradients
+# Slopes, upstream, scale, pooling; x, y, pixel_weights, rows, columns: as of collapse.
+_Pixels = tuple[Tensor | None, Tensor | None, list[float], Tensor | None, Tensor | None]
+PyramidRequest = tuple[Tensor, Tensor, float, int, Unpack[_Pixels]]
 
 # What `similarity` sums, in this order: bit t of `wanted` asks for term t.
 SSIM, CONTRAST_STRUCTURE, L1, L2, BLURRED_L1 = range(5)
@@ -375,6 +378,10 @@ def collapse(
         by_d = _by_difference(d, pixel_weights, _pixel_counts(d, rows, columns))
         total = total + by_d * (upstream.numel() / d.numel() if d.numel() else 1.0)
     return _like(grads[0], total * _by_plane(upstream, total) * scale)
+
+
+def collapse_(finest: Tensor, coarser: list[Tensor], *request: Unpack[PyramidRequest]) -> None:
+    finest.copy_(collapse([finest, *coarser], *request))
 
 
 def combine_scales(

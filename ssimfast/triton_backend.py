@@ -430,7 +430,24 @@ def _scale_into(out: Tensor, grad: Tensor, upstream: Tensor, factor: float) -> b
     return True
 
 
-def collapse(
+def collapse(grads: list[Tensor], *request: Unpack[reference.PyramidRequest]) -> Tensor:
+    finest = _dense(grads[0])
+    out = torch.empty_like(finest)
+    _collapse_into(out, [finest, *grads[1:]], *request)
+    return out
+
+
+def collapse_(
+    finest: Tensor, coarser: list[Tensor], *request: Unpack[reference.PyramidRequest]
+) -> None:
+    if _dense(finest) is finest:
+        _collapse_into(finest, [finest, *coarser], *request)
+    else:
+        finest.copy_(collapse([finest, *coarser], *request))
+
+
+def _collapse_into(
+    out: Tensor,
     grads: list[Tensor],
     slopes: Tensor,
     upstream: Tensor,
@@ -441,11 +458,11 @@ def collapse(
     pixel_weights: list[float],
     rows: Tensor | None,
     columns: Tensor | None,
-) -> Tensor:
-    finest = _dense(grads[0])
-    out = torch.empty_like(finest)
+) -> None:
+    """``out`` may be the dense gradient of the finest scale, whose strides it has."""
+    finest = grads[0]
     if finest.numel() == 0:
-        return out
+        return
     if x is not None and y is not None:
         x, y = _laid_out_like(out, x), _laid_out_like(out, y)
     batch, channels, height, width = finest.shape
@@ -464,7 +481,6 @@ def collapse(
             BLOCK=_BLOCK,
             A=_ARITHMETIC[arithmetic],
         )
-    return out
 
 
 OPS = {name: globals()[name] for name in ops.TRITON_OPS}

@@ -48,12 +48,15 @@ def arguments(name: str, more: bool, dtype: torch.dtype, layout: str) -> tuple:
         optional = (rows, columns) if more else (None, None)
         scales = ([0.2, 0.3, 0.5][: 1 + 2 * more], 2, more, more)
         return x, y, *settings, *scales, weights, *optional, more, gradients, more
-    if name == "collapse":
+    if name in ("collapse", "collapse_"):
         grads = [x, *(torch.rand(2, 3, *shape, dtype=out_dtype) for shape in ((6, 7), (3, 4)))]
         optional = (x, y, [0.1, 0.2, 0.3], rows, columns)
         without = (None, None, [0.0, 0.0, 0.0], None, None)
         slopes = torch.rand(2, 3, 3, dtype=torch.float64)
-        return grads, slopes, upstream, 0.5, 2, *(optional if more else without)
+        rest = (slopes, upstream, 0.5, 2, *(optional if more else without))
+        if name == "collapse":
+            return grads, *rest
+        return (x.clone() if layout == "expanded" else x), grads[1:], *rest
     if name == "components_map_grad":
         return *maps, x, y, *settings, gradients
     if name == "ssim_map_grad":

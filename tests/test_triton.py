@@ -106,6 +106,9 @@ def test_pyramids_of_every_pooling(pooling, height, width):
         got = triton_backend.collapse(*arguments, *optional)
         want = reference.collapse(*arguments, *optional)
         torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+        finest, *coarser = (grad.clone() for grad in grads)
+        triton_backend.collapse_(finest, coarser, *arguments[1:], *optional)
+        torch.testing.assert_close(finest, got, rtol=0, atol=0)
 
 
 # ---- values and gradients -----------------------------------------------------------------------

@@ -143,15 +143,15 @@ class Pyramid {
   std::vector<A> factors;
 };
 
-Tensor collapse(std::vector<Tensor> grads, const Tensor& slopes, const Tensor& upstream,
-                double scale, int64_t pooling, std::optional<Tensor> x, std::optional<Tensor> y,
-                std::vector<double> pixel_weights, std::optional<Tensor> rows,
-                std::optional<Tensor> columns) {
-  check_pyramid(grads, slopes, upstream, pooling, x, y, pixel_weights, rows, columns);
+// `out` may be the gradient of the finest scale, of which each pixel is read before it is written.
+void collapse_into(const Tensor& out, const std::vector<Tensor>& grads, const Tensor& slopes,
+                   const Tensor& upstream, double scale, int64_t pooling,
+                   const std::optional<Tensor>& x, const std::optional<Tensor>& y,
+                   const std::vector<double>& pixel_weights, const std::optional<Tensor>& rows,
+                   const std::optional<Tensor>& columns) {
   const Tensor& finest = grads[0];
   const bool has_pixels = x.has_value();
-  const Tensor out = torch::stable::empty_like(finest);
-  if (finest.numel() == 0) return out;
+  if (finest.numel() == 0) return;
   dispatch_floating(finest, [&](auto zero) {
     using T = decltype(zero);
     using A = Arithmetic<T>;
@@ -201,7 +201,28 @@ Tensor collapse(std::vector<Tensor> grads, const Tensor& slopes, const Tensor& u
       }
     });
   });
+}
+
+Tensor collapse(std::vector<Tensor> grads, const Tensor& slopes, const Tensor& upstream,
+                double scale, int64_t pooling, std::optional<Tensor> x, std::optional<Tensor> y,
+                std::vector<double> pixel_weights, std::optional<Tensor> rows,
+                std::optional<Tensor> columns) {
+  check_pyramid(grads, slopes, upstream, pooling, x, y, pixel_weights, rows, columns);
+  const Tensor out = torch::stable::empty_like(grads[0]);
+  collapse_into(out, grads, slopes, upstream, scale, pooling, x, y, pixel_weights, rows, columns);
   return out;
+}
+
+void collapse_in_place(const Tensor& finest, std::vector<Tensor> coarser, const Tensor& slopes,
+                       const Tensor& upstream, double scale, int64_t pooling,
+                       std::optional<Tensor> x, std::optional<Tensor> y,
+                       std::vector<double> pixel_weights, std::optional<Tensor> rows,
+                       std::optional<Tensor> columns) {
+  std::vector<Tensor> grads = std::move(coarser);
+  grads.insert(grads.begin(), finest);
+  check_pyramid(grads, slopes, upstream, pooling, x, y, pixel_weights, rows, columns);
+  collapse_into(finest, grads, slopes, upstream, scale, pooling, x, y, pixel_weights, rows,
+                columns);
 }
 
 }  // namespace
@@ -212,4 +233,5 @@ STABLE_TORCH_LIBRARY_IMPL(ssimfast, CPU, m) {
   m.impl("scale_grad", TORCH_BOX(&scale_grad));
   m.impl("scale_grad_", TORCH_BOX(&scale_grad_in_place));
   m.impl("collapse", TORCH_BOX(&collapse));
+  m.impl("collapse_", TORCH_BOX(&collapse_in_place));
 }

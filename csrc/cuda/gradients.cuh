@@ -168,7 +168,8 @@ struct Patch {
   }
 };
 
-// An image of which patches are read and written.
+// An image of which patches are read and written; by one thread each, so that an image which is
+// read may be the one that is written.
 template <class A>
 struct Patches {
   Image<A> image;
@@ -191,7 +192,7 @@ struct Patches {
         for (int i = 0; i < kPatch; ++i)
           for (int k = 0; k < kPatch / n; ++k)
             vectors[i][k] = unpacked<T, n>(
-                read(reinterpret_cast<const Packed<T, n>*>(from + i * image.by_row) + k));
+                read_own(reinterpret_cast<const Packed<T, n>*>(from + i * image.by_row) + k));
         for (int i = 0; i < kPatch; ++i)
           for (int k = 0; k < kPatch; ++k)
             values[i][k] = to_arithmetic(vectors[i][k / n].of[k % n]);
@@ -199,7 +200,7 @@ struct Patches {
         for (int i = 0; i < kPatch; ++i)
           for (int k = 0; k < kPatch; ++k)
             if (patch.has_row(i) && patch.has_column(k))
-              values[i][k] = to_arithmetic(read(from + i * image.by_row + k * image.by_column));
+              values[i][k] = to_arithmetic(read_own(from + i * image.by_row + k * image.by_column));
       }
     });
   }
