@@ -253,7 +253,7 @@ def sweep(
 ):
     """WANTED: which terms are summed. PIXEL_TERMS: which of those over pixels are in the gradient.
     MAPS, UPSTREAMS: maps that are written, and gradients by maps: one (SSIM) or two (luminance,
-    contrast-structure)."""
+    contrast-structure). In one piece, for all its steps share the rings and two dozen sizes."""
     K: tl.constexpr = len(TAPS)
     HALO: tl.constexpr = K // 2
     WIDE: tl.constexpr = TAPS[HALO] < _LARGEST_CENTRE_TAP and K > ROWS

@@ -203,6 +203,7 @@ ranges_of_bytes = st.sampled_from([(0.0, 255.0), (-100.0, 300.0), (16.0, 235.0)]
 
 @st.composite
 def calls(draw) -> Call:
+    """Drawn in one piece: most arguments limit those that come after them."""
     function = draw(st.sampled_from(["ssim", "ssim", *OF]))
     volume = function == "ssim" and draw(st.integers(0, 3)) == 0
     dtype = draw(st.sampled_from([torch.float32, *TOLERANCES, torch.uint8]))
