@@ -5,7 +5,7 @@ TORCH ?= torch>=2.10
 DEMO ?= demo
 LINTERS := ruff==0.14.6 clang-format==21.1.6 mypy==2.4.1  # pinned: another version formats otherwise
 DOCS_TOOLS := latex2mathml==3.81.1 mkdocs==1.6.1 mkdocs-material==9.8.2 mkdocstrings==1.0.8 \
-  mkdocstrings-python==2.0.11 ruff==0.14.6  # warnings are errors: other versions warn of other things
+  mkdocstrings-python==2.0.11 $(filter ruff==%,$(LINTERS))  # warnings are errors: other versions warn of other things
 
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc ssimfast cyclegan -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')

@@ -53,29 +53,39 @@ inline void check_upstream_maps(const std::vector<Tensor>& upstream, const Tenso
   }
 }
 
-// The gradients of the scales of MS-SSIM, finest first, and what goes with them: see `collapse`.
-inline void check_pyramid(const std::vector<Tensor>& grads, const Tensor& slopes,
-                          const Tensor& upstream, int64_t pooling, const std::optional<Tensor>& x,
-                          const std::optional<Tensor>& y, const std::vector<double>& pixel_weights,
-                          const std::optional<Tensor>& rows, const std::optional<Tensor>& columns) {
+// What `collapse` is told: the gradients of the scales of MS-SSIM, finest first, and what goes with
+// them.
+struct PyramidRequest {
+  std::vector<Tensor> grads;
+  Tensor slopes, upstream;
+  double scale;
+  int64_t pooling;
+  std::optional<Tensor> x, y;
+  std::vector<double> pixel_weights;
+  std::optional<Tensor> rows, columns;
+};
+
+inline void check(const PyramidRequest& p) {
+  const std::vector<Tensor>& grads = p.grads;
+  const Tensor& slopes = p.slopes;
   STD_TORCH_CHECK(!grads.empty() && grads.size() <= kMostScales, "ssimfast: a pyramid has 1 to ",
                   kMostScales, " gradients, got ", grads.size());
-  check_pooling(pooling);
+  check_pooling(p.pooling);
   const Tensor& finest = grads[0];
-  check_upstream(finest, upstream);
+  check_upstream(finest, p.upstream);
   check_device(slopes, finest);
   STD_TORCH_CHECK(slopes.dim() == 3 && slopes.size(0) == finest.size(0) &&
                       slopes.size(1) == finest.size(1) &&
                       slopes.size(2) == static_cast<int64_t>(grads.size()) &&
                       slopes.is_contiguous() && slopes.scalar_type() == ScalarType::Double,
                   "ssimfast: slopes must be float64, contiguous, (N, C, scales)");
-  STD_TORCH_CHECK(pixel_weights.size() == kTerms - kL1, "ssimfast: pixel_weights must be ",
-                  kTerms - kL1, " numbers, got ", pixel_weights.size());
-  STD_TORCH_CHECK(x.has_value() == y.has_value() && rows.has_value() == columns.has_value(),
+  STD_TORCH_CHECK(p.pixel_weights.size() == kTerms - kL1, "ssimfast: pixel_weights must be ",
+                  kTerms - kL1, " numbers, got ", p.pixel_weights.size());
+  STD_TORCH_CHECK(p.x.has_value() == p.y.has_value() && p.rows.has_value() == p.columns.has_value(),
                   "ssimfast: x and y, rows and columns come in pairs");
-  if (x.has_value()) {
-    check_pair(*x, *y);
-    check_pair(*x, finest);
+  if (p.x.has_value()) {
+    check_pair(*p.x, *p.y);
+    check_pair(*p.x, finest);
   }
   for (size_t j = 1; j < grads.size(); ++j) {
     check_device(grads[j], finest);
@@ -84,7 +94,7 @@ inline void check_pyramid(const std::vector<Tensor>& grads, const Tensor& slopes
                         grads[j].scalar_type() == arithmetic_dtype(finest),
                     "ssimfast: the gradients of coarser scales do not fit the finest");
     for (int64_t i = 2; i < 4; ++i)
-      STD_TORCH_CHECK(grads[j].size(i) == PooledAxis(Pooling(pooling), grads[j - 1].size(i)).size,
+      STD_TORCH_CHECK(grads[j].size(i) == PooledAxis(Pooling(p.pooling), grads[j - 1].size(i)).size,
                       "ssimfast: scale ", j, " has the wrong size");
   }
 }
@@ -160,6 +170,55 @@ struct Ops {
   }
 };
 
+// The backward half of one-pass losses, of a backend that has `empty_like`, `scale_into` and
+// `collapse_into`: into new tensors, or those that the gradients of the forward pass are in.
+template <class Backend>
+struct GradientOps {
+  static Tensor scale_grad(const Tensor& grad, const Tensor& upstream, double scale,
+                           int64_t count) {
+    const Tensor out = Backend::empty_like(grad);
+    Backend::scale_into(out, grad, upstream, scale, count);
+    return out;
+  }
+
+  static void scale_grad_in_place(const Tensor& grad, const Tensor& upstream, double scale,
+                                  int64_t count) {
+    Backend::scale_into(grad, grad, upstream, scale, count);
+  }
+
+  static Tensor collapse(std::vector<Tensor> grads, const Tensor& slopes, const Tensor& upstream,
+                         double scale, int64_t pooling, std::optional<Tensor> x,
+                         std::optional<Tensor> y, std::vector<double> pixel_weights,
+                         std::optional<Tensor> rows, std::optional<Tensor> columns) {
+    const auto request =
+        checked(std::move(grads), slopes, upstream, scale, pooling, std::move(x), std::move(y),
+                std::move(pixel_weights), std::move(rows), std::move(columns));
+    const Tensor out = Backend::empty_like(request.grads[0]);
+    Backend::collapse_into(out, request);
+    return out;
+  }
+
+  static void collapse_in_place(const Tensor& finest, std::vector<Tensor> coarser,
+                                const Tensor& slopes, const Tensor& upstream, double scale,
+                                int64_t pooling, std::optional<Tensor> x, std::optional<Tensor> y,
+                                std::vector<double> pixel_weights, std::optional<Tensor> rows,
+                                std::optional<Tensor> columns) {
+    coarser.insert(coarser.begin(), finest);
+    const auto request =
+        checked(std::move(coarser), slopes, upstream, scale, pooling, std::move(x), std::move(y),
+                std::move(pixel_weights), std::move(rows), std::move(columns));
+    Backend::collapse_into(finest, request);
+  }
+
+ private:
+  template <class... Rest>
+  static PyramidRequest checked(std::vector<Tensor> grads, Rest&&... rest) {
+    const PyramidRequest request{std::move(grads), std::forward<Rest>(rest)...};
+    check(request);
+    return request;
+  }
+};
+
 }  // namespace ssimfast
 
 #define SSIMFAST_REGISTER_OPS(m, Backend)                                                 \
@@ -168,3 +227,9 @@ struct Ops {
   m.impl("components_map", TORCH_BOX(&ssimfast::Ops<Backend>::components_map));           \
   m.impl("components_map_grad", TORCH_BOX(&ssimfast::Ops<Backend>::components_map_grad)); \
   m.impl("similarity", TORCH_BOX(&ssimfast::Ops<Backend>::similarity))
+
+#define SSIMFAST_REGISTER_GRADIENT_OPS(m, Backend)                                        \
+  m.impl("scale_grad", TORCH_BOX(&ssimfast::GradientOps<Backend>::scale_grad));           \
+  m.impl("scale_grad_", TORCH_BOX(&ssimfast::GradientOps<Backend>::scale_grad_in_place)); \
+  m.impl("collapse", TORCH_BOX(&ssimfast::GradientOps<Backend>::collapse));               \
+  m.impl("collapse_", TORCH_BOX(&ssimfast::GradientOps<Backend>::collapse_in_place))

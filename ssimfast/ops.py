@@ -544,12 +544,13 @@ class MultiScale(torch.autograd.Function):
         pixel_weights = weights[reference.L1 :]
         if not any(pixel_weights):
             x = y = None
+        in_place = _may_overwrite()
         out = []
         for i in range(count):  # by y, x - y has the other sign
             signed = [weight * (1 - 2 * i) for weight in pixel_weights]
             finest, *coarser = (grads[j][i] for j in range(scales))
             rest = (slopes, upstream, settings[4], pooling, x, y, signed, rows, columns)
-            if _may_overwrite():
+            if in_place:
                 _collapse_(finest, coarser, *rest)
             else:
                 finest = _collapse([finest, *coarser], *rest)

@@ -172,6 +172,11 @@ class Call:
             "number": lambda: torch.tensor(0.3),
         }[self.mask]()
 
+    @property
+    def arithmetic(self) -> torch.dtype:
+        """The floating dtype whose tolerances hold."""
+        return self.dtype if self.dtype.is_floating_point else torch.float32
+
     def resolved(self) -> dict:
         """The arguments with what the preset and the dtype say."""
         arguments = presets.resolve(dict(self.arguments), known_of(self.function))
@@ -515,20 +520,20 @@ RESPONSES = 8
 DRAWS = 3
 
 
-class Responses:
-    """What a change as small as the rounding of the images does to an answer."""
+class Responses(NamedTuple):
+    """What changes as small as the rounding of the images make of an answer."""
 
-    def __init__(self, answer: Answer, others: list[Answer]) -> None:
-        self.answer, self.others = answer, others
+    answer: Answer
+    others: list[Answer]
 
-    def of(self, part: Callable[[Answer], np.ndarray]) -> np.ndarray:
-        """The largest change of each number of a part."""
+    def allow(self, part: Callable[[Answer], np.ndarray]) -> np.ndarray:
+        """How wrong each number of a part may be for them."""
         changes = (np.abs(part(other) - part(self.answer)) for other in self.others)
-        return functools.reduce(np.maximum, changes)
+        return RESPONSES * functools.reduce(np.maximum, changes)
 
 
 def allowed_of(call: Call, settled: dict) -> dict:
-    allowed = dict(TOLERANCES[call.dtype if call.dtype.is_floating_point else torch.float32])
+    allowed = dict(TOLERANCES[call.arithmetic])
     narrow = settled.get("window", "gaussian") == "gaussian" and settled.get("sigma", 1.5) < 0.5
     if call.dtype != torch.float64:
         for table in [NARROW] * narrow + [HARD] * (call.kind not in PLAIN):
@@ -537,7 +542,7 @@ def allowed_of(call: Call, settled: dict) -> dict:
 
 
 def wrong_means(responses: Responses, allowed: dict) -> np.ndarray:
-    return allowed["map"] + RESPONSES * responses.of(lambda answer: answer.means)
+    return allowed["map"] + responses.allow(lambda answer: answer.means)
 
 
 def wrong_slopes(responses: Responses, allowed: dict) -> float:
@@ -603,23 +608,23 @@ def expected(call: Call) -> Expected:
         deviation, c2 = reach(call, settled, x, y), settled.get("k2", 0.03) ** 2
         of_float64 = RESPONSES * eps * deviation**2 / c2
         rounding = rounding * (1 + deviation**2 / c2) + deviation / c2 / length
-    of_value = RESPONSES * responses.of(lambda answer: answer.value).max()
-    of_value = answer.tolerance + of_float64 + of_value
+    of_value = responses.allow(lambda answer: answer.value).max() + answer.tolerance + of_float64
     of_terms = {
-        name: off
-        + RESPONSES * responses.of(lambda answer, name=name: answer.terms[name][0]).max()
+        name: responses.allow(lambda answer, name=name: answer.terms[name][0]).max()
+        + off
         + of_float64
         for name, (_, off) in answer.terms.items()
     }
     # float16 keeps no relative precision of numbers next to 0: as stored, and as returned.
-    stored = torch.finfo(call.dtype if call.dtype.is_floating_point else torch.float32)
+    stored = torch.finfo(call.arithmetic)
     spacing = stored.smallest_normal * stored.eps
     spacing *= max(1.0, *(settled.get(name, 1.0) for name in TERMS)) * max(1, 1 / length)
     relative = allowed["grad" if answer.means is None else "pyramid"]
     relative += wrong_slopes(responses, allowed)
     of_gradients = [
         relative * max(largest([grad]), 1e-300)  # inf stays inf
-        + RESPONSES * (responses.of(lambda answer, i=i: answer.gradients[i]).max() + eps * rounding)
+        + responses.allow(lambda answer, i=i: answer.gradients[i]).max()
+        + RESPONSES * eps * rounding
         + 2 * spacing
         for i, grad in enumerate(answer.gradients)
     ]

@@ -1,7 +1,6 @@
 // The backward half of one-pass losses: gradients that the forward pass prepared, times what only
 // backward knows, summed over the scales of a pyramid.
 #include <cstdint>
-#include <optional>
 #include <vector>
 
 #include "../request.h"
@@ -69,16 +68,6 @@ void scale_into(const Tensor& out, const Tensor& grad, const Tensor& upstream, d
   });
 }
 
-Tensor scale_grad(const Tensor& grad, const Tensor& upstream, double scale, int64_t count) {
-  const Tensor out = torch::stable::empty_like(grad);
-  scale_into(out, grad, upstream, scale, count);
-  return out;
-}
-
-void scale_grad_in_place(const Tensor& grad, const Tensor& upstream, double scale, int64_t count) {
-  scale_into(grad, grad, upstream, scale, count);
-}
-
 // Sums the gradients of one plane over its scales, row by row from the top. The sum of the scales
 // from j up is kept for one row of each, and computed again only when another row is asked for.
 template <class A>
@@ -144,45 +133,43 @@ class Pyramid {
 };
 
 // `out` may be the gradient of the finest scale, of which each pixel is read before it is written.
-void collapse_into(const Tensor& out, const std::vector<Tensor>& grads, const Tensor& slopes,
-                   const Tensor& upstream, double scale, int64_t pooling,
-                   const std::optional<Tensor>& x, const std::optional<Tensor>& y,
-                   const std::vector<double>& pixel_weights, const std::optional<Tensor>& rows,
-                   const std::optional<Tensor>& columns) {
+void collapse_into(const Tensor& out, const PyramidRequest& request) {
+  const std::vector<Tensor>& grads = request.grads;
   const Tensor& finest = grads[0];
-  const bool has_pixels = x.has_value();
+  const auto pooling = Pooling(request.pooling);
+  const bool has_pixels = request.x.has_value();
   if (finest.numel() == 0) return;
   dispatch_floating(finest, [&](auto zero) {
     using T = decltype(zero);
     using A = Arithmetic<T>;
     const Sink<A> to = sink<T>(out);
-    const Upstream<A> factors(upstream);
+    const Upstream<A> factors(request.upstream);
     const int64_t channels = finest.size(1), height = finest.size(2), width = finest.size(3);
     std::vector<typename Pyramid<A>::Level> levels;
     for (size_t j = 0; j < grads.size(); ++j)
       levels.push_back({j == 0 ? source<T>(finest) : source<A>(grads[j]), grads[j].size(2),
-                        grads[j].size(3), PooledAxis(Pooling(pooling), grads[j].size(2)),
-                        PooledAxis(Pooling(pooling), grads[j].size(3))});
+                        grads[j].size(3), PooledAxis(pooling, grads[j].size(2)),
+                        PooledAxis(pooling, grads[j].size(3))});
     const int64_t pyramid_size = Pyramid<A>::workspace_size(levels);
     Source<A> x_source, y_source;
     if (has_pixels) {
-      x_source = source<T>(*x);
-      y_source = source<T>(*y);
+      x_source = source<T>(*request.x);
+      y_source = source<T>(*request.y);
     }
-    const A* const row_counts = optional_numbers<A>(rows, finest, height, "rows");
-    const A* const column_counts = optional_numbers<A>(columns, finest, width, "columns");
+    const A* const row_counts = optional_numbers<A>(request.rows, finest, height, "rows");
+    const A* const column_counts = optional_numbers<A>(request.columns, finest, width, "columns");
     const double per_pixel = double(factors.groups) / double(finest.numel());
-    const auto* all_slopes = static_cast<const double*>(slopes.const_data_ptr());
+    const auto* all_slopes = static_cast<const double*>(request.slopes.const_data_ptr());
     for_rows(finest, [&](int64_t n, int64_t c, int64_t begin, int64_t end) {
       A* const scratch = workspace<A>(pyramid_size + 4 * width);
       A *const x_buffer = scratch + pyramid_size, *const y_buffer = x_buffer + width;
       A* const __restrict d = y_buffer + width, * const __restrict total = d + width;
-      const double factor = factors.at(n, c) * scale;
-      Pyramid<A> pyramid(levels, Pooling(pooling), n, c,
-                         all_slopes + (n * channels + c) * grads.size(), factor, scratch);
-      const A l1 = A(pixel_weights[0] * factor * per_pixel);
-      const A l2 = A(2 * scale * pixel_weights[1] * factor * per_pixel);
-      const A blurred = A(pixel_weights[2] * factor * per_pixel);
+      const double factor = factors.at(n, c) * request.scale;
+      Pyramid<A> pyramid(levels, pooling, n, c, all_slopes + (n * channels + c) * grads.size(),
+                         factor, scratch);
+      const A l1 = A(request.pixel_weights[0] * factor * per_pixel);
+      const A l2 = A(2 * request.scale * request.pixel_weights[1] * factor * per_pixel);
+      const A blurred = A(request.pixel_weights[2] * factor * per_pixel);
       for (int64_t r = begin; r < end; ++r) {
         const A* sum = pyramid.row(0, r);
         if (has_pixels) {
@@ -203,35 +190,17 @@ void collapse_into(const Tensor& out, const std::vector<Tensor>& grads, const Te
   });
 }
 
-Tensor collapse(std::vector<Tensor> grads, const Tensor& slopes, const Tensor& upstream,
-                double scale, int64_t pooling, std::optional<Tensor> x, std::optional<Tensor> y,
-                std::vector<double> pixel_weights, std::optional<Tensor> rows,
-                std::optional<Tensor> columns) {
-  check_pyramid(grads, slopes, upstream, pooling, x, y, pixel_weights, rows, columns);
-  const Tensor out = torch::stable::empty_like(grads[0]);
-  collapse_into(out, grads, slopes, upstream, scale, pooling, x, y, pixel_weights, rows, columns);
-  return out;
-}
-
-void collapse_in_place(const Tensor& finest, std::vector<Tensor> coarser, const Tensor& slopes,
-                       const Tensor& upstream, double scale, int64_t pooling,
-                       std::optional<Tensor> x, std::optional<Tensor> y,
-                       std::vector<double> pixel_weights, std::optional<Tensor> rows,
-                       std::optional<Tensor> columns) {
-  std::vector<Tensor> grads = std::move(coarser);
-  grads.insert(grads.begin(), finest);
-  check_pyramid(grads, slopes, upstream, pooling, x, y, pixel_weights, rows, columns);
-  collapse_into(finest, grads, slopes, upstream, scale, pooling, x, y, pixel_weights, rows,
-                columns);
-}
-
 }  // namespace
+
+struct CpuGradients {
+  static Tensor empty_like(const Tensor& tensor) { return torch::stable::empty_like(tensor); }
+  static constexpr auto scale_into = cpu::scale_into;
+  static constexpr auto collapse_into = cpu::collapse_into;
+};
+
 }  // namespace ssimfast::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(ssimfast, CPU, m) {
   using namespace ssimfast::cpu;
-  m.impl("scale_grad", TORCH_BOX(&scale_grad));
-  m.impl("scale_grad_", TORCH_BOX(&scale_grad_in_place));
-  m.impl("collapse", TORCH_BOX(&collapse));
-  m.impl("collapse_", TORCH_BOX(&collapse_in_place));
+  SSIMFAST_REGISTER_GRADIENT_OPS(m, CpuGradients);
 }

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
-#include <optional>
 #include <vector>
 
 #include "../request.h"
@@ -86,16 +85,6 @@ void scale_into(const Tensor& out, const Tensor& grad, const Tensor& upstream, d
   });
 }
 
-Tensor scale_grad(const Tensor& grad, const Tensor& upstream, double scale, int64_t count) {
-  const Tensor out = poisoned(torch::stable::empty_like(grad));
-  scale_into(out, grad, upstream, scale, count);
-  return out;
-}
-
-void scale_grad_in_place(const Tensor& grad, const Tensor& upstream, double scale, int64_t count) {
-  scale_into(grad, grad, upstream, scale, count);
-}
-
 template <class A>
 Level<A> level_of(const Tensor& grad, Pooling pooling) {
   const PooledAxis rows(pooling, grad.size(2)), columns(pooling, grad.size(3));
@@ -126,12 +115,10 @@ Patches<A> patches_of(const Tensor& tensor, int column_shift) {
 }
 
 // `out` may be the gradient of the finest scale, of which each pixel is read before it is written.
-void collapse_into(const Tensor& out, const std::vector<Tensor>& grads, const Tensor& slopes,
-                   const Tensor& upstream, double scale, int64_t pooling,
-                   const std::optional<Tensor>& x, const std::optional<Tensor>& y,
-                   const std::vector<double>& pixel_weights, const std::optional<Tensor>& rows,
-                   const std::optional<Tensor>& columns) {
+void collapse_into(const Tensor& out, const PyramidRequest& request) {
+  const std::vector<Tensor>& grads = request.grads;
   const Tensor& finest = grads[0];
+  const auto pooling = Pooling(request.pooling);
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 2 * kPatch;
   STD_TORCH_CHECK(finest.size(2) <= kMost && finest.size(3) <= kMost,
                   "ssimfast: an image has at most ", kMost, " rows and columns");
@@ -142,7 +129,7 @@ void collapse_into(const Tensor& out, const std::vector<Tensor>& grads, const Te
     Collapse<A> p;
     p.level_count = static_cast<int>(grads.size());
     for (size_t j = 0; j < grads.size(); ++j) {
-      p.levels[j] = level_of<A>(grads[j], Pooling(pooling));
+      p.levels[j] = level_of<A>(grads[j], pooling);
       if (j > 0) p.levels[j].grad = static_cast<const A*>(grads[j].const_data_ptr());
     }
     // Patches are pixels of scale 2, whether there is such a scale or not.
@@ -153,20 +140,20 @@ void collapse_into(const Tensor& out, const std::vector<Tensor>& grads, const Te
     p.patches_per_row = static_cast<int>(divide_up(finest.size(3) + p.column_shift, kPatch));
     p.grad = patches_of<A>(finest, p.column_shift);
     p.out = patches_of<A>(out, p.column_shift);
-    if (x.has_value()) {
-      p.x = patches_of<A>(*x, p.column_shift);
-      p.y = patches_of<A>(*y, p.column_shift);
+    if (request.x.has_value()) {
+      p.x = patches_of<A>(*request.x, p.column_shift);
+      p.y = patches_of<A>(*request.y, p.column_shift);
     }
-    p.slopes = static_cast<const double*>(slopes.const_data_ptr());
-    p.upstream = static_cast<const A*>(upstream.const_data_ptr());
-    p.upstream_by_image = stride_or_zero(upstream, 0);
-    p.upstream_by_plane = stride_or_zero(upstream, 1);
-    p.scale = scale;
-    const double per_pixel = double(upstream.numel()) / double(finest.numel());
-    for (int i = 0; i < kPixelTerms; ++i) p.pixel_slopes[i] = pixel_weights[i] * per_pixel;
-    p.pixel_slopes[kL2 - kL1] *= 2 * scale;
-    p.rows = optional_numbers<A>(rows, finest, finest.size(2), "rows");
-    p.columns = optional_numbers<A>(columns, finest, finest.size(3), "columns");
+    p.slopes = static_cast<const double*>(request.slopes.const_data_ptr());
+    p.upstream = static_cast<const A*>(request.upstream.const_data_ptr());
+    p.upstream_by_image = stride_or_zero(request.upstream, 0);
+    p.upstream_by_plane = stride_or_zero(request.upstream, 1);
+    p.scale = request.scale;
+    const double per_pixel = double(request.upstream.numel()) / double(finest.numel());
+    for (int i = 0; i < kPixelTerms; ++i) p.pixel_slopes[i] = request.pixel_weights[i] * per_pixel;
+    p.pixel_slopes[kL2 - kL1] *= 2 * request.scale;
+    p.rows = optional_numbers<A>(request.rows, finest, finest.size(2), "rows");
+    p.columns = optional_numbers<A>(request.columns, finest, finest.size(3), "columns");
     p.channels = finest.size(1);
     const int64_t patches = int64_t{p.rows_of_patches} * p.patches_per_row;
     const int threads =
@@ -177,36 +164,20 @@ void collapse_into(const Tensor& out, const std::vector<Tensor>& grads, const Te
   });
 }
 
-Tensor collapse(std::vector<Tensor> grads, const Tensor& slopes, const Tensor& upstream,
-                double scale, int64_t pooling, std::optional<Tensor> x, std::optional<Tensor> y,
-                std::vector<double> pixel_weights, std::optional<Tensor> rows,
-                std::optional<Tensor> columns) {
-  check_pyramid(grads, slopes, upstream, pooling, x, y, pixel_weights, rows, columns);
-  const Tensor out = poisoned(torch::stable::empty_like(grads[0]));
-  collapse_into(out, grads, slopes, upstream, scale, pooling, x, y, pixel_weights, rows, columns);
-  return out;
-}
-
-void collapse_in_place(const Tensor& finest, std::vector<Tensor> coarser, const Tensor& slopes,
-                       const Tensor& upstream, double scale, int64_t pooling,
-                       std::optional<Tensor> x, std::optional<Tensor> y,
-                       std::vector<double> pixel_weights, std::optional<Tensor> rows,
-                       std::optional<Tensor> columns) {
-  std::vector<Tensor> grads = std::move(coarser);
-  grads.insert(grads.begin(), finest);
-  check_pyramid(grads, slopes, upstream, pooling, x, y, pixel_weights, rows, columns);
-  collapse_into(finest, grads, slopes, upstream, scale, pooling, x, y, pixel_weights, rows,
-                columns);
-}
-
 }  // namespace
+
+struct CudaGradients {
+  static Tensor empty_like(const Tensor& tensor) {
+    return poisoned(torch::stable::empty_like(tensor));
+  }
+  static constexpr auto scale_into = cuda::scale_into;
+  static constexpr auto collapse_into = cuda::collapse_into;
+};
+
 }  // namespace ssimfast::cuda
 
 SSIMFAST_CUDA_LIBRARY(m) {
   using namespace ssimfast::cuda;
   if (!is_chosen()) return;
-  m.impl("scale_grad", TORCH_BOX(&scale_grad));
-  m.impl("scale_grad_", TORCH_BOX(&scale_grad_in_place));
-  m.impl("collapse", TORCH_BOX(&collapse));
-  m.impl("collapse_", TORCH_BOX(&collapse_in_place));
+  SSIMFAST_REGISTER_GRADIENT_OPS(m, CudaGradients);
 }
