@@ -125,7 +125,8 @@ def extension_arguments() -> dict:
 
     sources = [Path("csrc/module.cpp"), *sorted(Path("csrc/cpu").glob("*.cpp"))]
     # -Wno-psabi: vectors pass between inlined functions only, never across an ABI.
-    flags = {"cxx": ["/O2"] if sys.platform == "win32" else ["-O3", "-g0", "-Wno-psabi"]}
+    gcc = ["-O3", "-g0", "-Wno-psabi", "-fvisibility=hidden"]
+    flags = {"cxx": ["/O2"] if sys.platform == "win32" else gcc}
     flags["cxx"] += os.environ.get("CXXFLAGS", "").split()  # last, so that they prevail
     macros = [("TORCH_TARGET_VERSION", STABLE_ABI)]
     if cuda:

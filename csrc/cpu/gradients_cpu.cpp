@@ -68,8 +68,7 @@ void scale_into(const Tensor& out, const Tensor& grad, const Tensor& upstream, d
   });
 }
 
-// Sums the gradients of one plane over its scales, row by row from the top. The sum of the scales
-// from j up is kept for one row of each, and computed again only when another row is asked for.
+// Sums the gradients of one plane over its scales, row by row from the top.
 template <class A>
 class Pyramid {
  public:
@@ -80,7 +79,7 @@ class Pyramid {
   };
 
   static int64_t workspace_size(const std::vector<Level>& levels) {
-    return 2 * levels.size() * levels[0].width;
+    return 3 * levels.size() * levels[0].width;
   }
 
   // factors: one for the gradient of each level, by plane.
@@ -93,33 +92,47 @@ class Pyramid {
     }
   }
 
-  const A* row(size_t j, int64_t r) {
+  // Row r of the sum of the scales from j up; `sum` may be where that row of j's gradient lies.
+  void row(size_t j, int64_t r, A* sum) {
     const Level& level = levels[j];
-    A* const __restrict sum = workspace + 2 * j * levels[0].width;
-    if (held[j] == r) return sum;
-    held[j] = r;
-    const A* grad = level.grad.row(planes[j], r, 0, level.width, sum + levels[0].width);
+    const A* grad = level.grad.row(planes[j], r, 0, level.width, buffer(j, 0));
     const A factor = factors[j];
-    for (int64_t c = 0; c < level.width; ++c) sum[c] = factor * grad[c];
-    if (j + 1 == levels.size()) return sum;
-    const int64_t parent_row = (r + level.pooled_rows.shift) / 2;
-    if (parent_row >= level.pooled_rows.size) return sum;
-    const A* const __restrict parent = row(j + 1, parent_row);
-    const A quarter = A(0.25) * times_counted(r, level.height);
-    const int64_t shift = level.pooled_columns.shift;
-    for (int64_t c = 0; c < shift; ++c) sum[c] += quarter * parent[0];
-    const int64_t pairs = (level.width - shift) / 2;
-    for (int64_t i = 0; i < pairs; ++i) {
-      const A share = quarter * parent[i + shift];
-      sum[shift + 2 * i] += share;
-      sum[shift + 2 * i + 1] += share;
+    const int64_t row_above = (r + level.pooled_rows.shift) / 2;
+    if (j + 1 == levels.size() || row_above >= level.pooled_rows.size) {
+#pragma GCC ivdep
+      for (int64_t c = 0; c < level.width; ++c) sum[c] = factor * grad[c];
+      return;
     }
-    if (pooling == Pooling::kReplicate && level.width % 2 == 1)
-      sum[level.width - 1] += 2 * quarter * parent[pairs];
-    return sum;
+    const A* const share = spread(j, row_above);
+    const A times = times_counted(r, level.height);
+#pragma GCC ivdep
+    for (int64_t c = 0; c < level.width; ++c) sum[c] = factor * grad[c] + times * share[c];
   }
 
  private:
+  A* buffer(size_t j, int which) { return workspace + (3 * j + which) * levels[0].width; }
+
+  // What each pixel of scale j takes from a row of the sum of the scales above. Kept for one row,
+  // which two rows of scale j share.
+  const A* spread(size_t j, int64_t row_above) {
+    A* const __restrict share = buffer(j, 1);
+    if (held[j] == row_above) return share;
+    held[j] = row_above;
+    A* const __restrict above = buffer(j, 2);
+    row(j + 1, row_above, above);
+    const Level& level = levels[j];
+    const int64_t shift = level.pooled_columns.shift, pairs = (level.width - shift) / 2;
+    const A quarter = A(0.25);
+    if (shift > 0) share[0] = quarter * above[0];
+    for (int64_t i = 0; i < pairs; ++i) {
+      share[shift + 2 * i] = quarter * above[shift + i];
+      share[shift + 2 * i + 1] = quarter * above[shift + i];
+    }
+    if (shift + 2 * pairs < level.width)  // counted twice, or not at all
+      share[level.width - 1] = pooling == Pooling::kReplicate ? 2 * quarter * above[pairs] : A(0);
+    return share;
+  }
+
   A times_counted(int64_t r, int64_t height) const {
     return A(pooling == Pooling::kReplicate && height % 2 == 1 && r == height - 1 ? 2 : 1);
   }
@@ -163,7 +176,8 @@ void collapse_into(const Tensor& out, const PyramidRequest& request) {
     for_rows(finest, [&](int64_t n, int64_t c, int64_t begin, int64_t end) {
       A* const scratch = workspace<A>(pyramid_size + 4 * width);
       A *const x_buffer = scratch + pyramid_size, *const y_buffer = x_buffer + width;
-      A* const __restrict d = y_buffer + width, * const __restrict total = d + width;
+      A* const __restrict d = y_buffer + width;
+      A* const total = d + width;
       const double factor = factors.at(n, c) * request.scale;
       Pyramid<A> pyramid(levels, pooling, n, c, all_slopes + (n * channels + c) * grads.size(),
                          factor, scratch);
@@ -171,20 +185,20 @@ void collapse_into(const Tensor& out, const PyramidRequest& request) {
       const A l2 = A(2 * request.scale * request.pixel_weights[1] * factor * per_pixel);
       const A blurred = A(request.pixel_weights[2] * factor * per_pixel);
       for (int64_t r = begin; r < end; ++r) {
-        const A* sum = pyramid.row(0, r);
+        A* const sum = to.in_place(n, c, r, 0, total);
+        pyramid.row(0, r, sum);
         if (has_pixels) {
           const A* xr = x_source.row(x_source.plane(n, c), r, 0, width, x_buffer);
           const A* yr = y_source.row(y_source.plane(n, c), r, 0, width, y_buffer);
           for (int64_t j = 0; j < width; ++j) d[j] = xr[j] - yr[j];
-          for (int64_t j = 0; j < width; ++j) total[j] = sum[j] + l1 * sign(d[j]) + l2 * d[j];
+          for (int64_t j = 0; j < width; ++j) sum[j] += l1 * sign(d[j]) + l2 * d[j];
           if (row_counts != nullptr) {
             const A factor_of_row = blurred * row_counts[r];
             for (int64_t j = 0; j < width; ++j)
-              total[j] += factor_of_row * column_counts[j] * sign(d[j]);
+              sum[j] += factor_of_row * column_counts[j] * sign(d[j]);
           }
-          sum = total;
         }
-        to.row(n, c, r, 0, width, sum);
+        if (sum == total) to.row(n, c, r, 0, width, sum);
       }
     });
   });

@@ -189,6 +189,13 @@ class TileKernel {
 
   // Returns the sums over the tile's own positions and pixels (none for maps).
   SSIMFAST_INLINE Sums run() {
+    if (kPass == Pass::kValue && !job.wanted[kSsim] && !job.wanted[kContrastStructure]) {
+      for (int64_t r = tile.row_begin; r < tile.row_end; ++r) {
+        if (job.wanted[kL1] || job.wanted[kL2] || job.wanted[kBlurredL1]) load_row(r);
+        of_pixels(r);
+      }
+      return sums;
+    }
     for (int64_t g = first_center - spread; g < tile.row_end; g += kRows) {
       statistics(g + spread);
       // Until the first row of the tile, the ring of partials is filling.
@@ -264,9 +271,7 @@ class TileKernel {
       load_row(loaded);
       filter_row(loaded);
       if constexpr (kReduces) {
-        if (loaded < tile.row_begin || loaded >= tile.row_end) continue;
-        sum_pixels(loaded);
-        if (job.pooling != Pooling::kNone) pool_up_to(loaded);
+        if (loaded >= tile.row_begin && loaded < tile.row_end) of_pixels(loaded);
       }
     }
     if (center0 + kRows > job.margin && center0 < job.height - job.margin) {
@@ -332,8 +337,9 @@ class TileKernel {
     std::fill(d + left + count, d + width, A(0));
   }
 
-  // Adds the terms that are sums over pixels, at the tile's own pixels of row r.
-  SSIMFAST_INLINE void sum_pixels(int64_t r) {
+  // What needs no window: adds the terms that are sums over pixels, at the tile's own pixels of row
+  // r, and pools.
+  SSIMFAST_INLINE void of_pixels(int64_t r) {
     const A* const d = pixel_row(r) + pitch + spread + halo;
     if (job.wanted[kL1]) {
       sums.term[kL1] += sum_of(columns, [&](auto lane, int64_t c) SSIMFAST_INLINE_LAMBDA {
@@ -353,6 +359,7 @@ class TileKernel {
             return magnitude(load<decltype(lane)>(d + c)) * load<decltype(lane)>(counts + c);
           });
     }
+    if (job.pooling != Pooling::kNone) pool_up_to(r);
   }
 
   // Writes the row of the next scale of which image row r is the last, if there is one.
