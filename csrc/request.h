@@ -110,10 +110,7 @@ struct Request {
 };
 
 inline void check(const Request& request) {
-  STD_TORCH_CHECK(request.weights.size() == kTerms, "ssimfast: weights must be ", int(kTerms),
-                  " numbers, got ", request.weights.size());
-  STD_TORCH_CHECK(0 <= request.kept && request.kept <= 2, "ssimfast: kept must be 0, 1 or 2, got ",
-                  request.kept);
+  check_weights_and_kept(request.weights, request.kept);
   check_pooling(request.pooling);
   STD_TORCH_CHECK(request.rows.has_value() == request.columns.has_value() &&
                       (request.rows.has_value() ||

@@ -15,6 +15,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "terms.h"
+
 namespace ssimfast {
 
 using torch::headeronly::ScalarType;
@@ -110,6 +112,12 @@ const A* optional_numbers(const std::optional<Tensor>& tensor, const Tensor& ima
 inline void check_pooling(int64_t pooling) {
   STD_TORCH_CHECK(0 <= pooling && pooling <= 3, "ssimfast: pooling must be 0, 1, 2 or 3, got ",
                   pooling);
+}
+
+inline void check_weights_and_kept(const std::vector<double>& weights, int64_t kept) {
+  STD_TORCH_CHECK(weights.size() == kTerms, "ssimfast: weights must be ", int(kTerms),
+                  " numbers, got ", weights.size());
+  STD_TORCH_CHECK(0 <= kept && kept <= 2, "ssimfast: kept must be 0, 1 or 2, got ", kept);
 }
 
 // The upstream gradient of a result reduced to one number for all planes, for each image or plane.

@@ -11,6 +11,9 @@ namespace ssimfast {
 constexpr int kMaxWindow = 33;
 constexpr int kMostScales = 16;  // MOST_SCALES of ssimfast/reference.py
 
+// Powers of smaller means are taken to be as steep as here: LEAST_MEAN of ssimfast/reference.py.
+constexpr double kLeastMean = 1e-4;
+
 // Four windows in a row share one centre only if the Gaussian is wide: sigma of about 1.15 or more.
 constexpr double kLargestCentreTap = 0.35;
 

@@ -35,8 +35,8 @@ MS-SSIM, L1, L2, blurred L1), these five, and the slopes of the value by the sum
 fewer launches: the value, the terms, the slopes, ``plane_weights`` of the finest scale, and the
 gradients scale by scale. Only if ``late`` are there plane weights, else none (0,): then the finest
 scale is left out of the gradients, its slope is that of the gradient which these weights make.
-Of a negative mean it takes the size (``absolute``) or 0; means are averaged over channels first if
-``joint``.
+Of a negative mean both take the size (``absolute``) or 0; means are averaged over channels first if
+``joint``. ``combine_scales_or_raise`` raises a ValueError.
 ``collapse`` sums the gradients of all scales, times these slopes, and adds those of the terms over
 pixels (weights: L1, L2, blurred L1). ``collapse_`` leaves the sum in the gradient of the finest.
 """
@@ -88,8 +88,12 @@ _SCHEMAS = {
     "scale_grad": "(Tensor grad, Tensor upstream, float scale, SymInt count) -> Tensor",
     "scale_grad_": "(Tensor(a!) grad, Tensor upstream, float scale, SymInt count) -> ()",
     "combine_scales": (
-        "(Tensor[] terms, float[] scale_weights, str negative, bool joint, float[] weights, "
+        "(Tensor[] terms, float[] scale_weights, bool absolute, bool joint, float[] weights, "
         "int kept, SymInt[] positions) -> (Tensor, Tensor, Tensor)"
+    ),
+    "combine_scales_or_raise": (
+        "(Tensor[] terms, float[] scale_weights, bool joint, float[] weights, int kept, "
+        "SymInt[] positions) -> (Tensor, Tensor, Tensor)"
     ),
     "sweep_scales": (
         f"({_PAIR}, float[] scale_weights, int pooling, bool absolute, bool joint, "
@@ -147,7 +151,8 @@ extension = _load_extension()
 
 
 # What triton_backend.py has kernels for.
-TRITON_OPS = [name for name in _SCHEMAS if "_nd_" not in name and name != "sweep_scales"]
+_OF_OTHERS = ("combine_scales_or_raise", "sweep_scales")  # made of other ops
+TRITON_OPS = [name for name in _SCHEMAS if "_nd_" not in name and name not in _OF_OTHERS]
 
 
 def _has_kernel(key: str) -> bool:
@@ -290,6 +295,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "scale_grad": lambda grad, upstream, scale, count: torch.empty_like(grad),
     "scale_grad_": lambda grad, upstream, scale, count: None,
     "combine_scales": _fake_combine_scales,
+    "combine_scales_or_raise": _fake_combine_scales,
     "sweep_scales": _fake_sweep_scales,
     "collapse": lambda grads, *_: torch.empty_like(grads[0]),
     "collapse_": lambda finest, coarser, *_: None,
@@ -313,6 +319,7 @@ _similarity = torch.ops.ssimfast.similarity.default
 _scale_grad = torch.ops.ssimfast.scale_grad.default
 _scale_grad_ = torch.ops.ssimfast.scale_grad_.default
 _combine_scales = torch.ops.ssimfast.combine_scales.default
+_combine_scales_or_raise = torch.ops.ssimfast.combine_scales_or_raise.default
 _sweep_scales = torch.ops.ssimfast.sweep_scales.default
 _collapse = torch.ops.ssimfast.collapse.default
 _collapse_ = torch.ops.ssimfast.collapse_.default
@@ -690,9 +697,11 @@ def _compose_scales(
 
     dtype = reference.result_dtype(x.dtype)
     terms, counts, grads = zip(*(swept[scale] for scale in range(count)), strict=True)
-    value, out, slopes = _combine_scales(
-        list(terms), scale_weights, negative, joint, weights, kept, list(counts)
-    )
+    rest = (joint, weights, kept, list(counts))
+    if negative == "raise":
+        value, out, slopes = _combine_scales_or_raise(list(terms), scale_weights, *rest)
+    else:
+        value, out, slopes = _combine_scales(list(terms), scale_weights, negative == "abs", *rest)
     finest_weights = slopes.new_empty((0,))
     if late:
         group = positions(x, settings, kept)

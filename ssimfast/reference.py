@@ -18,6 +18,7 @@ GradRequest = tuple[Unpack[Settings], int]  # and how many gradients
 MeanRequest = tuple[Unpack[Settings], int, int, int]  # and count, kept, how many gradients
 # Slopes, upstream, scale, pooling; x, y, pixel_weights, rows, columns: as of collapse.
 _Pixels = tuple[Tensor | None, Tensor | None, list[float], Tensor | None, Tensor | None]
+_Combination = tuple[list[float], int, list[int]]  # weights, kept, positions: of combine_scales
 PyramidRequest = tuple[Tensor, Tensor, float, int, Unpack[_Pixels]]
 
 # What `similarity` sums, in this order: bit t of `wanted` asks for term t.
@@ -384,30 +385,42 @@ def collapse_(finest: Tensor, coarser: list[Tensor], *request: Unpack[PyramidReq
     finest.copy_(collapse([finest, *coarser], *request))
 
 
+def combine_scales_or_raise(
+    terms: list[Tensor], scale_weights: list[float], joint: bool, *rest: Unpack[_Combination]
+) -> tuple[Tensor, Tensor, Tensor]:
+    means = _means_of_scales(terms, joint)
+    if ((means < 0) & (means.new_tensor(scale_weights) > 0)).any():
+        raise ValueError(
+            f'negative="raise": a mean of contrast-structure is {means.min().item():.4g}; '
+            'negative="relu" or "abs" accept it'
+        )
+    return combine_scales(terms, scale_weights, False, joint, *rest)
+
+
+def _means_of_scales(terms: list[Tensor], joint: bool) -> Tensor:
+    """What MS-SSIM takes the powers of: (N, C, scales), with joint channels (N, 1, scales)."""
+    of_scales = [term[..., CONTRAST_STRUCTURE] for term in terms[:-1]] + [terms[-1][..., SSIM]]
+    means = torch.stack(of_scales, -1)
+    return means.mean(1, keepdim=True) if joint else means
+
+
 def combine_scales(
     terms: list[Tensor],
     scale_weights: list[float],
-    negative: str,
+    absolute: bool,
     joint: bool,
     weights: list[float],
     kept: int,
     positions: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    of_scales = [term[..., CONTRAST_STRUCTURE] for term in terms[:-1]] + [terms[-1][..., SSIM]]
-    means = torch.stack(of_scales, -1)  # (N, C, scales)
-    batch, channels, scales = means.shape
-    if joint:
-        means = means.mean(1, keepdim=True)
+    means = _means_of_scales(terms, joint)
+    batch, channels = terms[0].shape[:2]
+    scales = len(terms)
     exponents = torch.tensor(scale_weights, dtype=means.dtype, device=means.device)
-    if negative == "raise" and ((means < 0) & (exponents > 0)).any():
-        raise ValueError(
-            f'negative="raise": a mean of contrast-structure is {means.min().item():.4g}; '
-            'negative="relu" or "abs" accept it'
-        )
-    size = means.abs() if negative == "abs" else means.clamp_min(0)
+    size = means.abs() if absolute else means.clamp_min(0)
     ms_ssim = (size**exponents).prod(-1)
     slopes = exponents * ms_ssim[..., None] / size.clamp_min(LEAST_MEAN)
-    slopes = slopes * (means.sign() if negative == "abs" else (means > 0).to(means.dtype))
+    slopes = slopes * (means.sign() if absolute else (means > 0).to(means.dtype))
     planes = math.prod((batch, channels)[kept:])  # of which the value is a mean
     counts = torch.tensor(positions, dtype=means.dtype, device=means.device)
     slopes = (slopes * (weights[MS_SSIM] / planes) / counts).expand(batch, channels, scales)

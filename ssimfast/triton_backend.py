@@ -356,15 +356,15 @@ def _pooled(sweep: _Sweep, pooling: int) -> list[Tensor]:
 def combine_scales(
     terms: list[Tensor],
     scale_weights: list[float],
-    negative: str,
+    absolute: bool,
     joint: bool,
     weights: list[float],
     kept: int,
     positions: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if negative == "raise" or terms[0].numel() == 0:  # the means are looked at
+    if terms[0].numel() == 0:
         return reference.combine_scales(
-            terms, scale_weights, negative, joint, weights, kept, positions
+            terms, scale_weights, absolute, joint, weights, kept, positions
         )
     like = terms[0]
     batch, channels = like.shape[:2]
@@ -382,7 +382,7 @@ def combine_scales(
             *(1.0 for _ in range(reference.MOST_SCALES - len(terms))),
             batch * channels,
             EXPONENTS=tuple(scale_weights),
-            ABSOLUTE=negative == "abs",
+            ABSOLUTE=absolute,
         )
         triton_kernels.finish_terms[(groups,)](
             *(plane_terms, out, value, planes, 0.0, 1.0, 1.0, *weights),

@@ -38,9 +38,11 @@ def arguments(name: str, more: bool, dtype: torch.dtype, layout: str) -> tuple:
         return x, upstream, 0.5, 72
     if name == "scale_grad_":  # nothing can be written to an expanded tensor
         return (x.clone() if layout == "expanded" else x), upstream, 0.5, 72
-    if name == "combine_scales":
+    if name.startswith("combine_scales"):
         terms = [torch.rand(2, 3, reference.TERMS, dtype=torch.float64) for _ in range(3)]
-        return terms, [0.2, 0.3, 0.5], "relu", more, [0.1, 0.2, 0.3, 0.4, 0.5], more, [72, 20, 6]
+        absolute = () if name.endswith("_or_raise") else (more,)
+        rest = (more, [0.1, 0.2, 0.3, 0.4, 0.5], more, [72, 20, 6])
+        return terms, [0.2, 0.3, 0.5], *absolute, *rest
     if name == "sweep_scales":
         x, y = (LAYOUTS[layout](image) for image in torch.rand(2, 2, 3, 21, 22).to(dtype))
         rows, columns = torch.rand(21, dtype=out_dtype), torch.rand(22, dtype=out_dtype)
@@ -142,6 +144,11 @@ def test_a_direct_call_is_guarded():
         torch.ops.ssimfast.ssim_map_grad(x, x, x, *SETTINGS, False, 1)
     with pytest.raises(RuntimeError, match="does not fit the result"):
         torch.ops.ssimfast.scale_grad(x, torch.rand(3), 1.0, 1)
+    terms = torch.rand(2, 3, reference.TERMS, dtype=torch.float64)
+    for of_scales in ([terms.float()], [terms, terms[:1]], [terms] * 17):
+        scales = (of_scales, [0.5] * len(of_scales), False, False)
+        with pytest.raises(RuntimeError, match="ssimfast: terms"):
+            torch.ops.ssimfast.combine_scales(*scales, [1.0] * 5, 0, [9] * len(of_scales))
 
 
 # Dynamo and Inductor call deprecated parts of torch themselves.

@@ -220,7 +220,7 @@ def other_launches() -> Iterator[tuple[str, Launch]]:
             yield f"{op}, float32", launch
     terms = [torch.zeros(1, 3, reference.TERMS, dtype=torch.float64)] * 5
     pyramid = [x, *(torch.zeros(1, 3, HEIGHT >> j, WIDTH >> j) for j in range(1, 5))]
-    arguments = (terms, [0.2] * 5, "relu", False, [0.0, 1.0, 0.0, 0.0, 0.0], 0, [900] * 5)
+    arguments = (terms, [0.2] * 5, False, False, [0.0, 1.0, 0.0, 0.0, 0.0], 0, [900] * 5)
     for launch in launches_of("combine_scales", *arguments):
         yield "combine_scales, 5 scales", launch
     slopes, pixels = torch.zeros(1, 3, 5, dtype=torch.float64), (x, y, [0.1, 0.1, 0.1])

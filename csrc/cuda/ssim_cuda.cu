@@ -22,8 +22,6 @@ extern template Fused select_sweep<11>(Dtype, Pass, bool);
 
 namespace {
 
-constexpr double kLeastMean = 1e-4;  // LEAST_MEAN of ssimfast/reference.py
-
 template <class A>
 Job<A> make_job(const Tensor& x, const Tensor& y, const Settings& settings) {
   constexpr int64_t kMostPixels = int64_t(1) << 30;  // of a side: rows and columns are of 32 bits
