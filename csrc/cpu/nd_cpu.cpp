@@ -34,7 +34,8 @@
 namespace ssimfast::cpu {
 namespace {
 
-// Planes and runs are worked on side by side if there are so many; else the rows of one are.
+// Parts of volumes are worked on side by side if there are so many; else the rows of one are, of
+// which an image's slices have one each.
 constexpr int64_t kManyParts = 8;
 // An image is cut into this many parts, none shorter than this: each has a halo at both ends.
 constexpr int64_t kWantedParts = 16, kLeastRun = 64;
@@ -471,7 +472,7 @@ void run(const Task& task) {
   const auto some = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) Stream(task, parts[i]).run();
   };
-  if (count < kManyParts) return some(0, count);
+  if (task.is_volume && count < kManyParts) return some(0, count);
   torch::stable::parallel_for(0, count, 1, some);
 }
 
