@@ -288,6 +288,9 @@ class MixtureMeasure(Pyramid):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._factors = [number(name, getattr(self, name), least=0.0) for name in self.TERMS]
+        if not any(self._factors):
+            names = ", ".join(self.TERMS)
+            raise ValueError(f"one of {names} must be greater than 0, got 0 for all")
         flag("return_terms", self.return_terms)
         # By the number of scales: the coarsest window, in pixels of the finest.
         self._blurs: dict[int, list[float]] = {}
