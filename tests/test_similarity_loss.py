@@ -602,7 +602,7 @@ MISTAKES = {
     "device": ((X, X.to("meta")), {}, ValueError, "device, got cpu and meta"),
     "integer": ((X.int(), X.int()), {}, TypeError, "x must be float16.*got torch.int32"),
     "rank": ((X[0], X[0]), {}, ValueError, r"x must have shape \(N, C, H, W\).*\(3, 30, 32\)"),
-    "volumes": ((X[None], X[None]), {}, ValueError, r"\(N, C, H, W\).*32\)"),
+    "volumes": ((X[None], X[None]), {}, ValueError, r"\(N, C, H, W\).*32\); only ssim takes vol"),
     "no_tensor": ((X.numpy(), X), {}, TypeError, "x must be a tensor, got ndarray"),
     "small_image": ((X, X), {"window_size": 33}, ValueError, "30 x 32.*window_size 33"),
     "small_image_of_scales": ((X, X), {"ms_ssim": 1.0}, ValueError, "30 x 32.*176"),
