@@ -1,7 +1,9 @@
 # Every goal sets up what it needs in $(VENV); nothing but Python >= 3.10 is taken for granted.
 PYTHON ?= python3
 VENV ?= .venv
-TORCH ?= torch>=2.10
+# The requirement that the torch of $(VENV) was installed with, unless another is asked for.
+INSTALLED_TORCH := $(or $(shell cat $(VENV)/torch 2>/dev/null),torch>=2.10)
+TORCH ?= $(INSTALLED_TORCH)
 DEMO ?= demo
 LINTERS := ruff==0.14.6 clang-format==21.1.6 mypy==2.4.1  # pinned: another version formats otherwise
 DOCS_TOOLS := latex2mathml==3.81.1 mkdocs==1.6.1 mkdocs-material==9.8.2 mkdocstrings==1.0.8 \
@@ -106,13 +108,18 @@ clean:
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || (rm -rf $(VENV); false)
 
+ifneq ($(TORCH),$(INSTALLED_TORCH))
+.PHONY: another-torch
+$(VENV)/torch: another-torch
+endif
+
 $(VENV)/torch: | $(VENV)/bin/python
 	$(PIP) install '$(TORCH)'
-	touch $@
+	printf '%s\n' '$(TORCH)' >$@
 
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
 	rm -rf build
-	$(PIP) install '.[test]'
+	$(PIP) install '$(TORCH)' '.[test]'  # or torchvision may bring another torch, that of its version
 	touch $@
 
 $(VENV)/bench-tools: $(VENV)/installed

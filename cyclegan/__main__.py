@@ -64,7 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="auto: go on from the run's latest checkpoint, if it has one; PATH: from that one. "
         "Settings that are not given are then those of the checkpoint",
     )
-    add_settings(train)
+    add_settings(train, needed="needed, but where a run is resumed")
 
     side_by_side = command(run_compare, "compare", "train each of several cycle losses")
     side_by_side.add_argument(
@@ -90,7 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
     score = command(run_evaluate, "evaluate", "score reconstructions of test images, as JSON")
     add_checkpoint(score)
     score.add_argument("--data", type=Path, help="folder with testA and testB (the run's)")
-    score.add_argument("--batch-size", type=int, default=8, help="(8)")
+    score.add_argument("--batch-size", type=int, default=8, help="images translated at once (8)")
     score.add_argument(
         "--fid", action="store_true", help="FID and KID of translations too (torch-fidelity)"
     )
@@ -111,14 +111,16 @@ def add_checkpoint(parser: argparse.ArgumentParser, device: bool = True) -> None
         parser.add_argument("--device", default="auto", help="default: cuda where there is one")
 
 
-def add_settings(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) -> None:
+def add_settings(
+    parser: argparse.ArgumentParser, without: tuple[str, ...] = (), needed: str = "needed"
+) -> None:
     """An option for each setting; those that are not given are left out of the result."""
     for field in fields(Settings):
         if field.name in without:
             continue
         default = "" if field.default == "" else f" ({field.default})"
         if field.default is MISSING:
-            default = " (needed, but where a run is resumed)"
+            default = f" ({needed})"
         flag = {"action": argparse.BooleanOptionalAction}
         parser.add_argument(
             "--" + field.name.replace("_", "-"),
@@ -134,11 +136,9 @@ def given_settings(args: argparse.Namespace, **others) -> Settings:
     settings = {**others, **{k: v for k, v in vars(args).items() if k in names}}
     missing = [n for n, f in names.items() if f.default is MISSING and n not in settings]
     if missing:
-        raise UserError(
-            "a new run needs "
-            + ", ".join("--" + name.replace("_", "-") for name in missing)
-            + " (--resume auto would go on with one that is in --run-dir)"
-        )
+        options = ", ".join("--" + name.replace("_", "-") for name in missing)
+        resumes = " (--resume auto would go on with one that is in --run-dir)"
+        raise UserError(f"a new run needs {options}{resumes if 'resume' in args else ''}")
     return Settings(**settings)
 
 

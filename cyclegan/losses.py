@@ -61,6 +61,8 @@ def parse_cycle_loss(text: str, preset: str = "normalised") -> dict[str, float]:
                 f"got {text!r}"
             )
         weights[match[2]] = weights.get(match[2], 0.0) + float(match[1] or 1)
+    if not any(weights.values()):
+        raise UserError(f"cycle_loss must have a weight that is not 0; got {text!r}")
     return weights
 
 
@@ -84,7 +86,7 @@ class CycleLoss(nn.Module):
             several, single = _sum([several, single]), {}
         self.mixtures = nn.ModuleList()
         for factors, scales in ((single, {}), (several, {"weights": "auto"})):
-            if factors:
+            if any(factors.values()):
                 factors = {"ssim": 0.0, **factors}
                 self.mixtures.append(SimilarityLoss(value_range=(-1, 1), **factors, **scales))
 

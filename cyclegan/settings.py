@@ -19,7 +19,8 @@ def setting(help: str, default: int | float | str | bool = MISSING, free: bool =
 
 @dataclass(frozen=True)
 class Settings:
-    """All that a run depends on. The defaults are the paper's, for images of 256x256."""
+    """All that a run depends on. The defaults are the paper's, for images of 256x256, but for the
+    cycle loss."""
 
     data: str = setting("folder with trainA, trainB, testA, testB", free=True)
     run_dir: str = setting("folder for checkpoints, samples, log and report", free=True)
@@ -37,7 +38,7 @@ class Settings:
     gan_loss: str = setting(f"{', '.join(GAN_LOSSES)}; the paper: lsgan", "lsgan")
     cycle_loss: str = setting(
         f"how a reconstruction is compared with the image: {', '.join(CYCLE_LOSSES)}, or a sum "
-        "like 0.84*ssim+0.16*l1",
+        "like 0.84*ssim+0.16*l1; the paper: 2*l1",
         "ssim",
     )
     loss_preset: str = setting(

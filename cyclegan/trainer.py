@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Adam
@@ -247,23 +248,47 @@ class Trainer:
 
         Raises:
             Diverged: a loss or a weight is not finite; nothing is saved then.
+            UserError: another process trains in run_dir.
         """
         s = self.settings
-        if self.is_main:
-            self._forget_after(self.step)
-            write_text(json.dumps(asdict(s), indent=1), self.run_dir / "settings.json")
-        tested = [r["step"] for r in self.log.records() if "test" in r] if self.is_main else []
-        # What training begins from; fails now if it cannot be written.
-        self._test_and_show(unless=self.step in tested)
-        if s.trackers:
-            again = {"tensorboard": {"purge_step": self.step + 1}}
-            self.accelerator.init_trackers("cyclegan", config=asdict(s), init_kwargs=again)
+        with self._run_dir_locked():
+            if self.is_main:
+                self._forget_after(self.step)
+                write_text(json.dumps(asdict(s), indent=1), self.run_dir / "settings.json")
+            tested = [r["step"] for r in self.log.records() if "test" in r] if self.is_main else []
+            # What training begins from; fails now if it cannot be written.
+            self._test_and_show(unless=self.step in tested)
+            if s.trackers:
+                again = {"tensorboard": {"purge_step": self.step + 1}}
+                self.accelerator.init_trackers("cyclegan", config=asdict(s), init_kwargs=again)
+            try:
+                with self._signals_noted(), self._progress() as progress:
+                    self._loop(progress)
+            finally:
+                for tracker in self.accelerator.trackers:  # end_training would part the processes
+                    tracker.finish()
+
+    @contextmanager
+    def _run_dir_locked(self) -> Iterator[None]:
+        """No other process trains in run_dir meanwhile. The lock is the operating system's, and
+        ends with the process that has it, however that ends; the file stays."""
+        lock, taken = FileLock(self.run_dir / ".lock"), False
         try:
-            with self._signals_noted(), self._progress() as progress:
-                self._loop(progress)
+            if self.is_main:
+                self.run_dir.mkdir(parents=True, exist_ok=True)
+                try:
+                    lock.acquire(timeout=0)
+                except Timeout:
+                    taken = True
+            # All processes end then: the others would wait for the first one.
+            if self.accelerator.gather(torch.tensor([int(taken)], device=self.device)).any():
+                raise UserError(
+                    f"another process trains in {self.run_dir}; wait for it, or choose another "
+                    "run_dir"
+                )
+            yield
         finally:
-            for tracker in self.accelerator.trackers:  # end_training would part the processes
-                tracker.finish()
+            lock.release()
 
     def _forget_after(self, step: int) -> None:
         """Of what was written after `step`, from which the run goes on or begins."""

@@ -1,6 +1,6 @@
 """Fused structural similarity (SSIM, MS-SSIM) for PyTorch: forward and backward in one pass."""
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata as _metadata
 
 from ssimfast.functional import ms_ssim, similarity_loss, ssim, ssim_components
 from ssimfast.measures import SSIMComponents
@@ -9,8 +9,8 @@ from ssimfast.ops import backends
 from ssimfast.warming import warmup
 
 try:
-    __version__ = version("ssimfast")
-except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = _metadata.version("ssimfast")
+except _metadata.PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0+unknown"
 
 __all__ = [

@@ -47,6 +47,10 @@ def _reason(device: str, backend: str) -> str:
         return "PyTorch operations: the extension was built without nvcc, and there is no Triton"
     if device == "cpu" or (device == "cuda" and torch.version.cuda is not None):
         return "PyTorch operations: the extension was not built"
+    if device == "cuda" and torch.version.hip is None:
+        return "PyTorch operations: this torch was built without CUDA"
+    if device == "xpu" and not torch.xpu.is_available():  # else Triton may have kernels
+        return "PyTorch operations: no such device here"
     return "PyTorch operations: this version has no kernel for it"
 
 

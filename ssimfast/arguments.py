@@ -109,8 +109,11 @@ def checked_images(x: Tensor, y: Tensor, ranks: tuple[int, ...] = (4,)) -> tuple
             raise TypeError(f"{name} must be a tensor, got {type(image).__name__}")
         if image.dim() not in ranks:
             wanted = " or ".join(_SHAPES[rank] for rank in ranks)
-            hint = f"; a single image is {name}[None]" if image.dim() == 3 else ""
-            raise ValueError(f"{name} must have shape {wanted}, got {tuple(image.shape)}{hint}")
+            hint = {3: f"; a single image is {name}[None]", 5: "; only ssim takes volumes"}
+            raise ValueError(
+                f"{name} must have shape {wanted}, got {tuple(image.shape)}"
+                + hint.get(image.dim(), "")
+            )
         if image.dtype not in _DTYPES:
             raise TypeError(
                 f"{name} must be float16, bfloat16, float32, float64 or uint8, got {image.dtype}; "
@@ -141,8 +144,15 @@ def check_size(x: Tensor, window_size: int, padding: Padding) -> None:
         reason = "" if padding == "valid" else ' allows with padding="reflect"'
         raise ValueError(
             f"x is {size} pixels, smaller than window_size {window_size}{reason}; "
-            'use a smaller window or padding="same"'
+            f'use a smaller window or padding="same"{hint_of_layout(x, least)}'
         )
+
+
+def hint_of_layout(x: Tensor, least: int) -> str:
+    """What to do with images that are too small, if they have the channels last."""
+    if x.dim() == 4 and 1 <= x.shape[3] <= 4 and min(x.shape[1:3]) >= least:
+        return ", or x.permute(0, 3, 1, 2) if x is (N, H, W, C)"
+    return ""
 
 
 def mask_like(mask: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -150,18 +160,24 @@ def mask_like(mask: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     if not isinstance(mask, Tensor):
         raise TypeError(f"mask must be a tensor, got {type(mask).__name__}")
     if mask.dtype != torch.bool and not mask.dtype.is_floating_point:
-        raise TypeError(f"mask must be bool or floating point, got {mask.dtype}")
+        hint = "" if mask.dtype.is_complex else "; `mask > 0` makes it bool"
+        raise TypeError(f"mask must be bool or floating point, got {mask.dtype}{hint}")
     if mask.requires_grad:
         raise ValueError("mask is not differentiated: give mask.detach(), got requires_grad=True")
     if mask.device != x.device:
         raise ValueError(f"mask must be on the device of x, got {mask.device} and {x.device}")
-    fits = mask.dim() <= x.dim() and all(
+    if not _broadcastable(mask, x):
+        of_each = mask.dim() == x.dim() - 1 and _broadcastable(mask[:, None], x)
+        hint = "; mask[:, None] is one mask for each image" if of_each else ""
+        raise ValueError(
+            f"mask must be broadcastable to the shape of x, got {tuple(mask.shape)} and "
+            f"{tuple(x.shape)}{hint}"
+        )
+    return mask.to(dtype).expand(x.shape)
+
+
+def _broadcastable(mask: Tensor, x: Tensor) -> bool:
+    return mask.dim() <= x.dim() and all(
         size in (1, wanted)
         for size, wanted in zip(reversed(mask.shape), reversed(x.shape), strict=False)
     )
-    if not fits:
-        raise ValueError(
-            f"mask must be broadcastable to the shape of x, got {tuple(mask.shape)} and "
-            f"{tuple(x.shape)}"
-        )
-    return mask.to(dtype).expand(x.shape)

@@ -316,7 +316,7 @@ def similarity_loss(
     Args:
         x: images (N, C, H, W); float16, bfloat16, float32, float64 or uint8, any strides.
         y: images of the same shape, dtype and device.
-        ssim: factor of 1 - SSIM, >= 0.
+        ssim: factor of 1 - SSIM, >= 0, as all of them; not all may be 0.
         ms_ssim: factor of 1 - MS-SSIM, >= 0.
         l1: factor of the mean absolute difference, >= 0.
         l2: factor of the mean squared difference, >= 0.

@@ -17,6 +17,7 @@ from ssimfast.arguments import (
     checked_images,
     choice,
     flag,
+    hint_of_layout,
     mask_like,
     number,
     taps,
@@ -225,7 +226,7 @@ class Pyramid(Windowed):
             scales = "one scale needs" if len(weights) == 1 else f"{len(weights)} scales need"
             raise ValueError(
                 f"x is {x.shape[2]} x {x.shape[3]} pixels; with window_size {len(self._taps)}, "
-                f"{scales} at least {least} x {least}: {self._suggestion(weights, side)}"
+                f"{scales} at least {least} x {least}: {self._suggestion(weights, x)}"
             )
         return (
             weights,
@@ -248,10 +249,11 @@ class Pyramid(Windowed):
     def _scales_that_fit(self, side: int, most: int) -> int:
         return max((m for m in range(1, most + 1) if self._least_side(m) <= side), default=0)
 
-    def _suggestion(self, weights: list[float], side: int) -> str:
-        count = self._scales_that_fit(side, len(weights))
+    def _suggestion(self, weights: list[float], x: Tensor) -> str:
+        count = self._scales_that_fit(min(x.shape[2:]), len(weights))
         if count == 0:
-            return 'not even one scale fits; use a smaller window_size or padding="same"'
+            hint = hint_of_layout(x, self._least_side(1))
+            return f'not even one scale fits; use a smaller window_size or padding="same"{hint}'
         fitting = tuple(round(weight, 4) for weight in _leading(weights, count))
         return f'weights={fitting} would fit, as would weights="auto"'
 
@@ -288,6 +290,9 @@ class MixtureMeasure(Pyramid):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._factors = [number(name, getattr(self, name), least=0.0) for name in self.TERMS]
+        if not any(self._factors):
+            names = ", ".join(self.TERMS)
+            raise ValueError(f"one of {names} must be greater than 0, got 0 for all")
         flag("return_terms", self.return_terms)
         # By the number of scales: the coarsest window, in pixels of the finest.
         self._blurs: dict[int, list[float]] = {}

@@ -28,6 +28,19 @@ MISTAKES = {
     "window_float": ((X, X), {"window_size": 11.0}, TypeError, "must be an int, got 11.0"),
     "window_bool": ((X, X), {"window_size": True}, TypeError, "must be an int, got True"),
     "small_image": ((X, X), {"window_size": 17}, ValueError, "16 x 18 pixels.*window_size 17"),
+    "small_for_channels_are_last": (
+        (X.movedim(1, 3), X.movedim(1, 3)),
+        {},
+        ValueError,
+        r'18 x 3 pixels.*"same", or x.permute\(0, 3, 1, 2\) if x is \(N, H, W, C\)$',
+    ),
+    "small_to_reflect_for_channels_are_last": (
+        (X.movedim(1, 3), X.movedim(1, 3)),
+        {"padding": "reflect"},
+        ValueError,
+        r"18 x 3 pixels.*or x.permute\(0, 3, 1, 2\)",
+    ),
+    "small_however_it_is_turned": ((X[..., :3], X[..., :3]), {}, ValueError, 'padding="same"$'),
     "no_pixels": ((X[..., :0], X[..., :0]), {}, ValueError, "16 x 0 pixels"),
     "sigma_zero": ((X, X), {"sigma": 0}, ValueError, "sigma must be greater than 0, got 0"),
     "sigma_negative": ((X, X), {"sigma": -1.5}, ValueError, "got -1.5"),
@@ -59,7 +72,7 @@ def test_mistakes(mistake):
     images, arguments, error, message = MISTAKES[mistake]
     with pytest.raises(error, match=message):
         ssimfast.ssim(*images, **arguments)
-    if arguments and mistake not in ("small_image",):  # modules find these before any image
+    if arguments and not mistake.startswith("small"):  # modules find these before any image
         for module in (ssimfast.SSIM, ssimfast.SSIMLoss):
             with pytest.raises(error, match=message):
                 module(**arguments)

@@ -387,7 +387,7 @@ MISTAKES = {
     "device": ((X, X.to("meta")), {}, ValueError, "device, got cpu and meta"),
     "integer": ((X.int(), X.int()), {}, TypeError, "x must be float16.*got torch.int32"),
     "rank": ((X[0], X[0]), {}, ValueError, r"x must have shape \(N, C, H, W\).*\(3, 16, 18\)"),
-    "volumes": ((X[None], X[None]), {}, ValueError, r"x must have shape \(N, C, H, W\).*16, 18\)"),
+    "volumes": ((X[None], X[None]), {}, ValueError, r"\(N, C, H, W\).*18\); only ssim takes vol"),
     "no_tensor": ((X, X.numpy()), {}, TypeError, "y must be a tensor, got ndarray"),
     "small_image": ((X, X), {"window_size": 17}, ValueError, "16 x 18 pixels.*window_size 17"),
     "small_for_reflection": (

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import ssimfast
 from cyclegan import __main__, checkpoints
-from cyclegan.__main__ import main
+from cyclegan.__main__ import main, make_parser
 from cyclegan.data import load_test_images
 from cyclegan.files import fingerprint, list_images, readable_images, to_tensor
 from cyclegan.losses import discriminator_loss
@@ -84,6 +84,8 @@ def test_resume_needs_no_settings_again_and_takes_new_ones(trained, tmp_path, ca
 def test_settings_that_are_needed_are_named(capsys):
     assert main(["train", "--steps", "3"]) == 2
     assert "a new run needs --data, --run-dir (--resume auto" in capsys.readouterr().err
+    assert main(["compare", "--steps", "3", "--cycle-losses", "l1,ssim"]) == 2
+    assert capsys.readouterr().err == "error: a new run needs --data, --run-dir\n"
 
 
 def test_every_setting_is_an_option_with_its_default(capsys):
@@ -92,6 +94,19 @@ def test_every_setting_is_an_option_with_its_default(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "--lambda-cycle LAMBDA_CYCLE weight of the cycle loss; the GAN loss has 1 (10.0)" in text
     assert "--compile, --no-compile" in text and "--resume no|auto|PATH" in text
+    assert "trainA, trainB, testA, testB (needed, but where a run is resumed)" in text
+    with pytest.raises(SystemExit):
+        main(["compare", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "trainA, trainB, testA, testB (needed)" in text and "resume" not in text
+
+
+def test_every_option_says_what_it_is():
+    commands = make_parser()._subparsers._group_actions[0].choices
+    for name, parser in commands.items():
+        for action in parser._actions:
+            if action.option_strings:
+                assert re.match("[^(]", action.help or ""), (name, action.option_strings)
 
 
 @pytest.fixture

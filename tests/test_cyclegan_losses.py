@@ -89,6 +89,17 @@ def test_a_sum_is_the_sum_of_its_losses():
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
 
 
+def test_of_a_weight_of_0_nothing_is_left():
+    x, y = torch.rand(2, 2, 3, 24, 24) * 2 - 1
+    got = make_cycle_loss("0*ms_ssim + 0*ssim_l1 + 2*l1")(x, y)
+    torch.testing.assert_close(got, make_cycle_loss("2*l1")(x, y))
+    got = make_cycle_loss("0*ms_ssim + ssim_l1")(x, y)
+    torch.testing.assert_close(got, make_cycle_loss("ssim_l1")(x, y))
+    for preset in ("normalised", "tandon"):
+        with pytest.raises(ValueError, match="a weight that is not 0; got '0\\*ssim'"):
+            make_cycle_loss("0*ssim", preset)
+
+
 def test_simple_losses_by_hand():
     x = torch.full((1, 3, 16, 16), 0.5)
     y = torch.full((1, 3, 16, 16), -0.5)

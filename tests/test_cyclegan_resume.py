@@ -144,6 +144,43 @@ def test_an_interrupted_run_saves_and_exits_with_0(data, tmp_path, number):
     assert checkpoints.why_broken(checkpoint) is None
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_second_run_is_kept_out_of_the_folder_of_one_that_trains(data, tmp_path, processes):
+    """Before there is a checkpoint too; what was killed keeps nobody out."""
+    run = tmp_path / "run"
+    options = [*OPTIONS, f"--data={data}", f"--run-dir={run}", "--log-every=1", "--workers=2"]
+    first = start(processes, *options, "--steps=100000", "--save-every=100000")
+    log = run / "log.jsonl"
+    wait_for(lambda: log.exists() and len(log.read_text().splitlines()) > 3, first)
+    second = start(processes, *options, "--steps=2", "--resume=auto")
+    output, _ = second.communicate(timeout=120)
+    assert second.returncode != 0
+    assert output.count(f"error: another process trains in {run}; ") == processes
+    assert RunLog(run).records()[0]["step"] == 0 and not checkpoints.in_run(run)
+    family = psutil.Process(first.pid)
+    for one in (*family.children(recursive=True), family):
+        one.kill()
+    first.communicate()
+    finish(start(processes, *options, "--steps=2", "--resume=auto"))
+    assert [path.name for path in checkpoints.in_run(run)] == ["step_0000002"]
+
+
+def test_trainers_of_one_process_take_turns(settings):
+    first, second = Trainer(settings), Trainer(settings)
+    train_step = first.train_step
+
+    def step(*images):
+        with pytest.raises(ValueError, match=f"another process trains in {second.run_dir}"):
+            second.train()
+        return train_step(*images)
+
+    first.train_step = step
+    first.train()
+    assert (first.step, second.step) == (4, 0) and checkpoints.in_run(first.run_dir)
+    first.train()  # nothing is left to do
+    Trainer(replace(settings, steps=5), resume="auto").train()
+
+
 def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path):
     """Pools included, which are full after two steps. Of photographs: where gradients are next to
     nothing, Adam makes whole steps of their rounding."""

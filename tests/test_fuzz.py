@@ -278,6 +278,8 @@ def calls(draw) -> Call:
         if function == "similarity_loss":
             factor = st.sampled_from([0.0, 0.2, 0.84, 1.0, 30.0])
             arguments |= sometimes(draw, **{name: factor for name in TERMS})
+            if not any({"ssim": 1.0, **arguments}.get(name) for name in TERMS):
+                arguments["ssim"] = 1.0
             arguments |= sometimes(draw, return_terms=st.booleans())
     more = st.integers(0, 3 if volume else 12)
     spatial = tuple(side + draw(more) for _ in range(3 if volume else 2))

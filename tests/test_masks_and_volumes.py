@@ -704,6 +704,24 @@ MISTAKES = {
         ValueError,
         r"mask.*\(1, 2, 3, 16, 18\)",
     ),
+    "mask_without_channels": (
+        X,
+        {"mask": torch.rand(2, 16, 18)},
+        ValueError,
+        r"mask.*\(2, 16, 18\).*16, 18\); mask\[:, None\] is one mask for each image$",
+    ),
+    "mask_of_volumes_without_channels": (
+        V.expand(3, -1, -1, -1, -1),
+        {"mask": torch.rand(3, 12, 13, 14)},
+        ValueError,
+        r"mask\[:, None\] is one mask for each image$",
+    ),
+    "mask_without_channels_of_another_size": (
+        X,
+        {"mask": torch.rand(2, 16, 17)},
+        ValueError,
+        r"mask.*\(2, 16, 17\).*16, 18\)$",
+    ),
     "mask_larger": (
         X[:1],
         {"mask": torch.rand(2, 1, 16, 18)},
@@ -716,8 +734,13 @@ MISTAKES = {
         ValueError,
         "mask.*requires_grad",
     ),
-    "mask_integer": (X, {"mask": torch.ones(16, 18, dtype=torch.uint8)}, TypeError, "mask.*uint8"),
-    "mask_complex": (X, {"mask": torch.ones(16, 18).cfloat()}, TypeError, "mask.*complex64"),
+    "mask_integer": (
+        X,
+        {"mask": torch.ones(16, 18, dtype=torch.uint8)},
+        TypeError,
+        "mask.*torch.uint8; `mask > 0` makes it bool",
+    ),
+    "mask_complex": (X, {"mask": torch.ones(16, 18).cfloat()}, TypeError, "mask.*complex64$"),
     "mask_array": (X, {"mask": np.ones((16, 18))}, TypeError, "mask must be a tensor, got ndarray"),
     "mask_device": (X, {"mask": torch.ones(16, 18, device="meta")}, ValueError, "mask.*meta"),
     "mask_reflect": (

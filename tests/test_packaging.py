@@ -7,6 +7,7 @@ import sys
 import sysconfig
 import tarfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -72,6 +73,22 @@ def test_report_names_the_backend_of_every_device():
     if ops.extension is not None:
         assert ops.extension.built_with_torch in report
         assert ops.extension.instruction_set() in report
+
+
+def test_report_says_why_pytorch_operations_serve(monkeypatch):
+    for there, reason in ((False, "no such device here"), (True, "this version has no kernel")):
+        monkeypatch.setattr("torch.xpu.is_available", lambda there=there: there)
+        assert main._reason("xpu", "reference").startswith(f"PyTorch operations: {reason}")
+    for name in ("cuda", "hip"):
+        monkeypatch.setattr(f"torch.version.{name}", None)
+    assert main._reason("cuda", "reference").endswith("this torch was built without CUDA")
+
+
+def test_names_of_the_package_are_public_or_modules():
+    names = {name for name in dir(ssimfast) if not name.startswith("_")}
+    modules = {name for name in names if isinstance(getattr(ssimfast, name), ModuleType)}
+    assert names - modules == set(ssimfast.__all__)
+    assert all(getattr(ssimfast, name).__name__ == f"ssimfast.{name}" for name in modules)
 
 
 def test_import_prints_nothing():
