@@ -15,6 +15,7 @@ Without a compiler, or with SSIMFAST_NO_EXTENSION=1, the package is pure Python.
 
 import os
 import re
+import runpy
 import shutil
 import site
 import subprocess
@@ -128,7 +129,8 @@ def extension_arguments() -> dict:
     gcc = ["-O3", "-g0", "-Wno-psabi", "-fvisibility=hidden"]
     flags = {"cxx": ["/O2"] if sys.platform == "win32" else gcc}
     flags["cxx"] += os.environ.get("CXXFLAGS", "").split()  # last, so that they prevail
-    macros = [("TORCH_TARGET_VERSION", STABLE_ABI)]
+    schemas = runpy.run_path("ssimfast/schemas.py")["DIGEST"]
+    macros = [("TORCH_TARGET_VERSION", STABLE_ABI), ("SSIMFAST_SCHEMAS", schemas)]
     if cuda:
         choose_cuda_architectures()
         sources += sorted(Path("csrc/cuda").glob("*.cu"))

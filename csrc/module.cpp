@@ -33,6 +33,7 @@ std::string compiler() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+  m.attr("schemas") = SSIMFAST_EXPAND(SSIMFAST_SCHEMAS);  // see ssimfast/schemas.py
   m.attr("built_with_torch") = TORCH_VERSION;
   m.attr("compiler") = compiler();
   m.attr("cpp_standard") = static_cast<long>(__cplusplus);

@@ -1,4 +1,4 @@
-// What the ops of ssimfast/ops.py are asked for, and their registration, the same for every
+// What the ops of ssimfast/schemas.py are asked for, and their registration, the same for every
 // compiled backend. See there for the meaning of each argument.
 #pragma once
 

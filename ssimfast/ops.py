@@ -1,45 +1,5 @@
-"""The ops ``torch.ops.ssimfast.*``: schemas, fake kernels, who implements them on this machine,
-and the autograd Functions around them.
-
-Arguments that the ops share:
-
-- ``x``, ``y``: images (N, C, H, W) of one dtype; for ``ssim_nd_*`` also volumes
-  (N, C, D, H, W). float16 and bfloat16 are computed in float32, which is then the dtype of values
-  and maps; gradients have the dtype of the images. uint8 is computed in float32, too, and has none.
-- ``window``: K odd taps of the separable, symmetric filter, summing to 1.
-- ``low``, ``scale``: ``(value - low) * scale`` maps the value range to [0, 1], the unit range;
-  ``c1``, ``c2`` are the constants of Wang et al. 2004 for that range.
-- ``same``: zero padding (of the mapped images), else windows inside the image only.
-- ``mask``: weights of the pixels, of the shape of ``x`` and the dtype of the map.
-- ``gradients``: how many are returned: 1 by ``x``, 2 by both. (For ``y`` alone, swap the images:
-  everything here is symmetric.)
-
-``similarity`` is one sweep over the images. It sums up to five terms (``reference.SSIM`` and so
-on), which are sums over positions or pixels divided by ``count``, those over pixels after they were
-brought to the number of positions: with ``count`` the positions of a group, all are means.
-
-- ``wanted``: bit t asks for term t; ``weights``: five, of the value that is their weighted sum.
-- ``kept``: how many leading dimensions the results keep: () , (N,) or (N, C).
-- the gradient is that of the weighted sum *times count*, by images in unit range, so that it fits
-  float16. ``plane_weights`` (N, C, 2) takes the place of the first two weights in it.
-- ``rows`` (H,), ``columns`` (W,): their product is what a pixel's |x - y| counts in the blurred L1.
-- ``pooling``: ``reference.POOLINGS``; unless "none", the images of the next scale are returned, in
-  unit range.
-
-It returns the value, the terms (float64 where the device has it), the gradients and the pooled
-images. ``scale_grad`` turns a gradient into that by the images: ``* upstream * scale / count``;
-``scale_grad_`` in its place. ``ssim_nd_mean`` is the same of SSIM alone, for volumes.
-``combine_scales`` makes MS-SSIM of the terms of all scales: the value ``weights`` times (SSIM,
-MS-SSIM, L1, L2, blurred L1), these five, and the slopes of the value by the sums of each scale.
-``sweep_scales`` is the sweeps of all scales and what combines them, for a backend that does it in
-fewer launches: the value, the terms, the slopes, ``plane_weights`` of the finest scale, and the
-gradients scale by scale. Only if ``late`` are there plane weights, else none (0,): then the finest
-scale is left out of the gradients, its slope is that of the gradient which these weights make.
-Of a negative mean both take the size (``absolute``) or 0; means are averaged over channels first if
-``joint``. ``combine_scales_or_raise`` raises a ValueError.
-``collapse`` sums the gradients of all scales, times these slopes, and adds those of the terms over
-pixels (weights: L1, L2, blurred L1). ``collapse_`` leaves the sum in the gradient of the finest.
-"""
+"""The ops of schemas.py: fake kernels, who implements them on this machine, and the autograd
+Functions around them."""
 
 import os
 import warnings
@@ -58,6 +18,7 @@ from torch.autograd import forward_ad
 from typing_extensions import Unpack
 
 from ssimfast import reference
+from ssimfast.schemas import DIGEST, SCHEMAS
 
 _FOLDER = Path(__file__).parent
 # The weights of the scales, the pooling, what to do with negative means, whether channels are
@@ -67,49 +28,6 @@ Scales = tuple[list[float], int, str, bool, bool]
 _Shared = tuple[list[float], Tensor | None, Tensor | None, int, int, bool]
 _Sweep = tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]  # what sweep_scales returns
 _OfPairs = Callable[..., tuple[Tensor, Tensor]]
-_SETTINGS = "float[] window, float c1, float c2, float low, float scale, bool same"
-_PAIR = f"Tensor x, Tensor y, {_SETTINGS}"
-_MASKED_PAIR = f"Tensor x, Tensor y, Tensor? mask, {_SETTINGS}"
-_SCHEMAS = {
-    "ssim_map": f"({_PAIR}) -> Tensor",
-    "ssim_map_grad": f"(Tensor upstream, {_PAIR}, int gradients) -> Tensor[]",
-    "ssim_nd_map": f"({_MASKED_PAIR}) -> Tensor",
-    "ssim_nd_map_grad": f"(Tensor upstream, {_MASKED_PAIR}, int gradients) -> Tensor[]",
-    "ssim_nd_mean": f"({_PAIR}, SymInt count, int kept, int gradients) -> (Tensor, Tensor[])",
-    "components_map": f"({_PAIR}) -> (Tensor, Tensor)",
-    "components_map_grad": (
-        f"(Tensor by_luminance, Tensor by_contrast_structure, {_PAIR}, int gradients) -> Tensor[]"
-    ),
-    "similarity": (
-        f"({_PAIR}, int wanted, float[] weights, Tensor? plane_weights, Tensor? rows, "
-        "Tensor? columns, SymInt count, int kept, int gradients, int pooling) "
-        "-> (Tensor, Tensor, Tensor[], Tensor[])"
-    ),
-    "scale_grad": "(Tensor grad, Tensor upstream, float scale, SymInt count) -> Tensor",
-    "scale_grad_": "(Tensor(a!) grad, Tensor upstream, float scale, SymInt count) -> ()",
-    "combine_scales": (
-        "(Tensor[] terms, float[] scale_weights, bool absolute, bool joint, float[] weights, "
-        "int kept, SymInt[] positions) -> (Tensor, Tensor, Tensor)"
-    ),
-    "combine_scales_or_raise": (
-        "(Tensor[] terms, float[] scale_weights, bool joint, float[] weights, int kept, "
-        "SymInt[] positions) -> (Tensor, Tensor, Tensor)"
-    ),
-    "sweep_scales": (
-        f"({_PAIR}, float[] scale_weights, int pooling, bool absolute, bool joint, "
-        "float[] weights, Tensor? rows, Tensor? columns, int kept, int gradients, bool late) "
-        "-> (Tensor, Tensor, Tensor, Tensor, Tensor[])"
-    ),
-    "collapse": (
-        "(Tensor[] grads, Tensor slopes, Tensor upstream, float scale, int pooling, Tensor? x, "
-        "Tensor? y, float[] pixel_weights, Tensor? rows, Tensor? columns) -> Tensor"
-    ),
-    "collapse_": (
-        "(Tensor(a!) finest, Tensor[] coarser, Tensor slopes, Tensor upstream, float scale, "
-        "int pooling, Tensor? x, Tensor? y, float[] pixel_weights, Tensor? rows, Tensor? columns) "
-        "-> ()"
-    ),
-}
 
 
 def _implement(name: str, function: Callable[..., Any]) -> None:
@@ -117,7 +35,7 @@ def _implement(name: str, function: Callable[..., Any]) -> None:
     torch.library.impl(f"ssimfast::{name}", "CompositeExplicitAutograd")(function)
 
 
-for _name, _schema in _SCHEMAS.items():
+for _name, _schema in SCHEMAS.items():
     torch.library.define(f"ssimfast::{_name}", _schema, tags=(torch.Tag.pt2_compliant_tag,))
     if _name != "sweep_scales":  # made of the others, below
         _implement(_name, getattr(reference, _name))
@@ -143,6 +61,11 @@ def _load_extension() -> ModuleType | None:
             "2.10 or newer, and otherwise to be built again where the sources are: "
             "pip install --force-reinstall --no-deps --no-cache-dir ."
         ) from error
+    if getattr(extension, "schemas", None) != DIGEST:
+        raise ImportError(
+            f"ssimfast._C ({extension.__file__}) was compiled from other sources than those in "
+            f"{_FOLDER}: build it again, with pip install -e . or setup.py build_ext --inplace"
+        )
     extension.instruction_set()  # raises if SSIMFAST_CPU_ISA asks for one that is not there
     return extension
 
@@ -152,7 +75,7 @@ extension = _load_extension()
 
 # What triton_backend.py has kernels for.
 _OF_OTHERS = ("combine_scales_or_raise", "sweep_scales")  # made of other ops
-TRITON_OPS = [name for name in _SCHEMAS if "_nd_" not in name and name not in _OF_OTHERS]
+TRITON_OPS = [name for name in SCHEMAS if "_nd_" not in name and name not in _OF_OTHERS]
 
 
 def _has_kernel(key: str) -> bool:

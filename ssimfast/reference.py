@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-# What all ops share, see ops.py: window, c1, c2, low, scale, same.
+# What all ops share, see schemas.py: window, c1, c2, low, scale, same.
 Settings = tuple[list[float], float, float, float, float, bool]
 GradRequest = tuple[Unpack[Settings], int]  # and how many gradients
 MeanRequest = tuple[Unpack[Settings], int, int, int]  # and count, kept, how many gradients

@@ -1,4 +1,4 @@
-"""The ops of ``ssimfast/ops.py`` by the kernels of ``triton_kernels.py``: plans and launches.
+"""The ops of ``ssimfast/schemas.py`` by the kernels of ``triton_kernels.py``: plans and launches.
 
 A plan is chosen by size, not measured: nothing is tuned when a shape is seen for the first time,
 and results are the same bits from run to run. Kernels are compiled at their first call for a

@@ -17,7 +17,7 @@ if not torch.cuda.is_available():
 
 def use_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls the PyTorch reference in place of whatever the dispatcher would choose."""
-    for name in ops._SCHEMAS:
+    for name in ops.SCHEMAS:
         monkeypatch.setattr(ops, f"_{name}", getattr(reference, name, ops._sweep_scales_by_ops))
 
 

@@ -102,11 +102,11 @@ def _library() -> Path:
 @cache
 def load() -> dict:
     """The ops of the emulated kernels by name, loaded once a process."""
-    for name, schema in ops._SCHEMAS.items():
+    for name, schema in ops.SCHEMAS.items():
         torch.library.define(f"{NAMESPACE}::{name}", schema)
     torch.ops.load_library(str(_library()))
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    names = [name for name in ops._SCHEMAS if has_kernel(f"{NAMESPACE}::{name}", "CPU")]
+    names = [name for name in ops.SCHEMAS if has_kernel(f"{NAMESPACE}::{name}", "CPU")]
     namespace = getattr(torch.ops, NAMESPACE)
     return {name: getattr(namespace, name).default for name in names}
 

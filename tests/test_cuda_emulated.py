@@ -35,7 +35,7 @@ def pair(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor,
 
 
 TAPS = gaussian_taps(5, 1.5)
-OPS = [name for name in ops._SCHEMAS if "_nd_" not in name and "combine" not in name]
+OPS = [name for name in ops.SCHEMAS if "_nd_" not in name and "combine" not in name]
 
 
 def test_which_ops_have_kernels():

@@ -91,7 +91,7 @@ def results(name: str, op, args: tuple) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("name", ops._SCHEMAS)
+@pytest.mark.parametrize("name", ops.SCHEMAS)
 def test_opcheck(name, dtype, layout):
     op = getattr(torch.ops.ssimfast, name).default
     for more in (False, True):
@@ -107,7 +107,7 @@ def test_opcheck_of_every_request(gradients, kept, pooling):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", [name for name in ops._SCHEMAS if hasattr(reference, name)])
+@pytest.mark.parametrize("name", [name for name in ops.SCHEMAS if hasattr(reference, name)])
 def test_kernel_and_reference_give_the_same_tensors(name, layout):
     if ops.extension is None:
         pytest.skip("the extension was not built: no C++ compiler at install time")

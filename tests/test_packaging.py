@@ -47,6 +47,14 @@ def test_an_extension_that_does_not_load_says_so_and_names_the_cure(copy_without
     assert "pip install --force-reinstall --no-deps --no-cache-dir ." in last
 
 
+def test_an_extension_of_other_schemas_is_refused(monkeypatch):
+    if ops.extension is None:
+        pytest.skip("the extension was not built: no C++ compiler at install time")
+    monkeypatch.setattr(ops, "DIGEST", "another")
+    with pytest.raises(ImportError, match="compiled from other sources.*pip install -e"):
+        ops._load_extension()
+
+
 def test_without_extension_the_reference_serves(copy_without_extension):
     code = (
         "import ssimfast, torch; from ssimfast import __main__ as main; print(main.report());"

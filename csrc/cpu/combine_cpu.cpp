@@ -1,5 +1,5 @@
 // MS-SSIM of the means of all scales, and what the value changes by with the sums of each: see
-// `combine_scales` in ssimfast/ops.py. A few numbers a plane, of which two dozen operations of
+// `combine_scales` in ssimfast/schemas.py. A few numbers a plane, of which two dozen operations of
 // torch would take a tenth of the time of a small image.
 #include <cmath>
 #include <cstdint>

@@ -1,4 +1,5 @@
-// The CPU kernels behind the ops of ssimfast/ops.py: tensors in, tiles over threads, tensors out.
+// The CPU kernels behind the ops of ssimfast/schemas.py: tensors in, tiles over threads, tensors
+// out.
 //
 // The cut into tiles depends on the shape alone and each tile's sum has a place of its own, so
 // the result has the same bits for every number of threads.

@@ -1,4 +1,4 @@
-// The CUDA kernels behind the ops of ssimfast/ops.py: tensors in, launches, tensors out.
+// The CUDA kernels behind the ops of ssimfast/schemas.py: tensors in, launches, tensors out.
 //
 // A loss is two launches: the sweep, whose blocks leave their sums in places of their own, and the
 // reduction, which adds them in a fixed order. MS-SSIM is a sweep a scale and two launches more.
@@ -283,7 +283,7 @@ Similarity similarity(const Tensor& x, const Tensor& y, const Settings& settings
 
 using SweepScales = std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
-// All scales of MS-SSIM and what makes one loss of them: see `sweep_scales` in ssimfast/ops.py,
+// All scales of MS-SSIM and what makes one loss of them: see `sweep_scales` in ssimfast/schemas.py,
 // which is the same in terms of the other ops.
 SweepScales sweep_scales(Tensor x, Tensor y, std::vector<double> window, double c1, double c2,
                          double low, double scale, bool same, std::vector<double> scale_weights,
