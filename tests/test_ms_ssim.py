@@ -523,6 +523,20 @@ def test_compile_of_a_training_step(arguments, dynamic):
     assert_compiles(loss_of, net, inputs, dynamic)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_code_raises_too():
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda x, y: ssimfast.ms_ssim(x, y, weights=TWO, negative="raise"),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    x = torch.rand(1, 1, 24, 24, requires_grad=True)
+    torch.testing.assert_close(compiled(x, x.detach()), torch.tensor(1.0))
+    with pytest.raises(ValueError, match='negative="raise": a mean of contrast-structure is -'):
+        compiled(x, 1 - x.detach())
+
+
 @pytest.mark.parametrize("odd", ["floor", "pad"])
 def test_one_compilation_serves_all_crop_sizes(odd):
     torch._dynamo.reset()
