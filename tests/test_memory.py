@@ -34,7 +34,8 @@ print((status("VmHWM") - before) / (x.numel() * x.element_size()))
 
 # The gradient, which the forward pass prepared; for maps: the map, 1 - map, the gradient of the map
 # and the gradient; for a pyramid: the gradients of all scales, 4/3 images, summed in that of the
-# finest, which is made last, when the pooled images are gone.
+# finest, which is made last, when the pooled images are gone. (In a first step: later ones find
+# what glibc has kept.)
 @pytest.mark.parametrize(
     "loss, limit",
     [
