@@ -125,6 +125,7 @@ def extension_arguments() -> dict:
                 ) from error
 
     sources = [Path("csrc/module.cpp"), *sorted(Path("csrc/cpu").glob("*.cpp"))]
+    # Hidden: else g++ warns of structs whose members of torch's types are less visible than they.
     # -Wno-psabi: vectors pass between inlined functions only, never across an ABI.
     gcc = ["-O3", "-g0", "-Wno-psabi", "-fvisibility=hidden"]
     flags = {"cxx": ["/O2"] if sys.platform == "win32" else gcc}

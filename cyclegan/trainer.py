@@ -71,6 +71,7 @@ class Trainer:
     def __init__(self, settings: Settings, resume: str = "no"):
         self.settings = s = settings
         self.run_dir = Path(s.run_dir)
+        self._known_checkpoints = checkpoints.in_run(self.run_dir)  # before one is chosen
         checkpoint = self._choose_checkpoint(resume)
         self.accelerator = make_accelerator(settings)
         self.device = self.accelerator.device
@@ -248,7 +249,7 @@ class Trainer:
 
         Raises:
             Diverged: a loss or a weight is not finite; nothing is saved then.
-            UserError: another process trains in run_dir.
+            UserError: another process trains in run_dir, or has since this trainer was made.
         """
         s = self.settings
         with self._run_dir_locked():
@@ -270,22 +271,34 @@ class Trainer:
 
     @contextmanager
     def _run_dir_locked(self) -> Iterator[None]:
-        """No other process trains in run_dir meanwhile. The lock is the operating system's, and
-        ends with the process that has it, however that ends; the file stays."""
-        lock, taken = FileLock(self.run_dir / ".lock"), False
+        """No other process trains in run_dir meanwhile, nor has since this trainer read what is
+        there. The lock is the operating system's where the file system has such (flock), and then
+        ends with the processes that have it, however they end; the file stays."""
+        lock = FileLock(self.run_dir / ".lock")
+        problem: Exception | None = None
         try:
             if self.is_main:
-                self.run_dir.mkdir(parents=True, exist_ok=True)
                 try:
+                    self.run_dir.mkdir(parents=True, exist_ok=True)
                     lock.acquire(timeout=0)
+                    if checkpoints.in_run(self.run_dir) != self._known_checkpoints:
+                        problem = UserError(
+                            f"the checkpoints in {self.run_dir} are not those that this run found "
+                            "when it began: another process has trained there; begin again"
+                        )
                 except Timeout:
-                    taken = True
+                    problem = UserError(
+                        f"another process trains in {self.run_dir}; wait for it, or choose another "
+                        "run_dir"
+                    )
+                except NotImplementedError as error:  # of filelock, where there is no flock
+                    problem = UserError(f"cannot lock {self.run_dir}: {error}")
+                except OSError as error:
+                    problem = error
             # All processes end then: the others would wait for the first one.
-            if self.accelerator.gather(torch.tensor([int(taken)], device=self.device)).any():
-                raise UserError(
-                    f"another process trains in {self.run_dir}; wait for it, or choose another "
-                    "run_dir"
-                )
+            failed = torch.tensor([int(problem is not None)], device=self.device)
+            if self.accelerator.gather(failed).any():
+                raise problem or UserError(f"the first process cannot train in {self.run_dir}")
             yield
         finally:
             lock.release()
@@ -294,6 +307,7 @@ class Trainer:
         """Of what was written after `step`, from which the run goes on or begins."""
         self.log.cut(step if step else -1)
         checkpoints.forget_after(self.run_dir, step)
+        self._known_checkpoints = checkpoints.in_run(self.run_dir)
         for path in sample_grids(self.run_dir):
             if path > self.samples_path:
                 path.unlink()
@@ -455,6 +469,7 @@ class Trainer:
                 self._write(folder)
         if self.is_main:
             checkpoints.keep_latest(self.run_dir, self.settings.keep)
+            self._known_checkpoints = checkpoints.in_run(self.run_dir)
         self._saved = True
         return checkpoints.folder_of(self.run_dir, self.step)
 

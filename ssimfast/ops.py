@@ -74,7 +74,7 @@ extension = _load_extension()
 
 
 # What triton_backend.py has kernels for.
-_OF_OTHERS = ("combine_scales_or_raise", "sweep_scales")  # made of other ops
+_OF_OTHERS = ("combine_scales_or_raise", "sweep_scales")  # no kernel of their own
 TRITON_OPS = [name for name in SCHEMAS if "_nd_" not in name and name not in _OF_OTHERS]
 
 

@@ -31,9 +31,10 @@ images. ``scale_grad`` turns a gradient into that by the images: ``* upstream * 
 ``combine_scales`` makes MS-SSIM of the terms of all scales: the value ``weights`` times (SSIM,
 MS-SSIM, L1, L2, blurred L1), these five, and the slopes of the value by the sums of each scale.
 ``sweep_scales`` is the sweeps of all scales and what combines them, for a backend that does it in
-fewer launches: the value, the terms, the slopes, ``plane_weights`` of the finest scale, and the
-gradients scale by scale. Only if ``late`` are there plane weights, else none (0,): then the finest
-scale is left out of the gradients, its slope is that of the gradient which these weights make.
+fewer launches or less memory: the value, the terms, the slopes, ``plane_weights`` of the finest
+scale, and the gradients scale by scale. Only if ``late`` are there plane weights, else none (0,):
+then the finest scale is left out of the gradients, its slope is that of the gradient which these
+weights make.
 Of a negative mean both take the size (``absolute``) or 0; means are averaged over channels first if
 ``joint``. ``combine_scales_or_raise`` raises a ValueError.
 ``collapse`` sums the gradients of all scales, times these slopes, and adds those of the terms over

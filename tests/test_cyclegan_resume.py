@@ -155,7 +155,8 @@ def test_a_second_run_is_kept_out_of_the_folder_of_one_that_trains(data, tmp_pat
     second = start(processes, *options, "--steps=2", "--resume=auto")
     output, _ = second.communicate(timeout=120)
     assert second.returncode != 0
-    assert output.count(f"error: another process trains in {run}; ") == processes
+    assert output.count(f"error: another process trains in {run}; ") == 1
+    assert output.count(f"error: the first process cannot train in {run}") == processes - 1
     assert RunLog(run).records()[0]["step"] == 0 and not checkpoints.in_run(run)
     family = psutil.Process(first.pid)
     for one in (*family.children(recursive=True), family):
@@ -177,6 +178,10 @@ def test_trainers_of_one_process_take_turns(settings):
     first.train_step = step
     first.train()
     assert (first.step, second.step) == (4, 0) and checkpoints.in_run(first.run_dir)
+    kept = checkpoints.in_run(first.run_dir)
+    with pytest.raises(ValueError, match="another process has trained there"):
+        second.train()  # which found an empty folder, and would empty it again
+    assert checkpoints.in_run(first.run_dir) == kept
     first.train()  # nothing is left to do
     Trainer(replace(settings, steps=5), resume="auto").train()
 

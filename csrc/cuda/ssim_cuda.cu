@@ -283,7 +283,7 @@ Similarity similarity(const Tensor& x, const Tensor& y, const Settings& settings
 
 using SweepScales = std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
-// All scales of MS-SSIM and what makes one loss of them: see `sweep_scales` in ssimfast/schemas.py,
+// All scales of MS-SSIM and what makes one loss of them: see `_compose_scales` in ssimfast/ops.py,
 // which is the same in terms of the other ops.
 SweepScales sweep_scales(Tensor x, Tensor y, std::vector<double> window, double c1, double c2,
                          double low, double scale, bool same, std::vector<double> scale_weights,
