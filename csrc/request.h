@@ -110,7 +110,8 @@ struct Request {
 };
 
 inline void check(const Request& request) {
-  check_weights_and_kept(request.weights, request.kept);
+  check_weights(request.weights);
+  check_kept(request.kept);
   check_pooling(request.pooling);
   STD_TORCH_CHECK(request.rows.has_value() == request.columns.has_value() &&
                       (request.rows.has_value() ||

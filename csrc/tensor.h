@@ -114,9 +114,12 @@ inline void check_pooling(int64_t pooling) {
                   pooling);
 }
 
-inline void check_weights_and_kept(const std::vector<double>& weights, int64_t kept) {
+inline void check_weights(const std::vector<double>& weights) {
   STD_TORCH_CHECK(weights.size() == kTerms, "ssimfast: weights must be ", int(kTerms),
                   " numbers, got ", weights.size());
+}
+
+inline void check_kept(int64_t kept) {
   STD_TORCH_CHECK(0 <= kept && kept <= 2, "ssimfast: kept must be 0, 1 or 2, got ", kept);
 }
 

@@ -2,6 +2,7 @@
 // free of torch.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "ssim.h"
@@ -29,6 +30,18 @@ enum class Pooling {
   kPad,        // a black one comes before the first
   kReplicate,  // the last one counts twice
 };
+
+// What a scale's mean counts as in MS-SSIM, which is the product of powers of it.
+SSIMFAST_INLINE double base_of_power(double mean, bool absolute) {
+  return absolute ? fabs(mean) : mean < 0 ? 0.0 : mean;  // NaN stays
+}
+
+// What that product changes by with the mean.
+SSIMFAST_INLINE double slope_of_power(double exponent, double product, double mean, bool absolute) {
+  const double base = base_of_power(mean, absolute);
+  const double by_mean = mean > 0 ? 1.0 : absolute && mean < 0 ? -1.0 : 0.0;
+  return exponent * product / (base < kLeastMean ? kLeastMean : base) * by_mean;
+}
 
 struct PooledAxis {
   int64_t size = 0;   // of the next scale

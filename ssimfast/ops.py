@@ -30,17 +30,6 @@ _Sweep = tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]  # what sweep_scale
 _OfPairs = Callable[..., tuple[Tensor, Tensor]]
 
 
-def _implement(name: str, function: Callable[..., Any]) -> None:
-    """For every device for which nothing better is registered: the dispatcher's fallback."""
-    torch.library.impl(f"ssimfast::{name}", "CompositeExplicitAutograd")(function)
-
-
-for _name, _schema in SCHEMAS.items():
-    torch.library.define(f"ssimfast::{_name}", _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    if _name != "sweep_scales":  # made of the others, below
-        _implement(_name, getattr(reference, _name))
-
-
 def _load_extension() -> ModuleType | None:
     """Imports ``ssimfast._C``, which registers the compiled kernels; None if it was not built."""
     if find_spec("ssimfast._C") is None:
@@ -70,8 +59,18 @@ def _load_extension() -> ModuleType | None:
     return extension
 
 
-extension = _load_extension()
+extension = _load_extension()  # before ops are defined: a second import then says the same
 
+
+def _implement(name: str, function: Callable[..., Any]) -> None:
+    """For every device for which nothing better is registered: the dispatcher's fallback."""
+    torch.library.impl(f"ssimfast::{name}", "CompositeExplicitAutograd")(function)
+
+
+for _name, _schema in SCHEMAS.items():
+    torch.library.define(f"ssimfast::{_name}", _schema, tags=(torch.Tag.pt2_compliant_tag,))
+    if _name != "sweep_scales":  # made of the others, below
+        _implement(_name, getattr(reference, _name))
 
 # What triton_backend.py has kernels for.
 _OF_OTHERS = ("combine_scales_or_raise", "sweep_scales")  # no kernel of their own

@@ -55,6 +55,23 @@ def test_an_extension_of_other_schemas_is_refused(monkeypatch):
         ops._load_extension()
 
 
+def test_a_second_import_says_the_same_of_an_extension_that_was_refused(tmp_path):
+    if ops.extension is None:
+        pytest.skip("the extension was not built: no C++ compiler at install time")
+    shutil.copytree(PACKAGE, tmp_path / "ssimfast")
+    with (tmp_path / "ssimfast" / "schemas.py").open("a") as schemas:
+        schemas.write('\nDIGEST = "another"\n')
+    code = (
+        "for _ in range(2):\n"
+        "    try:\n"
+        "        import ssimfast\n"
+        "    except ImportError as error:\n"
+        "        print('compiled from other sources' in str(error))\n"
+    )
+    done = run_python(code, tmp_path)
+    assert done.stdout == "True\nTrue\n", done.stderr
+
+
 def test_without_extension_the_reference_serves(copy_without_extension):
     code = (
         "import ssimfast, torch; from ssimfast import __main__ as main; print(main.report());"

@@ -29,12 +29,11 @@ double product_of_powers(const std::vector<Scale>& scales, int64_t first, int64_
     for (int64_t p = first; p < first + planes; ++p)
       mean += scales[j].terms[p * kTerms + scales[j].mean];
     mean /= double(planes);
-    const double size = absolute ? std::abs(mean) : mean < 0 ? 0.0 : mean;  // NaN stays
-    product *= std::pow(size, scales[j].exponent);
-    const double by_mean = mean > 0 ? 1.0 : absolute && mean < 0 ? -1.0 : 0.0;
-    slopes[j] = scales[j].exponent / (size < kLeastMean ? kLeastMean : size) * by_mean;
+    product *= std::pow(base_of_power(mean, absolute), scales[j].exponent);
+    slopes[j] = mean;  // till the product is known
   }
-  for (size_t j = 0; j < scales.size(); ++j) slopes[j] *= product;
+  for (size_t j = 0; j < scales.size(); ++j)
+    slopes[j] = slope_of_power(scales[j].exponent, product, slopes[j], absolute);
   return product;
 }
 
@@ -46,7 +45,8 @@ Combined combine_scales(std::vector<Tensor> terms, std::vector<double> scale_wei
                       positions.size() == count,
                   "ssimfast: terms, scale_weights and positions must be of 1 to ", kMostScales,
                   " scales, got ", count, ", ", scale_weights.size(), " and ", positions.size());
-  check_weights_and_kept(weights, kept);
+  check_weights(weights);
+  check_kept(kept);
   for (const Tensor& of_scale : terms) {
     check_device(of_scale, terms[0]);
     STD_TORCH_CHECK(of_scale.dim() == 3 && of_scale.size(0) == terms[0].size(0) &&

@@ -590,7 +590,7 @@ std::tuple<Tensor, std::vector<Tensor>> ssim_nd_mean(const Tensor& x, const Tens
                                                      int64_t count, int64_t kept,
                                                      int64_t gradients) {
   map_sizes(x, y, std::nullopt, window, same);
-  STD_TORCH_CHECK(0 <= kept && kept <= 2, "ssimfast: kept must be 0, 1 or 2, got ", kept);
+  check_kept(kept);
   std::vector<int64_t> shape;
   for (int64_t i = 0; i < kept; ++i) shape.push_back(x.size(i));
   const Tensor value = new_tensor(x, shape, arithmetic_dtype(x));

@@ -156,7 +156,6 @@ struct CombinePlanes {
   int scale_count;
   int64_t groups, planes;      // planes of a group: 1 or, if joint, the channels
   bool absolute;               // negative means count as positive, else as 0
-  double least_mean;           // reference.LEAST_MEAN
   double slope;                // the weight of MS-SSIM / the planes that a value is the mean of
   int wanted;                  // terms of the finest scale
   double positions_per_pixel;  // of the finest scale
@@ -171,15 +170,6 @@ struct CombinePlanes {
     return scale == scale_count - 1 ? kSsim : kContrastStructure;
   }
 };
-
-// The same arithmetic as there, NaN included.
-template <class A>
-SSIMFAST_DEVICE double slope_of_power(double exponent, double ms_ssim, double mean, double size,
-                                      const CombinePlanes<A>& p) {
-  const double slope = exponent * ms_ssim / (size < p.least_mean ? p.least_mean : size);
-  const double by_mean = mean > 0 ? 1.0 : p.absolute && mean < 0 ? -1.0 : 0.0;
-  return slope * by_mean;
-}
 
 template <class A>
 __global__ void __launch_bounds__(kSumThreads, 1) combine_planes(const CombinePlanes<A> p) {
@@ -218,17 +208,16 @@ __global__ void __launch_bounds__(kSumThreads, 1) combine_planes(const CombinePl
       }
       __syncthreads();
     }
-    double mean = 0, size = 0;
+    double mean = 0;
     if (thread < p.scale_count) {
       mean = 1 - 2 * sums[thread] / (p.scales[thread].positions * double(p.planes));
-      size = p.absolute ? fabs(mean) : mean < 0 ? 0.0 : mean;  // NaN stays
-      powers.set(thread, pow(size, p.exponents[thread]));
+      powers.set(thread, pow(base_of_power(mean, p.absolute), p.exponents[thread]));
     }
     __syncthreads();
     double ms_ssim = 1;
     for (int j = 0; j < p.scale_count; ++j) ms_ssim *= powers[j];
     double slope = thread < p.scale_count
-                       ? slope_of_power(p.exponents[thread], ms_ssim, mean, size, p) * p.slope /
+                       ? slope_of_power(p.exponents[thread], ms_ssim, mean, p.absolute) * p.slope /
                              p.scales[thread].positions
                        : 0.0;
     double by_ssim = 0, by_contrast = 0;

@@ -320,7 +320,6 @@ SweepScales sweep_scales(Tensor x, Tensor y, std::vector<double> window, double 
     combine.groups = joint ? batch : planes;
     combine.planes = joint ? channels : 1;
     combine.absolute = absolute;
-    combine.least_mean = kLeastMean;
     combine.slope = weights[kContrastStructure] / double(planes / value.numel());
     combine.wanted = static_cast<int>(finest.wanted) | (scales == 1 ? 1 << kSsim : 0);
     combine.positions_per_pixel = positions_per_pixel(x, settings);
