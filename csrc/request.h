@@ -35,6 +35,19 @@ inline std::vector<int64_t> map_shape(const Tensor& x, const Settings& settings)
   return {x.size(0), x.size(1), x.size(2) - lost, x.size(3) - lost};
 }
 
+// The shape of an image of the next scale.
+inline std::vector<int64_t> pooled_shape(const Tensor& x, int64_t pooling) {
+  return {x.size(0), x.size(1), PooledAxis(Pooling(pooling), x.size(2)).size,
+          PooledAxis(Pooling(pooling), x.size(3)).size};
+}
+
+// The shape of a result that keeps so many leading dimensions.
+inline std::vector<int64_t> kept_shape(const Tensor& x, int64_t kept) {
+  std::vector<int64_t> shape;
+  for (int64_t i = 0; i < kept; ++i) shape.push_back(x.size(i));
+  return shape;
+}
+
 // What brings a sum over pixels to the number of positions.
 inline double positions_per_pixel(const Tensor& x, const Settings& settings) {
   const std::vector<int64_t> positions = map_shape(x, settings);
@@ -122,8 +135,64 @@ inline void check(const Request& request) {
 // The value, the terms, the gradients and the pooled images.
 using Similarity = std::tuple<Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>>;
 
-// The ops of a backend that has `maps`, `map_gradients` and `similarity`, in the form that torch
-// calls them.
+// What `sweep_scales` is told beyond the statistic.
+struct ScalesRequest {
+  std::vector<double> scale_weights;
+  int64_t pooling;
+  bool absolute, joint;
+  std::vector<double> weights;
+  std::optional<Tensor> rows, columns;
+  int64_t kept, gradients;
+  bool late;
+
+  int scales() const { return static_cast<int>(scale_weights.size()); }
+  Term mean_of(int scale) const { return mean_of_scale(scale, scales()); }
+
+  std::vector<int64_t> finest_weights_shape(const Tensor& x) const {
+    return late ? std::vector<int64_t>{x.size(0), x.size(1), 2} : std::vector<int64_t>{0};
+  }
+
+  // What the sweep of one scale is for, whose terms are divided by `count`.
+  Request sweep_of(int scale, int64_t count) const {
+    const bool finest = scale == 0;
+    Request request{int64_t(1) << mean_of(scale),
+                    std::vector<double>(kTerms),
+                    std::nullopt,
+                    finest ? rows : std::nullopt,
+                    finest ? columns : std::nullopt,
+                    count,
+                    2,
+                    finest && late ? 0 : gradients,
+                    scale + 1 == scales() ? int64_t(Pooling::kNone) : pooling};
+    request.weights[mean_of(scale)] = 1;
+    for (int t = 0; finest && t < kTerms; ++t)
+      if (t != kContrastStructure && weights[t] != 0) request.wanted |= int64_t(1) << t;
+    return request;
+  }
+};
+
+inline void check(const ScalesRequest& request) {
+  STD_TORCH_CHECK(1 <= request.scales() && request.scales() <= kMostScales,
+                  "ssimfast: scales must be 1 to ", kMostScales, ", got ", request.scales());
+  check_weights(request.weights);
+  check_kept(request.kept);
+  check_pooling(request.pooling);
+  STD_TORCH_CHECK(Pooling(request.pooling) != Pooling::kNone, "ssimfast: scales need a pooling");
+}
+
+// Of the images of one of the scales, too.
+inline void check_scale(const Tensor& x, const Tensor& y, const Settings& settings,
+                        const Request& request, int scale) {
+  check(x, y, settings);
+  check(request);
+  STD_TORCH_CHECK(x.numel() > 0, "ssimfast: scale ", scale, " is empty");
+}
+
+// The value, the terms, the slopes, the plane weights of the finest scale, and the gradients.
+using SweptScales = std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>>;
+
+// The ops of a backend that has `maps`, `map_gradients`, `similarity` and `sweep_scales`, in the
+// form that torch calls them.
 template <class Backend>
 struct Ops {
   static Tensor ssim_map(const Tensor& x, const Tensor& y, std::vector<double> window, double c1,
@@ -165,6 +234,18 @@ struct Ops {
         x, y, {std::move(window), c1, c2, low, scale, same},
         {wanted, std::move(weights), std::move(plane_weights), std::move(rows), std::move(columns),
          count, kept, gradients, pooling});
+  }
+
+  static SweptScales sweep_scales(const Tensor& x, const Tensor& y, std::vector<double> window,
+                                  double c1, double c2, double low, double scale, bool same,
+                                  std::vector<double> scale_weights, int64_t pooling, bool absolute,
+                                  bool joint, std::vector<double> weights,
+                                  std::optional<Tensor> rows, std::optional<Tensor> columns,
+                                  int64_t kept, int64_t gradients, bool late) {
+    return Backend::sweep_scales(
+        x, y, {std::move(window), c1, c2, low, scale, same},
+        {std::move(scale_weights), pooling, absolute, joint, std::move(weights), std::move(rows),
+         std::move(columns), kept, gradients, late});
   }
 };
 
@@ -224,7 +305,8 @@ struct GradientOps {
   m.impl("ssim_map_grad", TORCH_BOX(&ssimfast::Ops<Backend>::ssim_map_grad));             \
   m.impl("components_map", TORCH_BOX(&ssimfast::Ops<Backend>::components_map));           \
   m.impl("components_map_grad", TORCH_BOX(&ssimfast::Ops<Backend>::components_map_grad)); \
-  m.impl("similarity", TORCH_BOX(&ssimfast::Ops<Backend>::similarity))
+  m.impl("similarity", TORCH_BOX(&ssimfast::Ops<Backend>::similarity));                   \
+  m.impl("sweep_scales", TORCH_BOX(&ssimfast::Ops<Backend>::sweep_scales))
 
 #define SSIMFAST_REGISTER_GRADIENT_OPS(m, Backend)                                        \
   m.impl("scale_grad", TORCH_BOX(&ssimfast::GradientOps<Backend>::scale_grad));           \

@@ -31,6 +31,11 @@ enum class Pooling {
   kReplicate,  // the last one counts twice
 };
 
+// Which mean each scale contributes to MS-SSIM, finest first.
+SSIMFAST_INLINE Term mean_of_scale(int scale, int scales) {
+  return scale == scales - 1 ? kSsim : kContrastStructure;
+}
+
 // What a scale's mean counts as in MS-SSIM, which is the product of powers of it.
 SSIMFAST_INLINE double base_of_power(double mean, bool absolute) {
   return absolute ? fabs(mean) : mean < 0 ? 0.0 : mean;  // NaN stays
@@ -52,5 +57,20 @@ struct PooledAxis {
       : size(pooling == Pooling::kFloor ? pixels / 2 : (pixels + 1) / 2),
         shift(pooling == Pooling::kPad ? pixels % 2 : 0) {}
 };
+
+// Of a finest scale whose gradient waits for backward: the weights of SSIM and contrast-structure
+// in it, such that it fits float16, and the slope that goes with it. `slope`: of the value by the
+// sum of what its mean is of; `positions`: those that a value is the mean of.
+struct FinestWeights {
+  double ssim, contrast_structure, slope;
+};
+
+SSIMFAST_INLINE FinestWeights finest_weights_of(Term mean, double slope, double by_ssim,
+                                                double positions) {
+  const double largest = fabs(by_ssim) > 1 ? fabs(by_ssim) : 1.0;
+  const double by_mean = slope * positions / largest;
+  return {by_ssim / largest + (mean == kSsim ? by_mean : 0.0), mean == kSsim ? 0.0 : by_mean,
+          largest / positions};
+}
 
 }  // namespace ssimfast

@@ -4,10 +4,8 @@ Functions around them."""
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -549,20 +547,14 @@ def _of_all_scales(
     return swept
 
 
-def _sweep_scales_by_ops(
-    x: Tensor, y: Tensor, *arguments: Any, finest_last: bool = False
-) -> _Sweep:
+def _sweep_scales_by_ops(x: Tensor, y: Tensor, *arguments: Any) -> _Sweep:
     window, c1, c2, low, scale, same, scale_weights, pooling, absolute, joint = arguments[:-6]
     scales = (scale_weights, pooling, "abs" if absolute else "relu", joint, False)
     settings = (window, c1, c2, low, scale, same)
-    return _compose_scales(x, y, settings, scales, *arguments[-6:], finest_last=finest_last)
+    return _compose_scales(x, y, settings, scales, *arguments[-6:])
 
 
 _implement("sweep_scales", _sweep_scales_by_ops)
-if _has_kernel("CPU"):  # which pools alone in a small part of the time of a sweep
-    torch.library.impl("ssimfast::sweep_scales", "CPU")(
-        partial(_sweep_scales_by_ops, finest_last=True)
-    )
 
 
 def _compose_scales(
@@ -571,64 +563,47 @@ def _compose_scales(
     settings: reference.Settings,
     scales: Scales,
     *shared: Unpack[_Shared],
-    finest_last: bool = False,
 ) -> _Sweep:
-    """``finest_last``: the images are pooled first and swept last, if that makes their gradients:
-    the largest tensors, which are then not there beside the images of the second scale."""
     scale_weights, pooling, negative, joint, reflect = scales
     weights, rows, columns, kept, gradients, late = shared
     window, c1, c2, *_, same = settings
-    count = len(scale_weights)
-    of_pooled = (window, c1, c2, 0.0, 1.0, same)
-    swept: dict[int, tuple[Tensor, int, list[Tensor]]] = {}  # terms, positions, gradients
-
-    def sweep(scale: int, x: Tensor, y: Tensor, pooling: int) -> list[Tensor]:
-        finest, coarsest = scale == 0, scale == count - 1
+    dtype = reference.result_dtype(x.dtype)
+    group = positions(x, settings, kept)
+    terms: list[Tensor] = []
+    grads: list[Tensor] = []
+    counts: list[int] = []
+    for scale in range(len(scale_weights)):
+        finest, coarsest = scale == 0, scale == len(scale_weights) - 1
         halo = len(window) // 2 if coarsest and reflect else 0
-        images = x
         if halo:
+            images = x
             x, y = reflected(x, halo), reflected(y, halo)
-        here = positions(x, settings, 2)
+        counts.append(positions(x, settings, 2))
         mean = reference.SSIM if coarsest else reference.CONTRAST_STRUCTURE
         wanted = 1 << mean
         if finest:
             wanted = wanted | (_bits(weights) & ~(1 << reference.MS_SSIM))
-        pooled: list[Tensor]
-        _, terms, grads, pooled = _similarity(
-            *(x, y, *(settings if finest else of_pooled), wanted),
-            *([float(t == mean) for t in range(reference.TERMS)], None),
-            *(rows if finest else None, columns if finest else None, here, 2),
+        _, term, grad, pooled = _similarity(
+            *(x, y, *settings, wanted, [float(t == mean) for t in range(reference.TERMS)], None),
+            *(rows if finest else None, columns if finest else None, counts[-1], 2),
             *(0 if finest and late else gradients, 0 if coarsest else pooling),
         )
         if halo:
-            grads = [_unpad_reflection(grad, halo, images) for grad in grads]
-        swept[scale] = terms, here, grads
-        return pooled
-
-    finest_last = finest_last and gradients > 0 and not late and count > 1
-    if finest_last:
-        nothing = (0, [0.0] * reference.TERMS, None, None, None, 1, 0, 0)
-        pooled = _similarity(x, y, *settings, *nothing, pooling)[3]
-    else:
-        pooled = sweep(0, x, y, pooling)
-    for scale in range(1, count):
-        pooled_x, pooled_y = pooled
-        pooled = sweep(scale, pooled_x, pooled_y, pooling)
-    if finest_last:
-        sweep(0, x, y, reference.POOLINGS["none"])
-
-    dtype = reference.result_dtype(x.dtype)
-    terms, counts, grads = zip(*(swept[scale] for scale in range(count)), strict=True)
-    rest = (joint, weights, kept, list(counts))
+            grad = [_unpad_reflection(g, halo, images) for g in grad]
+        terms.append(term)
+        grads += grad
+        if not coarsest:
+            x, y = pooled
+            settings = (window, c1, c2, 0.0, 1.0, same)
+    rest = (joint, weights, kept, counts)
     if negative == "raise":
-        value, out, slopes = _combine_scales_or_raise(list(terms), scale_weights, *rest)
+        value, out, slopes = _combine_scales_or_raise(terms, scale_weights, *rest)
     else:
-        value, out, slopes = _combine_scales(list(terms), scale_weights, negative == "abs", *rest)
+        value, out, slopes = _combine_scales(terms, scale_weights, negative == "abs", *rest)
     finest_weights = slopes.new_empty((0,))
     if late:
-        group = positions(x, settings, kept)
         finest_weights, slopes = _finest_weights(slopes, weights[reference.SSIM], group)
-    return value.to(dtype), out, slopes, finest_weights.to(dtype), list(chain(*grads))
+    return value.to(dtype), out, slopes, finest_weights.to(dtype), grads
 
 
 def _unpad_reflection(grad: Tensor, halo: int, image: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import emulated
 import pytest
 import test_ops
 import torch
-from conftest import use_emulated, use_reference
+from conftest import use_emulated
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ssimfast
@@ -47,19 +47,7 @@ def test_which_ops_have_kernels():
 @pytest.mark.parametrize("name", OPS)
 def test_kernel_and_reference_give_the_same_tensors(name, dtype, layout, monkeypatch):
     kernel = emulated.load()[name]
-    by_reference = getattr(reference, name, ops._sweep_scales_by_ops)
-    use_reference(monkeypatch)  # for the one that is made of others
-    tolerance = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float64: 1e-9}[dtype]
-    calls = [test_ops.arguments(name, more, dtype, layout) for more in (False, True)]
-    if name == "sweep_scales":  # SSIM beside MS-SSIM of one scale, whose weights are added
-        x, y, *settings = calls[1][:8]
-        calls.append((x, y, *settings, [0.7], *calls[1][9:]))
-    for arguments in calls:
-        got = test_ops.results(name, kernel, arguments)
-        want = test_ops.results(name, by_reference, arguments)
-        for g, w in zip(got, want, strict=True):
-            assert g.stride() == w.stride() and g.dtype == w.dtype
-            torch.testing.assert_close(g, w, rtol=tolerance, atol=tolerance)
+    test_ops.assert_same_tensors(name, kernel, dtype, layout, monkeypatch)
 
 
 def of_forward(loss, x, y) -> emulated.Counters:

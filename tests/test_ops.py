@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import use_reference
 from promises import assert_compiles
 
 import ssimfast
@@ -73,6 +74,23 @@ def arguments(name: str, more: bool, dtype: torch.dtype, layout: str) -> tuple:
     return x, y, *settings
 
 
+def calls(name: str, dtype: torch.dtype, layout: str) -> list[tuple]:
+    """Arguments of an op, for every way that it goes."""
+    plain, full = (arguments(name, more, dtype, layout) for more in (False, True))
+    if name != "sweep_scales":
+        return [plain, full]
+    x, y, *settings = full[:8]
+    *rest, kept, _, _ = full[9:]
+    three, two, one = [0.2, 0.3, 0.5], [0.4, 0.6], [0.7]
+    # SSIM beside MS-SSIM of one scale, whose weights are added; gradients of the finest scale, of
+    # one image and both, that do not wait; none at all.
+    others = [(one, 2, True), (three, 1, False), (two, 2, False), (three, 0, False)]
+    return [plain, full] + [
+        (x, y, *settings, weights, *rest, kept, gradients, late)
+        for weights, gradients, late in others
+    ]
+
+
 def flat(result) -> list[torch.Tensor]:
     """All tensors in the result of an op."""
     if isinstance(result, torch.Tensor):
@@ -89,13 +107,25 @@ def results(name: str, op, args: tuple) -> list[torch.Tensor]:
     return [changed]
 
 
+def assert_same_tensors(name: str, kernel, dtype: torch.dtype, layout: str, monkeypatch) -> None:
+    """As the reference gives."""
+    use_reference(monkeypatch)  # for the one that is made of others
+    by_reference = getattr(reference, name, ops._sweep_scales_by_ops)
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float64: 1e-9}[dtype]
+    for args in calls(name, dtype, layout):
+        got, want = results(name, kernel, args), results(name, by_reference, args)
+        for g, w in zip(got, want, strict=True):
+            assert g.stride() == w.stride() and g.dtype == w.dtype
+            torch.testing.assert_close(g, w, rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("name", ops.SCHEMAS)
 def test_opcheck(name, dtype, layout):
     op = getattr(torch.ops.ssimfast, name).default
-    for more in (False, True):
-        torch.library.opcheck(op, arguments(name, more, dtype, layout))
+    for args in calls(name, dtype, layout):
+        torch.library.opcheck(op, args)
 
 
 @pytest.mark.parametrize("pooling", [0, 1, 2, 3])
@@ -107,17 +137,12 @@ def test_opcheck_of_every_request(gradients, kept, pooling):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", [name for name in ops.SCHEMAS if hasattr(reference, name)])
-def test_kernel_and_reference_give_the_same_tensors(name, layout):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ops.SCHEMAS)
+def test_kernel_and_reference_give_the_same_tensors(name, dtype, layout, monkeypatch):
     if ops.extension is None:
         pytest.skip("the extension was not built: no C++ compiler at install time")
-    for more in (False, True):
-        args = arguments(name, more, torch.float32, layout)
-        got = results(name, getattr(torch.ops.ssimfast, name), args)
-        want = results(name, getattr(reference, name), args)
-        for g, w in zip(got, want, strict=True):
-            assert g.stride() == w.stride() and g.dtype == w.dtype
-            torch.testing.assert_close(g, w, rtol=1e-5, atol=1e-5)
+    assert_same_tensors(name, getattr(torch.ops.ssimfast, name), dtype, layout, monkeypatch)
 
 
 def test_a_direct_call_is_guarded():
@@ -144,6 +169,13 @@ def test_a_direct_call_is_guarded():
         torch.ops.ssimfast.ssim_map_grad(x, x, x, *SETTINGS, False, 1)
     with pytest.raises(RuntimeError, match="does not fit the result"):
         torch.ops.ssimfast.scale_grad(x, torch.rand(3), 1.0, 1)
+    scales = (1, False, False, [0.0, 1.0, 0.0, 0.0, 0.0], None, None, 0, 1, False)
+    for thin in (x[..., :1, :], x[..., :1]):
+        with pytest.raises(RuntimeError, match="scale 1 is empty"):
+            torch.ops.ssimfast.sweep_scales(thin, thin, *SETTINGS, True, [0.5, 0.5], *scales)
+    for count in (0, 17):
+        with pytest.raises(RuntimeError, match="scales must be 1 to 16"):
+            torch.ops.ssimfast.sweep_scales(x, x, *SETTINGS, True, [0.5] * count, *scales)
     terms = torch.rand(2, 3, reference.TERMS, dtype=torch.float64)
     for of_scales in ([terms.float()], [terms, terms[:1]], [terms] * 17):
         scales = (of_scales, [0.5] * len(of_scales), False, False)

@@ -3,6 +3,8 @@
 //
 // The cut into tiles depends on the shape alone and each tile's sum has a place of its own, so
 // the result has the same bits for every number of threads.
+#include "ssim_cpu.h"
+
 #include <cstdint>
 #include <optional>
 #include <tuple>
@@ -145,28 +147,19 @@ void reduce(const std::vector<Sums>& sums, const Request& request, double positi
   }
 }
 
-Similarity similarity(const Tensor& x, const Tensor& y, const Settings& settings,
-                      const Request& request) {
-  check(x, y, settings);
-  check(request);
-  std::vector<int64_t> shape;
-  for (int64_t i = 0; i < request.kept; ++i) shape.push_back(x.size(i));
+}  // namespace
+
+Similarity new_results(const Tensor& x, const Tensor& y, const Request& request) {
+  std::vector<int64_t> shape = kept_shape(x, request.kept);
   const Tensor value = new_tensor(x, shape, arithmetic_dtype(x));
   shape.push_back(kTerms);
-  const Tensor terms = new_tensor(x, shape, ScalarType::Double);
-  const Pooling pooling = Pooling(request.pooling);
-  const PooledAxis pooled_rows(pooling, x.size(2)), pooled_columns(pooling, x.size(3));
-  std::vector<Tensor> pooled;
-  for (int i = 0; i < (pooling == Pooling::kNone ? 0 : 2); ++i)
-    pooled.push_back(new_tensor(x, {x.size(0), x.size(1), pooled_rows.size, pooled_columns.size},
-                                arithmetic_dtype(x)));
-  const std::vector<Tensor> grads = new_gradients(x, y, request.gradients);
-  if (x.numel() == 0) {
-    Tensor zero = value, zeros = terms;
-    torch::stable::fill_(zero, 0);
-    torch::stable::fill_(zeros, 0);
-    return {value, terms, grads, pooled};
-  }
+  return {
+      value, new_tensor(x, shape, ScalarType::Double), new_gradients(x, y, request.gradients), {}};
+}
+
+void sweep(const Tensor& x, const Tensor& y, const Settings& settings, const Request& request,
+           const Similarity& results) {
+  const auto& [value, terms, grads, pooled] = results;
   dispatch_images(x, [&](auto zero) {
     using T = decltype(zero);
     using A = Arithmetic<T>;
@@ -180,9 +173,9 @@ Similarity similarity(const Tensor& x, const Tensor& y, const Settings& settings
       job.weight[t] = A(request.weights[t] * (t >= kL1 ? per_pixel : 1));
       job.wanted[t] = request.wants(t);
     }
-    job.pooling = pooling;
-    job.pooled_rows = pooled_rows;
-    job.pooled_columns = pooled_columns;
+    job.pooling = Pooling(request.pooling);
+    job.pooled_rows = PooledAxis(job.pooling, job.height);
+    job.pooled_columns = PooledAxis(job.pooling, job.width);
     if (!pooled.empty()) {
       job.pooled_x = static_cast<A*>(pooled[0].mutable_data_ptr());
       job.pooled_y = static_cast<A*>(pooled[1].mutable_data_ptr());
@@ -198,7 +191,25 @@ Similarity similarity(const Tensor& x, const Tensor& y, const Settings& settings
     reduce(sums, request, per_pixel, value.numel(), static_cast<double*>(terms.mutable_data_ptr()),
            static_cast<A*>(value.mutable_data_ptr()));
   });
-  return {value, terms, grads, pooled};
+}
+
+namespace {
+
+Similarity similarity(const Tensor& x, const Tensor& y, const Settings& settings,
+                      const Request& request) {
+  check(x, y, settings);
+  check(request);
+  Similarity results = new_results(x, y, request);
+  auto& [value, terms, grads, pooled] = results;
+  for (int i = 0; i < (Pooling(request.pooling) == Pooling::kNone ? 0 : 2); ++i)
+    pooled.push_back(new_tensor(x, pooled_shape(x, request.pooling), arithmetic_dtype(x)));
+  if (x.numel() > 0) {
+    sweep(x, y, settings, request, results);
+  } else {
+    torch::stable::fill_(value, 0);
+    torch::stable::fill_(terms, 0);
+  }
+  return results;
 }
 
 }  // namespace
@@ -207,6 +218,7 @@ struct Cpu {
   static constexpr auto maps = cpu::maps;
   static constexpr auto map_gradients = cpu::map_gradients;
   static constexpr auto similarity = cpu::similarity;
+  static constexpr auto sweep_scales = cpu::sweep_scales;
 };
 
 }  // namespace ssimfast::cpu

@@ -148,7 +148,7 @@ struct ScaleRecords {
 // What reference.combine_scales makes of each plane or, if means are joint, of each image: the
 // terms of its finest scale with MS-SSIM among them, and the slopes. The records of the coarsest
 // scale hold kSsim, of the others kContrastStructure. If the finest scale waits for backward, also
-// what _finest_weights in ssimfast/ops.py makes of the slopes.
+// the weights that it waits for.
 template <class A>
 struct CombinePlanes {
   ScaleRecords scales[kMostScales];
@@ -165,10 +165,7 @@ struct CombinePlanes {
   double by_ssim;              // the weight of SSIM beside MS-SSIM
   double value_positions;      // of the finest scale, that a value is the mean of
 
-  // Which term's mean a scale contributes.
-  SSIMFAST_INLINE Term mean_of(int scale) const {
-    return scale == scale_count - 1 ? kSsim : kContrastStructure;
-  }
+  SSIMFAST_INLINE Term mean_of(int scale) const { return mean_of_scale(scale, scale_count); }
 };
 
 template <class A>
@@ -220,20 +217,18 @@ __global__ void __launch_bounds__(kSumThreads, 1) combine_planes(const CombinePl
                        ? slope_of_power(p.exponents[thread], ms_ssim, mean, p.absolute) * p.slope /
                              p.scales[thread].positions
                        : 0.0;
-    double by_ssim = 0, by_contrast = 0;
+    FinestWeights finest_weights{};
     if (p.finest_weights != nullptr && thread == 0) {
-      const double largest = fabs(p.by_ssim) > 1 ? fabs(p.by_ssim) : 1.0;
-      const double by_mean = slope * p.value_positions / largest;
-      by_ssim = p.by_ssim / largest + (p.mean_of(0) == kSsim ? by_mean : 0.0);
-      by_contrast = p.mean_of(0) == kSsim ? 0.0 : by_mean;
-      slope = largest / p.value_positions;
+      finest_weights = finest_weights_of(p.mean_of(0), slope, p.by_ssim, p.value_positions);
+      slope = finest_weights.slope;
     }
     for (int64_t plane = group * p.planes; plane < (group + 1) * p.planes; ++plane) {
       if (thread < p.scale_count) write(p.slopes + plane * p.scale_count + thread, slope);
       if (thread == 0) write(p.plane_terms + plane * kTerms + kContrastStructure, ms_ssim);
       if (p.finest_weights != nullptr && thread == 0) {
-        write(p.finest_weights + 2 * plane + kSsim, A(by_ssim));
-        write(p.finest_weights + 2 * plane + kContrastStructure, A(by_contrast));
+        write(p.finest_weights + 2 * plane + kSsim, A(finest_weights.ssim));
+        write(p.finest_weights + 2 * plane + kContrastStructure,
+              A(finest_weights.contrast_structure));
       }
     }
   }

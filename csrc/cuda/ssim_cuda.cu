@@ -155,10 +155,8 @@ void set_request(Job<A>& job, const Tensor& x, const Settings& settings, const R
 
 std::vector<Tensor> new_pooled(const Tensor& x, int64_t pooling) {
   std::vector<Tensor> pooled;
-  const PooledAxis rows(Pooling(pooling), x.size(2)), columns(Pooling(pooling), x.size(3));
   for (int i = 0; i < (Pooling(pooling) == Pooling::kNone ? 0 : 2); ++i)
-    pooled.push_back(
-        output(x, {x.size(0), x.size(1), rows.size, columns.size}, arithmetic_dtype(x)));
+    pooled.push_back(output(x, pooled_shape(x, pooling), arithmetic_dtype(x)));
   return pooled;
 }
 
@@ -168,12 +166,6 @@ void set_pooled(Job<A>& job, int64_t pooling, const std::vector<Tensor>& pooled)
   job.pooled_rows = PooledAxis(job.pooling, job.height);
   job.pooled_columns = PooledAxis(job.pooling, job.width);
   for (size_t i = 0; i < pooled.size(); ++i) job.pooled[i] = data<A>(pooled[i]);
-}
-
-std::vector<int64_t> kept_shape(const Tensor& x, int64_t kept) {
-  std::vector<int64_t> shape;
-  for (int64_t i = 0; i < kept; ++i) shape.push_back(x.size(i));
-  return shape;
 }
 
 Tensor new_terms(const Tensor& x, int64_t kept) {
@@ -281,35 +273,19 @@ Similarity similarity(const Tensor& x, const Tensor& y, const Settings& settings
   return {value, terms, grads, pooled};
 }
 
-using SweepScales = std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>>;
-
 // All scales of MS-SSIM and what makes one loss of them: see `_compose_scales` in ssimfast/ops.py,
 // which is the same in terms of the other ops.
-SweepScales sweep_scales(Tensor x, Tensor y, std::vector<double> window, double c1, double c2,
-                         double low, double scale, bool same, std::vector<double> scale_weights,
-                         int64_t pooling, bool absolute, bool joint, std::vector<double> weights,
-                         std::optional<Tensor> rows, std::optional<Tensor> columns, int64_t kept,
-                         int64_t gradients, bool late) {
-  Settings settings{std::move(window), c1, c2, low, scale, same};
-  const int scales = static_cast<int>(scale_weights.size());
-  STD_TORCH_CHECK(1 <= scales && scales <= kMostScales, "ssimfast: scales must be 1 to ",
-                  kMostScales, ", got ", scales);
-  check_pooling(pooling);
-  STD_TORCH_CHECK(Pooling(pooling) != Pooling::kNone, "ssimfast: scales need a pooling");
-  Request finest{0, weights, std::nullopt, rows, columns, 1, kept, gradients, pooling};
-  for (int t = 0; t < kTerms; ++t)
-    if (t != kContrastStructure && weights.size() == kTerms && weights[t] != 0)
-      finest.wanted |= int64_t(1) << t;
-  check(x, y, settings);
-  check(finest);
+SweptScales sweep_scales(Tensor x, Tensor y, Settings settings, const ScalesRequest& request) {
+  check(request);
+  check_scale(x, y, settings, request.sweep_of(0, 1), 0);
+  const int scales = request.scales();
   const int64_t batch = x.size(0), channels = x.size(1), planes = batch * channels;
   const ScalarType dtype = arithmetic_dtype(x);
-  const Tensor value = output(x, kept_shape(x, kept), dtype), terms = new_terms(x, kept);
+  const Tensor value = output(x, kept_shape(x, request.kept), dtype);
+  const Tensor terms = new_terms(x, request.kept);
   const Tensor slopes = output(x, {batch, channels, scales}, ScalarType::Double);
   const Tensor plane_terms = output(x, {planes * kTerms}, ScalarType::Double);
-  std::vector<int64_t> weights_shape{0};
-  if (late) weights_shape = {batch, channels, 2};
-  const Tensor finest_weights = output(x, weights_shape, dtype);
+  const Tensor finest_weights = output(x, request.finest_weights_shape(x), dtype);
   std::vector<Tensor> grads;
   std::vector<Records> records;  // what must live until the launches are queued
   const Launcher launch(x);
@@ -317,45 +293,32 @@ SweepScales sweep_scales(Tensor x, Tensor y, std::vector<double> window, double 
     using A = decltype(zero);
     CombinePlanes<A> combine{};
     combine.scale_count = scales;
-    combine.groups = joint ? batch : planes;
-    combine.planes = joint ? channels : 1;
-    combine.absolute = absolute;
-    combine.slope = weights[kContrastStructure] / double(planes / value.numel());
-    combine.wanted = static_cast<int>(finest.wanted) | (scales == 1 ? 1 << kSsim : 0);
+    combine.groups = request.joint ? batch : planes;
+    combine.planes = request.joint ? channels : 1;
+    combine.absolute = request.absolute;
+    combine.slope = request.weights[kContrastStructure] / double(planes / value.numel());
+    combine.wanted = static_cast<int>(request.sweep_of(0, 1).wanted);
     combine.positions_per_pixel = positions_per_pixel(x, settings);
     combine.plane_terms = data<double>(plane_terms);
     combine.slopes = data<double>(slopes);
-    if (late) combine.finest_weights = data<A>(finest_weights);
-    combine.by_ssim = weights[kSsim];
+    if (request.late) combine.finest_weights = data<A>(finest_weights);
+    combine.by_ssim = request.weights[kSsim];
     for (int j = 0; j < scales; ++j) {
-      check(x, y, settings);
-      STD_TORCH_CHECK(x.numel() > 0, "ssimfast: scale ", j, " is empty");
-      const bool coarsest = j == scales - 1;
-      const Term mean = coarsest ? kSsim : kContrastStructure;
-      const int64_t here = j == 0 && late ? 0 : gradients, pool = coarsest ? 0 : pooling;
+      const Request sweep = request.sweep_of(j, 1);
+      check_scale(x, y, settings, sweep, j);
       Job<A> job = make_job<A>(x, y, settings);
-      Request request{(int64_t(1) << mean) | (j == 0 ? finest.wanted : 0),
-                      std::vector<double>(kTerms),
-                      std::nullopt,
-                      j == 0 ? rows : std::nullopt,
-                      j == 0 ? columns : std::nullopt,
-                      1,
-                      2,
-                      here,
-                      pool};
-      request.weights[mean] = 1;
-      set_request(job, x, settings, request);
-      const std::vector<Tensor> pooled = new_pooled(x, pool);
-      set_pooled(job, pool, pooled);
-      const std::vector<Tensor> by_images = poisoned(new_gradients(x, y, here));
+      set_request(job, x, settings, sweep);
+      const std::vector<Tensor> pooled = new_pooled(x, sweep.pooling);
+      set_pooled(job, sweep.pooling, pooled);
+      const std::vector<Tensor> by_images = poisoned(new_gradients(x, y, sweep.gradients));
       set_gradients(job, by_images);
-      records.push_back(*sweep_images(job, pass_of(here), true, x, launch));
+      records.push_back(*sweep_images(job, pass_of(sweep.gradients), true, x, launch));
       const std::vector<int64_t> positions = map_shape(x, settings);
       combine.scales[j] = {records[j].data(), records[j].tiles,
                            double(positions[2] * positions[3])};
-      combine.exponents[j] = scale_weights[j];
+      combine.exponents[j] = request.scale_weights[j];
       grads.insert(grads.end(), by_images.begin(), by_images.end());
-      if (coarsest) break;
+      if (pooled.empty()) break;
       x = pooled[0];
       y = pooled[1];
       settings.low = 0;
@@ -366,7 +329,7 @@ SweepScales sweep_scales(Tensor x, Tensor y, std::vector<double> window, double 
            combine);
     CombineGroups<A> combined{combine.plane_terms, value.numel(), planes / value.numel(), {},
                               data<double>(terms), data<A>(value)};
-    for (int t = 0; t < kTerms; ++t) combined.weights[t] = weights[t];
+    for (int t = 0; t < kTerms; ++t) combined.weights[t] = request.weights[t];
     launch(combine_groups<A>, std::min<int64_t>(combined.groups, 1 << 20), kSumThreads, kSumShared,
            combined);
   });
@@ -379,6 +342,7 @@ struct Cuda {
   static constexpr auto maps = cuda::maps;
   static constexpr auto map_gradients = cuda::map_gradients;
   static constexpr auto similarity = cuda::similarity;
+  static constexpr auto sweep_scales = cuda::sweep_scales;
 };
 
 #if !defined(SSIMFAST_EMULATED)
@@ -391,5 +355,4 @@ int runtime_version() { return CUDART_VERSION; }
 SSIMFAST_CUDA_LIBRARY(m) {
   if (!ssimfast::cuda::is_chosen()) return;
   SSIMFAST_REGISTER_OPS(m, ssimfast::cuda::Cuda);
-  m.impl("sweep_scales", TORCH_BOX(&ssimfast::cuda::sweep_scales));
 }
