@@ -14,7 +14,7 @@ from cyclegan.compare import compare
 from cyclegan.demo_data import write_demo_data
 from cyclegan.download import ARCHIVES, download
 from cyclegan.errors import UserError
-from cyclegan.evaluate import distribution_scores, evaluate
+from cyclegan.evaluate import distribution_scores, evaluate, fidelity
 from cyclegan.export import export_onnx
 from cyclegan.settings import Settings
 from cyclegan.trainer import Trainer
@@ -195,6 +195,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
         generators[direction], settings = load_generator(args.checkpoint, direction, device)
     data = args.data or Path(settings.data)
     size = settings.image_size
+    if args.fid:
+        fidelity()  # raises now what it would raise later
     results = evaluate(generators, data, size, device, args.batch_size)
     if args.fid:
         options = {"feature_extractor_weights_path": args.inception_weights}

@@ -95,7 +95,11 @@ def forget_after(run_dir: Path, step: int) -> None:
 
 
 def why_broken(folder: Path) -> str | None:
-    """What is wrong with a checkpoint; None if it is whole."""
+    """What is wrong with a checkpoint; None if it is whole.
+
+    Raises:
+        OSError: it cannot be read, and may be whole all the same.
+    """
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         for name, expected in files.items():
@@ -103,7 +107,7 @@ def why_broken(folder: Path) -> str | None:
                 return f"{name} has changed since it was written"
     except FileNotFoundError as error:
         return f"no {Path(error.filename).name}"
-    except (OSError, ValueError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
         return f"{MANIFEST}: {error}"
     return None
 

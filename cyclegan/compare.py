@@ -7,9 +7,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from cyclegan.errors import UserError
-from cyclegan.evaluate import evaluate
+from cyclegan.evaluate import METRICS, evaluate
 from cyclegan.files import to_image, write_png, write_text
-from cyclegan.losses import parse_cycle_loss
 from cyclegan.report import write_comparison
 from cyclegan.settings import Settings
 from cyclegan.trainer import Trainer
@@ -35,13 +34,16 @@ def compare(settings: Settings, cycle_losses: Sequence[str]) -> Path | None:
     names = {loss: re.sub(r"[^\w.]+", "_", loss) for loss in cycle_losses}
     if not cycle_losses or len(set(names.values())) < len(cycle_losses):
         raise UserError(f"cycle_losses must be different; got {','.join(cycle_losses)!r}")
-    for loss in cycle_losses:  # all of them, before hours go by
-        parse_cycle_loss(loss, settings.loss_preset)
     root = Path(settings.run_dir)
+    runs = {
+        loss: replace(settings, cycle_loss=loss, run_dir=str(root / "runs" / name))
+        for loss, name in names.items()
+    }
+    for run in runs.values():  # raises what it would raise after hours
+        run.make_cycle_loss()
     scores: dict[str, dict[str, float]] = {}
     images: dict[str, dict[str, list[str]]] = {section: {} for section in SECTIONS}
-    for loss, name in names.items():
-        run = replace(settings, cycle_loss=loss, run_dir=str(root / "runs" / name))
+    for loss, run in runs.items():
         trainer = Trainer(run, resume="auto")
         trainer.train()
         if trainer.step < run.steps:
@@ -52,13 +54,13 @@ def compare(settings: Settings, cycle_losses: Sequence[str]) -> Path | None:
             trainer.generators(), Path(run.data), run.image_size, trainer.device, run.batch_size
         )
         scores[loss] = {
-            **{f"cycle {_title(name)}": value for name, value in results["mean"].items()},
+            **{f"cycle {METRICS[name]}": value for name, value in results["mean"].items()},
             "seconds per step": trainer.seconds / trainer.step,
         }
         for section, batch in _shown(trainer).items():
             images[section][loss] = files = []
             for index, image in enumerate(batch):
-                files.append(f"images/{name}/{section}_{index}.png")
+                files.append(f"images/{names[loss]}/{section}_{index}.png")
                 write_png(to_image(image), root / files[-1])
         for section, batch in (("a", trainer.test_a), ("b", trainer.test_b)):
             for index, image in enumerate(batch[:SHOWN]):
@@ -75,10 +77,6 @@ def compare(settings: Settings, cycle_losses: Sequence[str]) -> Path | None:
     }
     common = {k: v for k, v in asdict(settings).items() if k not in ("cycle_loss", "run_dir")}
     return write_comparison(root, scores, sections, common)
-
-
-def _title(metric: str) -> str:
-    return {"ssim": "SSIM", "ms_ssim": "MS-SSIM", "psnr": "PSNR (dB)"}[metric]
 
 
 def _shown(trainer: Trainer) -> dict:

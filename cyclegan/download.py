@@ -46,7 +46,8 @@ def download(
 ) -> Path:
     """Get, check and unpack a data set; returns root/NAME with trainA, trainB, testA, testB.
 
-    A download that was cut short goes on where it stopped. The archive is removed once unpacked.
+    A download that was cut short goes on where it stopped. The archive is removed
+    once unpacked; if that fails it stays, for the next call and after.
 
     Args:
         name: one of ARCHIVES.

@@ -6,6 +6,6 @@ class UserError(ValueError):
 
 
 def check_seed(seed: int) -> None:
-    """Accepts what numpy, torch and random all take."""
+    """Accepts what torch and random both take."""
     if not 0 <= seed < 2**63:
         raise UserError(f"seed must be in [0, 2**63 - 1]; got {seed}")

@@ -1,6 +1,6 @@
 """How well a pair of generators does on test images."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from cyclegan.errors import UserError
 from cyclegan.files import to_8_bit
 from ssimfast import ms_ssim, ssim
 
-METRICS = ("ssim", "ms_ssim", "psnr")
+METRICS = {"ssim": "SSIM", "ms_ssim": "MS-SSIM", "psnr": "PSNR (dB)"}  # with their titles
 
 
 @torch.no_grad()
@@ -92,6 +92,19 @@ class _Images8Bit(Dataset):
         return self.images[index]
 
 
+def fidelity() -> Callable[..., dict]:
+    """What computes FID and KID.
+
+    Raises:
+        UserError: torch-fidelity is not installed.
+    """
+    try:
+        from torch_fidelity import calculate_metrics
+    except ImportError:
+        raise UserError("FID and KID need torch-fidelity: pip install torch-fidelity") from None
+    return calculate_metrics
+
+
 def distribution_scores(
     generator: nn.Module,
     source: Path,
@@ -111,10 +124,7 @@ def distribution_scores(
     Raises:
         UserError: torch-fidelity is not installed, or there are fewer than two images.
     """
-    try:
-        from torch_fidelity import calculate_metrics
-    except ImportError:
-        raise UserError("FID and KID need torch-fidelity: pip install torch-fidelity") from None
+    calculate_metrics = fidelity()
     with torch.no_grad():
         batches = _batched(centre_crops(source, image_size), batch_size)
         translated = (generator(images.to(device)).cpu() for images in batches)

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cyclegan.errors import UserError
 
-NETWORKS = ("vgg16", "vgg19", "alexnet")
+FEATURE_NETWORKS = ("vgg16", "vgg19", "alexnet")
 # Of the images that torchvision's weights were trained on, in [0, 1].
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -29,8 +29,10 @@ class Features(nn.Module):
 
     def __init__(self, network: str, layers: Iterable[str], weights_file: str = ""):
         super().__init__()
-        if network not in NETWORKS:
-            raise UserError(f"feature_network must be one of {', '.join(NETWORKS)}; got {network}")
+        if network not in FEATURE_NETWORKS:
+            raise UserError(
+                f"feature_network must be one of {', '.join(FEATURE_NETWORKS)}; got {network}"
+            )
         try:
             from torchvision import models
         except ImportError:
@@ -38,16 +40,17 @@ class Features(nn.Module):
                 "perceptual and contextual losses need torchvision: pip install torchvision"
             ) from None
         make = getattr(models, network)
-        trunk = make(weights=None if weights_file else "DEFAULT").features
-        if weights_file:
-            _load(trunk, weights_file)
-        names = layer_names(trunk)
+        with torch.device("meta"):  # before weights are read, or come over the network
+            names = layer_names(make().features)
         layers = list(layers)
         for layer in layers or [""]:
             if layer not in names:
                 raise UserError(
                     f"feature_layers of {network} must be some of {', '.join(names)}; got {layer!r}"
                 )
+        trunk = make(weights=None if weights_file else "DEFAULT").features
+        if weights_file:
+            _load(trunk, weights_file)
         self.indices = sorted(names[layer] for layer in layers)
         self.trunk = trunk[: self.indices[-1] + 1]
         for module in self.trunk:
@@ -89,13 +92,19 @@ def layer_names(trunk: nn.Sequential) -> dict[str, int]:
 
 
 def _load(trunk: nn.Sequential, file: str) -> None:
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    prefix = "features."
-    if any(key.startswith(prefix) for key in state):
-        state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:  # which names the file
+        raise
+    except Exception as error:  # of many kinds, by what the file is
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"feature_weights {file} is no file of weights: {first}") from None
+    prefix = "features."
+    try:
+        if any(key.startswith(prefix) for key in state):
+            state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         trunk.load_state_dict(state)
-    except (RuntimeError, AttributeError) as error:
+    except (RuntimeError, AttributeError, TypeError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"feature_weights {file} are of another network: {first}") from None
 

@@ -27,8 +27,8 @@ def check_finite(first_step: int, rows: Sequence[Sequence[float]], terms: Sequen
 
 
 class Watch:
-    """Warns, once, of a discriminator whose loss stays at zero, and of a generator whose output is
-    dark where its input is bright."""
+    """Warns of a discriminator whose loss stays at zero, and of a generator whose output is dark
+    where its input is bright; once, and again if that had ended."""
 
     def __init__(self):
         self.counts: dict[str, int] = {}

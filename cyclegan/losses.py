@@ -38,6 +38,7 @@ CYCLE_LOSSES = (*MIXTURES, *FEATURE_LOSSES)
 TANDON_LOSSES = tuple(n for n in MIXTURES if n not in ("ms_ssim", "mix"))
 PRESETS = ("normalised", "tandon")
 
+_LARGEST_WEIGHT = 1e6
 _NUMBER = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?"
 _TERM = re.compile(rf"\s*(?:({_NUMBER})\s*\*\s*)?(\w+)\s*")
 _PLUS = re.compile(r"(?<![0-9.]e)\+")  # not that of an exponent
@@ -63,6 +64,8 @@ def parse_cycle_loss(text: str, preset: str = "normalised") -> dict[str, float]:
         weights[match[2]] = weights.get(match[2], 0.0) + float(match[1] or 1)
     if not any(weights.values()):
         raise UserError(f"cycle_loss must have a weight that is not 0; got {text!r}")
+    if max(weights.values()) > _LARGEST_WEIGHT:
+        raise UserError(f"cycle_loss must have weights up to {_LARGEST_WEIGHT:g}; got {text!r}")
     return weights
 
 

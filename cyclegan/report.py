@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from cyclegan.evaluate import METRICS
 from cyclegan.files import write_text
 from cyclegan.log import RunLog
 
@@ -70,7 +71,7 @@ def _state(step: int, steps: int, looks: Sequence[dict]) -> str:
     text = f"step {step} of {steps}"
     if looks:
         text += f"; {looks[-1]['seconds'] / looks[-1]['step'] * 1e3:.0f} ms a step, "
-        text += f"{looks[-1]['images_per_second']:.1f} pairs a second at the end"
+        text += f"{looks[-1]['images_per_second']:.1f} images a second at the end"
     return text
 
 
@@ -89,25 +90,25 @@ def _loss_charts(looks: Sequence[dict]) -> list[str]:
 
 
 def _test_charts(tests: Sequence[dict]) -> list[str]:
-    titles = {"ssim": "SSIM", "ms_ssim": "MS-SSIM", "psnr": "PSNR in dB"}
     return [
         chart(title, {title: [(test["step"], test["test"][name]) for test in tests]})
-        for name, title in titles.items()
+        for name, title in METRICS.items()
         if tests
     ]
 
 
-def sample_grids(run_dir: Path) -> list[Path]:
+def sample_grids(run_dir: Path) -> list[tuple[int, Path]]:
     """The grids of test images so far, by step; other files in their folder are none."""
     files = (run_dir / "samples").glob("step_*.png")
-    return sorted(path for path in files if path.stem.removeprefix("step_").isdigit())
+    steps = ((path.stem.removeprefix("step_"), path) for path in files)
+    return sorted((int(step), path) for step, path in steps if step.isdigit())
 
 
 def _samples(run_dir: Path) -> list[str]:
     grids = sample_grids(run_dir)
     if not grids:
         return []
-    steps = [(int(grid.stem.removeprefix("step_")), f"samples/{grid.name}") for grid in grids]
+    steps = [(step, f"samples/{grid.name}") for step, grid in grids]
     last, file = steps[-1]
     return [
         "<h2>Samples</h2>",

@@ -3,8 +3,17 @@
 import math
 from dataclasses import MISSING, dataclass, field, fields
 
+from torch import nn
+
 from cyclegan.errors import UserError, check_seed
-from cyclegan.losses import CYCLE_LOSSES, GAN_LOSSES, PRESETS, parse_cycle_loss
+from cyclegan.features import FEATURE_NETWORKS
+from cyclegan.losses import (
+    CYCLE_LOSSES,
+    GAN_LOSSES,
+    PRESETS,
+    make_cycle_loss,
+    parse_cycle_loss,
+)
 from cyclegan.networks import parse_generator
 
 PRECISIONS = ("no", "bf16", "fp16")
@@ -46,7 +55,9 @@ class Settings:
         "mapped to 0 .. 1, tandon what the article's code computes",
         "normalised",
     )
-    feature_network: str = setting("of perceptual and contextual: vgg16, vgg19, alexnet", "vgg19")
+    feature_network: str = setting(
+        f"of perceptual and contextual: {', '.join(FEATURE_NETWORKS)}", "vgg19"
+    )
     feature_layers: str = setting("of this network, with commas", "conv3_2,conv4_2")
     feature_weights: str = setting(
         "file with its weights; none: torchvision downloads them", "", True
@@ -110,8 +121,10 @@ class Settings:
     def tracker_names(self) -> list[str]:
         return [name.strip() for name in self.trackers.split(",") if name.strip()]
 
-    def feature_layer_names(self) -> list[str]:
-        return [name.strip() for name in self.feature_layers.split(",")]
+    def make_cycle_loss(self) -> nn.Module:
+        layers = [name.strip() for name in self.feature_layers.split(",")]
+        network = (self.feature_network, layers, self.feature_weights)
+        return make_cycle_loss(self.cycle_loss, self.loss_preset, *network)
 
     def check_resumes(self, old: "Settings") -> None:
         """Refuses to go on with a run of other settings, but for those that are free."""

@@ -37,7 +37,7 @@ from cyclegan.files import fingerprint, to_image, write_png, write_text
 from cyclegan.guards import Diverged, Watch, check_finite, luminance_correlation
 from cyclegan.image_pool import ImagePool
 from cyclegan.log import RunLog
-from cyclegan.losses import discriminator_loss, generator_loss, make_cycle_loss
+from cyclegan.losses import discriminator_loss, generator_loss
 from cyclegan.networks import PatchDiscriminator, make_generator
 from cyclegan.report import sample_grids, write_report
 from cyclegan.settings import Settings
@@ -121,13 +121,7 @@ class Trainer:
             self.accelerator.prepare(self._make_optimizer(names))
             for names in (GENERATORS, DISCRIMINATORS)
         ]
-        self.cycle_loss = make_cycle_loss(
-            s.cycle_loss,
-            s.loss_preset,
-            s.feature_network,
-            s.feature_layer_names(),
-            s.feature_weights,
-        ).to(self.device)
+        self.cycle_loss = s.make_cycle_loss().to(self.device)
         self.pool_a = ImagePool(s.pool_size, seed=s.seed)
         self.pool_b = ImagePool(s.pool_size, seed=s.seed + 1)
         if checkpoint is not None:
@@ -139,7 +133,7 @@ class Trainer:
     def _choose_checkpoint(self, resume: str) -> Path | None:
         if resume == "auto":
             return checkpoints.latest_whole(self.run_dir)
-        existing = checkpoints.in_run(self.run_dir)
+        existing = self._known_checkpoints
         if resume == "no":
             if existing:
                 raise FileExistsError(
@@ -257,12 +251,12 @@ class Trainer:
                 self._forget_after(self.step)
                 write_text(json.dumps(asdict(s), indent=1), self.run_dir / "settings.json")
             tested = [r["step"] for r in self.log.records() if "test" in r] if self.is_main else []
-            # What training begins from; fails now if it cannot be written.
-            self._test_and_show(unless=self.step in tested)
             if s.trackers:
                 again = {"tensorboard": {"purge_step": self.step + 1}}
                 self.accelerator.init_trackers("cyclegan", config=asdict(s), init_kwargs=again)
             try:
+                # What training begins from; fails now if it cannot be written.
+                self._test_and_show(unless=self.step in tested)
                 with self._signals_noted(), self._progress() as progress:
                     self._loop(progress)
             finally:
@@ -308,8 +302,8 @@ class Trainer:
         self.log.cut(step if step else -1)
         checkpoints.forget_after(self.run_dir, step)
         self._known_checkpoints = checkpoints.in_run(self.run_dir)
-        for path in sample_grids(self.run_dir):
-            if path > self.samples_path:
+        for of_step, path in sample_grids(self.run_dir):
+            if of_step > step:
                 path.unlink()
 
     def _loop(self, progress: tqdm) -> None:
@@ -400,7 +394,7 @@ class Trainer:
         losses = dict(zip(LOSSES, np.mean(rows, 0).tolist(), strict=True))
         if self.is_main:
             self.watch.look(self.step, losses, dict(zip(correlations, extra, strict=False)))
-            images = (self.step - since) * self.settings.batch_size * self.processes
+            images = 2 * (self.step - since) * self.settings.batch_size * self.processes
             speed = images / (self.seconds - seconds)
             progress.set_postfix({k: f"{v:.3f}" for k, v in in_short(losses, speed).items()})
             record = {"losses": losses, "images_per_second": speed, "seconds": self.seconds}
@@ -452,7 +446,7 @@ class Trainer:
             self.save_samples(trips)
             scores = scores_of(trips)
             self.log.append(step=self.step, test=scores)
-            if self.settings.trackers and self.step:
+            if self.settings.trackers:
                 self.accelerator.log({f"test/{k}": v for k, v in scores.items()}, self.step)
             write_report(self.run_dir)
         self.accelerator.wait_for_everyone()

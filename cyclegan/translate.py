@@ -34,7 +34,10 @@ def load_generator(
     try:
         generator.load_state_dict(load_file(file))
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{file} does not hold the weights of {settings.generator}") from error
+        first = str(error).splitlines()[0]
+        raise UserError(
+            f"{file} does not hold the weights of {settings.generator}: {first}"
+        ) from error
     return generator.eval().requires_grad_(False).to(device), settings
 
 
@@ -56,9 +59,9 @@ def translate_files(
     Returns:
         How many were written.
     """
+    if source.exists() and source.resolve() == target.resolve():
+        raise UserError(f"the images would overwrite themselves: IN and OUT are both {source}")
     if source.is_dir():
-        if source.resolve() == target.resolve():
-            raise UserError(f"the images would overwrite themselves: IN and OUT are both {source}")
         paths = list_images(source)
         clashes = [stem for stem, n in Counter(path.stem for path in paths).items() if n > 1]
         if clashes:

@@ -191,6 +191,7 @@ def test_user_errors_are_one_line_that_names_the_cause(trained, tmp_path, capsys
         "no such file or folder: nowhere": [*translate, run, "nowhere", out],
         "no images in": [*translate, run, root / "run", out],
         "IN and OUT are both": [*translate, run, data / "testA", data / "testA"],
+        f"IN and OUT are both {twins / 'x.png'}": [*translate, run, *[twins / "x.png"] * 2],
         "OUT must be a .png file": [*translate, run, data / "testA" / "0000.png", out],
         "several images would be written to": [*translate, run, twins, out],
         "tile must be 0 or more": [*translate, run, data / "testA", out, "--tile", -1],

@@ -8,6 +8,7 @@ import torch
 from oracle import ssim as oracle_ssim
 
 import ssimfast
+from cyclegan import features
 from cyclegan.errors import UserError
 from cyclegan.losses import (
     CYCLE_LOSSES,
@@ -42,6 +43,12 @@ def test_what_is_no_sum_of_known_names_is_rejected_with_the_known_ones(text):
 )
 def test_sums_are_understood(text, weights):
     assert parse_cycle_loss(text) == weights
+
+
+def test_a_weight_that_is_too_large_is_rejected():
+    for text in ("1e999*ssim", "ssim+1e7*l1"):
+        with pytest.raises(UserError, match="cycle_loss must have weights up to 1e"):
+            parse_cycle_loss(text)
 
 
 def test_presets_know_their_own_losses():
@@ -169,7 +176,6 @@ def test_tandon_sums_with_weights():
 
 # ---- features -----------------------------------------------------------------------------------
 
-features = pytest.importorskip("torchvision") and pytest.importorskip("cyclegan.features")
 ALEXNET = {"network": "alexnet", "layers": ["relu1", "conv3"]}
 
 
@@ -235,6 +241,23 @@ def test_what_is_wrong_with_features_is_said(weights_file):
         make_cycle_loss("perceptual", network="alexnet", weights_file=weights_file)
     with pytest.raises(UserError, match="are of another network"):
         make_cycle_loss("perceptual", network="vgg16", weights_file=weights_file)
+
+
+@pytest.mark.parametrize(
+    "write, message",
+    [
+        (lambda file: file.write_bytes(b""), "is no file of weights"),
+        (lambda file: file.write_text("weights"), "is no file of weights"),
+        (lambda file: torch.save(torch.ones(3), file), "are of another network"),
+        (lambda file: torch.save([1, 2], file), "are of another network"),
+    ],
+    ids=["empty", "text", "tensor", "list"],
+)
+def test_a_file_that_holds_no_weights_is_named(write, message, tmp_path):
+    file = tmp_path / "weights.pt"
+    write(file)
+    with pytest.raises(UserError, match=f"feature_weights {file} {message}"):
+        make_cycle_loss("perceptual", weights_file=str(file), **ALEXNET)
 
 
 def contextual_by_hand(x: np.ndarray, y: np.ndarray, h: float) -> float:

@@ -1,5 +1,6 @@
 """Checkpoints, and runs that go on from them bit for bit, however they ended."""
 
+import errno
 import json
 import os
 import shutil
@@ -321,6 +322,24 @@ def test_of_checkpoints_that_were_passed_over_none_outlives_what_comes_after(run
     assert kept.name == "step_0000003" and checkpoints.why_broken(kept) is None
 
 
+def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_broken(run, monkeypatch):
+    """It would be removed for an earlier one."""
+
+    def failing(path):
+        raise OSError(errno.EIO, "input/output error", str(path))
+
+    monkeypatch.setattr(checkpoints, "fingerprint", failing)
+    with pytest.raises(OSError, match="input/output error.*step_0000004"):
+        Trainer(run.settings, resume="auto")
+
+
+def test_sample_grids_are_ordered_by_step(tmp_path):
+    (tmp_path / "samples").mkdir()
+    for name in ("step_10000000", "step_9999999", "step_0000020", "step_last"):
+        (tmp_path / "samples" / f"{name}.png").touch()
+    assert [step for step, _ in sample_grids(tmp_path)] == [20, 9999999, 10000000]
+
+
 def test_an_early_checkpoint_can_be_named_where_the_later_ones_are_broken(run):
     cut_short(checkpoints.folder_of(run.run_dir, 4) / "training.pt")
     early = checkpoints.folder_of(run.run_dir, 2)
@@ -343,7 +362,7 @@ def test_a_run_that_begins_again_logs_and_shows_its_beginning_once(settings, mon
     second.train()
     steps = [record["step"] for record in second.log.records() if "test" in record]
     assert steps == [0, 3]
-    assert [p.stem for p in sample_grids(second.run_dir)] == ["step_0000000", "step_0000003"]
+    assert [step for step, _ in sample_grids(second.run_dir)] == [0, 3]
 
 
 def test_a_finished_run_can_go_on_in_another_folder(run, tmp_path):
