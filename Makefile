@@ -40,8 +40,8 @@ fuzz: $(VENV)/installed
 	  -n auto --maxprocesses=8 -p no:benchmark
 
 bench: $(VENV)/installed $(VENV)/bench-tools
-	$(VENV)/bin/pytest bench --benchmark-columns=min,median,max,iqr --benchmark-json=$(VENV)/bench.json
-	$(VENV)/bin/python -I bench/report.py $(VENV)/bench.json docs
+	$(VENV)/bin/pytest bench --benchmark-columns=min,median,max,iqr --benchmark-json=$(VENV)/bench.json; \
+	  status=$$?; $(VENV)/bin/python -I bench/report.py $(VENV)/bench.json docs && exit $$status
 	$(VENV)/bin/python -I bench/accuracy.py
 
 # Everything that only a GPU can show, in docs/gpu_report.md.

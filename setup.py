@@ -117,11 +117,12 @@ def extension_arguments() -> dict:
                 super().run()
             except Exception as error:
                 hint = " SSIMFAST_NO_CUDA=1 leaves out what nvcc compiles." if cuda else ""
+                compilers = os.environ.get("CXX", "cl") + (" or nvcc" if cuda else "")
                 raise SystemExit(
-                    f"ssimfast: the C++ compiler {os.environ.get('CXX', 'cl')} failed, see its "
-                    "messages above. It must know C++20 and find Python's headers (python3-dev on "
-                    "Debian); CXX chooses another one, and SSIMFAST_NO_EXTENSION=1 installs "
-                    f"without compiled kernels.{hint} ({error})"
+                    f"ssimfast: {compilers} failed, see the messages above. The C++ compiler must "
+                    "know C++20 and find Python's headers (python3-dev on Debian); CXX chooses "
+                    "another one, and SSIMFAST_NO_EXTENSION=1 installs without compiled kernels."
+                    f"{hint} ({error})"
                 ) from error
 
     sources = [Path("csrc/module.cpp"), *sorted(Path("csrc/cpu").glob("*.cpp"))]
@@ -150,7 +151,9 @@ def extension_arguments() -> dict:
 
 arguments: dict = {}
 if not has_compiler():
-    print("ssimfast: no C++ compiler, installing without compiled kernels", file=sys.stderr)
+    asked = os.environ.get("SSIMFAST_NO_EXTENSION") == "1"
+    reason = "SSIMFAST_NO_EXTENSION=1" if asked else "no C++ compiler"
+    print(f"ssimfast: {reason}, installing without compiled kernels", file=sys.stderr)
 elif has_torch():
     arguments = extension_arguments()
 else:

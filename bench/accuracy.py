@@ -1,8 +1,8 @@
 """Worst rounding errors over photographs: float32 against the same kernels in float64.
 
-``python bench/accuracy.py`` compares each photograph that scikit-image ships in its wheel with
-eight distortions of itself, for both paddings, and prints the largest errors. The float64 kernels
-are held to 1e-12 of an independent oracle by the tests.
+``python bench/accuracy.py`` compares photographs and drawings that scikit-image ships with eight
+distortions of themselves, for both paddings, and prints the largest errors. The float64 kernels are
+held to 1e-12 of an independent oracle by the tests.
 """
 
 import torch

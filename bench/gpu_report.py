@@ -57,10 +57,10 @@ from cards import (
 from tasks import COMPILED, FUSED_PEERS, TASKS, TRITON, Loss, inputs, libraries_of, training_step
 
 import ssimfast
+from ssimfast import ops
 
 ROOT = Path(__file__).resolve().parents[1]
-# The entries of TASKS that are backends of ours. Ratios are to the first; others are compared.
-OUR_BACKENDS = ["ssimfast"]
+OURS = "ssimfast"  # served by what serves the card: ratios are to it, others are compared with it
 LOSSES = ["SSIM", "MS-SSIM", "SSIM + L1", "mix (Zhao 2017)"]
 REPEATED = ["SSIM", "SSIM + L1", "components", "MS-SSIM", "SSIM + MS-SSIM", "mix (Zhao 2017)"]
 
@@ -484,18 +484,20 @@ def compared(
     """Steps of the libraries that agree; ``excluded`` gets the others, with reasons."""
     x, y = images(case.shape, case.dtype, card)
     losses = libraries_of(case.loss, columns)
-    expected = losses[OUR_BACKENDS[0]](x, y).item()
+    expected = losses[OURS](x, y).item()
     steps: dict[str, Step] = {}
     for name, loss in losses.items():
         reason = None
         run = runner(name)
-        if name != OUR_BACKENDS[0]:
+        if name != OURS:
             start = time.monotonic()
             reason = run(reason_to_exclude, loss, x, y, expected)
             if name == TRITON:
                 first_calls[str(case)] = time.monotonic() - start
         if reason is None:
             steps[name] = partial(run, training_step, loss, x, y)
+        elif name in our_backends(card):
+            raise Failed(f"{name}, {case}: {reason}")
         else:
             excluded.append(f"{name}, {case}: {reason}")
     return steps
@@ -523,13 +525,13 @@ def say_excluded(excluded: Sequence[str]) -> None:
 def speed(context: Context) -> None:
     torch.backends.cudnn.allow_tf32 = False  # else the peers round to it
     say("Forward and backward, median ms (in brackets: how many times as long as")
-    say(f"{OUR_BACKENDS[0]}), libraries in turns, TF32 off, {context.card.clock}.\n")
+    say(f"{OURS}), libraries in turns, TF32 off, {context.card.clock}.\n")
     columns, excluded = installed_libraries(context.card), []
     todo, compiled = timed(context.quick), timed_compiled(context.quick)
     left_out = speed_table(context, todo, columns, excluded)
     if compiled and "pytorch-msssim" in columns:
         say("\nThe same with torch.compile around pytorch-msssim:\n")
-        left_out += speed_table(context, compiled, [*OUR_BACKENDS, COMPILED], excluded)
+        left_out += speed_table(context, compiled, [OURS, COMPILED], excluded)
     say_first_calls()
     say_excluded(excluded)
     if left_out:
@@ -547,7 +549,7 @@ def speed_table(
         steps = compared(case, columns, context.card, excluded)
         seconds = context.left() / (len(todo) - i) / 2
         times = medians(context.card, steps, 3 if context.quick else 30, seconds)
-        ours = times[OUR_BACKENDS[0]]
+        ours = times[OURS]
         cells = [f"{ours:.3f}"]
         for name in columns[1:]:
             cells.append(f"{times[name]:.3f} ({times[name] / ours:.1f})" if name in times else "-")
@@ -565,7 +567,7 @@ def bandwidth(context: Context) -> None:
     say(f"A copy of {size >> 20} MiB, read and written, runs at {most:.0f} GB/s.\n")
     head("images", "dtype", "part", "ms", "GB/s", "of the copy")
     shapes = [(1, 3, 176, 176)] if context.quick else [(8, 3, 512, 512), (8, 3, 1080, 1920)]
-    loss = TASKS["SSIM"][OUR_BACKENDS[0]]
+    loss = TASKS["SSIM"][OURS]
     for shape in shapes:
         for dtype in (torch.float32, torch.float16):
             x, y = images(shape, dtype, card)
@@ -604,7 +606,7 @@ def _extra_images(
     try:
         extra = card.extra_images(task, name, loss, shape)
     except Exception as error:
-        if name in OUR_BACKENDS:
+        if name in our_backends(card):
             raise
         failures.append(f"{name}, {task}, {named(shape)}: {summary_of(error)}")
         return "-"
@@ -657,7 +659,7 @@ def graphs(context: Context) -> None:
     card.on_side_stream(lambda: None)  # skips the section where there are none, before its table
     head("loss", "graph", "side stream", "eager ms", "graph ms")
     for task in REPEATED:
-        steps = [TrainingStep(TASKS[task][OUR_BACKENDS[0]], shape, card) for _ in range(3)]
+        steps = [TrainingStep(TASKS[task][OURS], shape, card) for _ in range(3)]
         eager, beside, graphed = steps
         try:
             side_stream_agrees = agrees(eager, beside, partial(card.on_side_stream, beside))
@@ -697,7 +699,7 @@ def determinism(context: Context, runs: int = 10) -> None:
         for shape in shapes:
             for dtype in (torch.float32, torch.float16):
                 x, y = images(shape, dtype, context.card)
-                loss = TASKS[task][OUR_BACKENDS[0]]
+                loss = TASKS[task][OURS]
                 same = repeats(loss, x, y, runs)
                 row(task, named(shape), short(dtype), runs, "same" if same else "**differ**")
                 if not same:
@@ -881,14 +883,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small images, few rounds")
     parser.add_argument(
         "--tests-select",
-        default=shlex.join([str(ROOT / "tests"), "-k", "cuda and not emulated and not static"]),
-        help="arguments of pytest that select tests (default: %(default)s)",
+        help="arguments of pytest that select tests (default: those of the backend of the card)",
     )
     # What the script calls itself with.
     parser.add_argument("--section", choices=[s.name for s in SECTIONS], help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=60.0, help=argparse.SUPPRESS)
     parser.add_argument("--workload", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
+
+
+def default_selection(card: Card) -> str:
+    """The tests on the card, of compiled kernels or, where there are none, of Triton's."""
+    backend = "triton" if ops.backends()[card.device] == "triton" else "cuda"
+    selected = f"{backend} and not emulated and not static"
+    return shlex.join([str(ROOT / "tests"), "-k", selected])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -898,6 +906,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"gpu_report: no card: {missing}; --device cpu tries the report", file=sys.stderr)
         return 2
     card = CARDS[arguments.device]()
+    if arguments.tests_select is None:
+        arguments.tests_select = default_selection(card)
     if arguments.workload:
         workload(card, DTYPES)
         return 0

@@ -1,5 +1,6 @@
 // What this processor does at most: multiply-adds in float32, and copying. Prints both, in GFMA/s
 // and GB/s (read and written), with as many threads as the first argument says.
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>

@@ -23,7 +23,10 @@ def extra_images(task: str, library: str, shape: tuple[int, ...]) -> float | Non
     if not Path("/proc/self/clear_refs").exists():
         return None
     command = [sys.executable, __file__, task, library, *map(str, shape)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError((done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1])
+    return float(done.stdout)
 
 
 def main() -> None:

@@ -151,7 +151,8 @@ def plot_ratios(rows: list[dict], to: Path) -> None:
     steps = grouped(row for row in chosen if row["part"] == "forward and backward")
     figure, all_axes = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
     for axes, task in zip(all_axes, ("SSIM", "MS-SSIM"), strict=True):
-        groups = {rows[0]["shape"]: rows for rows in steps.values() if rows[0]["task"] == task}
+        of_task = [group for group in steps.values() if group[0]["task"] == task]
+        groups = {group[0]["shape"]: group for group in of_task if ours_of(group)}
         names = sorted({row["library"] for group in groups.values() for row in group} - {OURS})
         height = 0.8 / max(1, len(groups))
         for i, (shape, group) in enumerate(groups.items()):
@@ -180,7 +181,8 @@ def main() -> None:
     machine, date = results["machine_info"]["measured_on"], results["datetime"][:10]
     rows, not_compared = entries(results), results["not_compared"]
     measured = {row["library"] for row in rows}
-    unmeasured = [name for name in FUSED_PEERS if name not in measured]
+    named = {reason.partition(",")[0] for reason in not_compared}
+    unmeasured = [name for name in FUSED_PEERS if name not in measured | named]
     not_compared += [f"{name}: needs a CUDA device, to be installed as well" for name in unmeasured]
     kept = {"machine": machine, "date": date, "command": COMMAND, "results": rows}
     kept["not_compared"] = not_compared

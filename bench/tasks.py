@@ -164,6 +164,7 @@ VOLUME_TASKS = {
     "SSIM of volumes": {name: TASKS["SSIM"][name] for name in ("ssimfast", "pytorch-msssim")}
 }
 EVERY_TASK = TASKS | VOLUME_TASKS
+WITHOUT_TRITON = ("masked SSIM", "SSIM of volumes")  # which has no kernels for these
 
 TRITON = "ssimfast, Triton"
 COMPILED = "pytorch-msssim, compiled"

@@ -6,7 +6,7 @@ plots of time and memory against pixels are made of these.
 
 import pytest
 import torch
-from tasks import EVERY_TASK, VOLUME_TASKS
+from tasks import EVERY_TASK, VOLUME_TASKS, WITHOUT_TRITON
 from turns import BACKENDS, CARD, Group, clock, hand_over, measured, note
 
 pytestmark = [
@@ -26,7 +26,8 @@ def groups() -> dict[Group, list[str]]:
     for task, libraries in EVERY_TASK.items():
         shape = (1, 1, 64, 128, 128) if task in VOLUME_TASKS else (16, 3, 256, 256)
         known = [name for name in libraries if name.split(" (")[0] == "pytorch-msssim"]
-        found[Group(task, shape)] = [*BACKENDS, *known]
+        ours = BACKENDS[:1] if task in WITHOUT_TRITON else BACKENDS
+        found[Group(task, shape)] = [*ours, *known]
     for height, width in SIZES:
         few = ["pytorch-msssim", "frame-analytics"] if height * width <= MOST_FOR_PEERS else []
         found[Group("SSIM", (1, 3, height, width))] = [*BACKENDS, *few]
@@ -53,6 +54,8 @@ CASES = [
 def test_kernels(benchmark, group, libraries, library):
     found = measured(group, libraries, rounds=15, seconds=6)
     if found.reasons[library]:
-        pytest.skip(f"{library}: {found.reasons[library]}")
+        (pytest.fail if library in BACKENDS else pytest.skip)(
+            f"{library}, {group}: {found.reasons[library]}"
+        )
     hand_over(benchmark, group, found.times[library])
     note(benchmark, "kernels", group, library)

@@ -26,6 +26,8 @@ CASES = [
 def test_peers(benchmark, group, library):
     found = measured(group, (*BACKENDS, *peers(group.task)), rounds=9, seconds=20)
     if found.reasons[library]:
-        pytest.skip(f"{library}: {found.reasons[library]}")
+        (pytest.fail if library in BACKENDS else pytest.skip)(
+            f"{library}, {group}: {found.reasons[library]}"
+        )
     hand_over(benchmark, group, found.times[library])
     note(benchmark, "peers", group, library)

@@ -100,7 +100,7 @@ class Measured:
         self.reasons: dict[str, str] = {}
         threads = torch.get_num_threads()
         torch.set_num_threads(group.threads or threads)
-        torch.compiler.reset()  # else the second size is compiled for every size
+        torch.compiler.reset()  # else a limit on compiling a function again is reached
         try:
             x, y = images(group.shape, group.dtype, CARD)
             if group.part == "both gradients":
@@ -228,6 +228,7 @@ def note(benchmark, suite: str, group: Group, library: str) -> None:
     weighs = info["pixels"] >= LEAST_WEIGHED and group.dtype == torch.float32
     if weighs and group.part == "forward and backward" and not group.threads:
         loss = libraries_of(group.task, [library])[library]
-        extra = CARD.extra_images(group.task, library, loss, group.shape)
+        measure = runner(library)
+        extra = measure(CARD.extra_images, group.task, library, loss, group.shape)
         info |= {} if extra is None else {"extra_images": extra}
     benchmark.extra_info.update(info)

@@ -26,7 +26,7 @@ def _to_mathml(match: re.Match) -> str:
     return convert(html.unescape(match["latex"]).strip(), display=display)
 
 
-class FieldsOfSphinx(griffe.Extension):
+class RolesOfSphinx(griffe.Extension):
     """Roles become links, and formulas what arithmatex finds."""
 
     def on_object(self, *, obj: griffe.Object, **_) -> None:

@@ -49,8 +49,10 @@ def _check_pair(x: Tensor, y: Tensor, size: int, same: bool, gradients: int) -> 
     if x.shape != y.shape or x.dtype != y.dtype or x.device != y.device or x.dim() != 4:
         kinds = [f"{tuple(i.shape)} {i.dtype} on {i.device}" for i in (x, y)]
         raise RuntimeError(f"ssimfast: the images differ, or are no (N, C, H, W): {kinds}")
-    if not x.is_floating_point() and (x.dtype != torch.uint8 or gradients > 0):
-        raise RuntimeError(f"ssimfast: {gradients} gradients of images of {x.dtype}")
+    if not x.is_floating_point() and x.dtype != torch.uint8:
+        raise RuntimeError(f"ssimfast: images must be floating point or uint8, got {x.dtype}")
+    if not x.is_floating_point() and gradients > 0:
+        raise RuntimeError("ssimfast: 8-bit images have no gradient")
     if size % 2 == 0 or size > MAX_WINDOW_SIZE:
         raise RuntimeError(f"ssimfast: the window must be odd, to {MAX_WINDOW_SIZE}, got {size}")
     if not same and min(x.shape[2:]) < size and x.numel() > 0:

@@ -7,6 +7,7 @@ import comparison
 import emulated
 import pytest
 import torch
+from promises import NO_EXTENSION
 
 from ssimfast import ops, reference
 
@@ -60,7 +61,7 @@ def backend(request, monkeypatch):
             yield request.param
         return
     elif ops.extension is None:
-        pytest.skip("the extension was not built: no C++ compiler at install time")
+        pytest.skip(NO_EXTENSION)
     yield request.param
 
 

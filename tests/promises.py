@@ -1,4 +1,4 @@
-"""What every function of the package promises, checked in one way."""
+"""What functions of the package promise, checked in one way; and what tests of them need."""
 
 from collections.abc import Callable, Iterable
 
@@ -7,6 +7,9 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from ssimfast import ops
+
+NO_EXTENSION = "the extension was not built: no C++ compiler at install time"
+needs_extension = pytest.mark.skipif(ops.extension is None, reason=NO_EXTENSION)
 
 # Examples of hypothesis: the same ones every time, and few, for each runs kernels.
 few = settings(
@@ -19,7 +22,7 @@ few = settings(
 
 def assert_same_bits_for_every_number_of_threads(run: Callable[[], Iterable[torch.Tensor]]) -> None:
     if ops.extension is None:
-        pytest.skip("the extension was not built: no C++ compiler at install time")
+        pytest.skip(NO_EXTENSION)
     threads = torch.get_num_threads()
     results = []
     try:

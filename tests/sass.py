@@ -727,8 +727,6 @@ class Cost(NamedTuple):
     words: float
     instructions: float
     issued_instructions: float
-    load_bytes: float
-    store_bytes: float
     plan: dict[str, int]
 
 
@@ -756,7 +754,7 @@ def cost_of(loop: Loop, march: Path, shape: Shape, multiprocessors: int) -> Cost
             paths = loop.paths(phase, Trace(*trace))
             # Where no thread of a block has a window, none is filtered: all branch around it.
             done.append((count, paths.most if any_window else paths.fewest))
-        for key in ("fp", "words", "instructions", "load_bytes", "store_bytes"):
+        for key in ("fp", "words", "instructions"):
             sums[key] += times * sum(count * getattr(c, key) for count, c in done)
         for key in ("fp", "instructions"):
             sums[f"issued_{key}"] += times * 32 * max(getattr(c, key) for _, c in done)

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from ssimfast import ops
+from promises import needs_extension
 
 BENCH = Path(__file__).parents[1] / "bench"
 
@@ -29,11 +28,10 @@ def run(*command: str) -> str:
     return done.stdout
 
 
+@needs_extension
 def test_a_group_and_its_report(tmp_path):
     for needed in ("pytest_benchmark", "matplotlib", "pytorch_msssim"):
         pytest.importorskip(needed)
-    if ops.extension is None:
-        pytest.skip("the extension was not built: no C++ compiler at install time")
     results = tmp_path / "results.json"
     chosen = "1x3x64x64"
     printed = run("-m", "pytest", "test_kernels.py", "-k", chosen, f"--benchmark-json={results}")

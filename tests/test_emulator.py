@@ -184,5 +184,5 @@ def test_environment(programs):
 
 def test_every_case_is_tested(programs):
     listed = set(run(programs["plain"], "").stdout.split())
-    elsewhere = {"environment", "global_out_of_bounds", "global_out_of_bounds_below", "speed"}
+    elsewhere = {"environment", "global_out_of_bounds", "global_out_of_bounds_below"}
     assert listed == set(CLEAN) | set(PLANTED) | elsewhere

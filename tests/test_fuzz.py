@@ -128,8 +128,6 @@ LAYOUTS = (
 
 # ---- calls --------------------------------------------------------------------------------------
 
-PYRAMIDS = ("ms_ssim", "similarity_loss")
-
 
 @dataclass
 class Call:
@@ -473,8 +471,6 @@ def settle(call: Call) -> dict:
     settled = call.resolved()
     if settled.get("weights") == "auto":
         settled["weights"] = auto_weights(call, settled)
-    if call.function in PYRAMIDS and "weights" not in settled:
-        settled["weights"] = oracle.WANG
     return settled
 
 

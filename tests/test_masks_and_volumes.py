@@ -478,18 +478,24 @@ def test_expanded_volumes_and_gradients(backend):
 # ---- which gradients, how often -----------------------------------------------------------------
 
 CASES = {
-    "mask": ((1, 2, 9, 10), {"mask": torch.rand(9, 10) * disk(9, 10)}),
+    "mask": ((1, 2, 9, 10), {"mask": lambda: torch.rand(9, 10) * disk(9, 10)}),
     "volume": ((1, 2, 6, 7, 8), {}),
-    "masked_volume": ((1, 2, 6, 7, 8), {"mask": torch.rand(6, 7, 8)}),
+    "masked_volume": ((1, 2, 6, 7, 8), {"mask": lambda: torch.rand(6, 7, 8)}),
     "reflected_volume": ((1, 2, 6, 7, 8), {"padding": "reflect"}),
 }
+
+
+def case_of(name: str) -> tuple:
+    """Images and arguments, on the device of the backend that is tested."""
+    shape, arguments = CASES[name]
+    made = {key: value() if callable(value) else value for key, value in arguments.items()}
+    return *pair(*shape), made
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_only_what_is_asked_for(backend, reduction, case):
-    shape, arguments = CASES[case]
-    x, y = pair(*shape)
+    x, y, arguments = case_of(case)
     of_oracle = {name: value for name, value in arguments.items() if name != "mask"}
     weight = None
     if "mask" in arguments:
@@ -514,8 +520,7 @@ def test_only_what_is_asked_for(backend, reduction, case):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_second_derivative_is_refused(backend, reduction, case):
-    shape, arguments = CASES[case]
-    x, y = pair(*shape)
+    x, y, arguments = case_of(case)
     x.requires_grad_()
     value = ssimfast.ssim(x, y, window_size=5, reduction=reduction, **arguments).sum()
     with pytest.raises(RuntimeError, match="differentiable once.*create_graph"):
@@ -525,8 +530,7 @@ def test_second_derivative_is_refused(backend, reduction, case):
 @pytest.mark.filterwarnings("ignore:.torch.jit")  # deprecated, and used by forward_ad itself
 @pytest.mark.parametrize("case", CASES)
 def test_forward_mode_is_refused(backend, case):
-    shape, arguments = CASES[case]
-    x, y = pair(*shape)
+    x, y, arguments = case_of(case)
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(x, torch.ones_like(x))
         with pytest.raises(NotImplementedError, match="forward mode AD|jvp"):

@@ -5,8 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from ssimfast import ops
+from promises import needs_extension
 
 MEASURE = """
 import torch, ssimfast
@@ -49,9 +48,8 @@ print((status("VmHWM") - before) / (x.numel() * x.element_size()))
         ("ssimfast.SimilarityLoss(ssim=0.5, ms_ssim=0.5)", 1.5),
     ],
 )
+@needs_extension
 def test_peak_memory(loss, limit):
-    if ops.extension is None:
-        pytest.skip("the extension was not built: no C++ compiler at install time")
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("only Linux tells the peak memory of a part of a process")
     code = MEASURE.format(loss=loss)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from promises import needs_extension
 
 import ssimfast
 from ssimfast import __main__ as main
@@ -19,10 +20,10 @@ PACKAGE = Path(ssimfast.__file__).parent
 ROOT = Path(__file__).parents[1]
 
 
-def run_python(code: str, path: Path) -> subprocess.CompletedProcess:
+def run_python(code: str, path: Path, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(path)},
+        env={**os.environ, "PYTHONPATH": str(path), **environment},
         cwd=path,
         capture_output=True,
         text=True,
@@ -47,17 +48,15 @@ def test_an_extension_that_does_not_load_says_so_and_names_the_cure(copy_without
     assert "pip install --force-reinstall --no-deps --no-cache-dir ." in last
 
 
+@needs_extension
 def test_an_extension_of_other_schemas_is_refused(monkeypatch):
-    if ops.extension is None:
-        pytest.skip("the extension was not built: no C++ compiler at install time")
     monkeypatch.setattr(ops, "DIGEST", "another")
     with pytest.raises(ImportError, match="compiled from other sources.*pip install -e"):
         ops._load_extension()
 
 
+@needs_extension
 def test_a_second_import_says_the_same_of_an_extension_that_was_refused(tmp_path):
-    if ops.extension is None:
-        pytest.skip("the extension was not built: no C++ compiler at install time")
     shutil.copytree(PACKAGE, tmp_path / "ssimfast")
     with (tmp_path / "ssimfast" / "schemas.py").open("a") as schemas:
         schemas.write('\nDIGEST = "another"\n')
@@ -121,16 +120,9 @@ def test_import_prints_nothing():
     assert done.returncode == 0 and done.stdout == "" and done.stderr == ""
 
 
+@needs_extension
 def test_an_instruction_set_that_is_not_there_is_refused():
-    if ops.extension is None:
-        pytest.skip("the extension was not built: no C++ compiler at install time")
-    done = subprocess.run(
-        [sys.executable, "-c", "import ssimfast"],
-        env={**os.environ, "SSIMFAST_CPU_ISA": "mmx"},
-        cwd=PACKAGE.parent,
-        capture_output=True,
-        text=True,
-    )
+    done = run_python("import ssimfast", PACKAGE.parent, SSIMFAST_CPU_ISA="mmx")
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode != 0 and last.startswith("ValueError: SSIMFAST_CPU_ISA must be one of")
 

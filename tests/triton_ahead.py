@@ -161,7 +161,6 @@ def loop_of(cubin: Path) -> dict:
         "fp": total.fp,
         "loads": sum(name in ("LDG", "LD") for name in order),
         "stores": sum(name in ("STG", "ST") for name in order),
-        "load_bytes": total.load_bytes,
         "instructions": total.instructions,
         "order": order,
     }

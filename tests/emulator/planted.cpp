@@ -4,7 +4,6 @@
 //
 // Exits with 0 if the case's values were right, 1 if they were not (or nothing was found), and 3 if
 // the emulator stopped the kernel; its message is then printed.
-#include <chrono>
 #include <cstdio>
 #include <functional>
 #include <iostream>
@@ -506,46 +505,6 @@ void clean_after_errors() {
   }
 }
 
-// 1024 threads, each with as many barriers; prints what a switch to a thread and back costs.
-__global__ void only_barriers(int count) {
-  for (int i = 0; i < count; ++i) __syncthreads();
-}
-
-__global__ void only_shared(float* to, int count) {
-  const auto words = shared<float>();
-  const int i = int(threadIdx.x);
-  words.set(i, 1.0f);
-  float sum = 0;
-  for (int k = 0; k < count; ++k) sum += words[i];
-  write(to + i, sum);
-}
-
-__global__ void only_global(const float* from, float* to, int count) {
-  const int i = int(threadIdx.x);
-  float sum = 0;
-  for (int k = 0; k < count; ++k) sum += read(from + i);
-  write(to + i, sum);
-}
-
-void speed() {
-  std::vector<float> from(256), to(256);
-  const auto time = [](const char* what, double count, const std::function<void()>& body) {
-    body();
-    const auto start = std::chrono::steady_clock::now();
-    body();
-    const std::chrono::duration<double, std::nano> spent = std::chrono::steady_clock::now() - start;
-    std::cout << what << ": " << spent.count() / count << " ns" << std::endl;
-  };
-  time("block barrier, a thread (two switches)", 256 * 2000.0,
-       [] { emulator::launch(only_barriers, 1, 256, 0, 2000); });
-  time("shared read", 256 * 2000.0,
-       [&] { emulator::launch(only_shared, 1, 256, 1024, to.data(), 2000); });
-  time("global read", 256 * 2000.0,
-       [&] { emulator::launch(only_global, 1, 256, 0, from.data(), to.data(), 2000); });
-  time("start and end of a thread", 256 * 1000.0,
-       [] { emulator::launch(only_barriers, 1000, 256, 0, 0); });
-}
-
 // ---- the cases ----------------------------------------------------------------------------------
 
 using Case = std::function<void()>;
@@ -644,7 +603,6 @@ std::map<std::string, Case> cases() {
       {"no_blocks", [] { launch(lane_outside_mask, int64_t{0}, 32, 0); }},
       {"too_much_shared", [] { launch(lane_outside_mask, 1, 32, 1 << 20); }},
       {"environment", environment},
-      {"speed", speed},
   };
 }
 
