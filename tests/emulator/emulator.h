@@ -416,7 +416,6 @@ struct Word {
   uint32_t written_at = 0, read_at = 0;
   uint32_t reader_lanes = 0;
   int16_t writer = kNone, reader_warp = kNone, other_reader = kNone;
-  uint16_t writer_line = 0, reader_line = 0;
 };
 
 struct FreeDeleter {
@@ -557,7 +556,6 @@ inline std::string name(const uint3& i) { return text("(", i.x, ", ", i.y, ", ",
 inline std::string name(const Site& site) {
   return text(site.call, " (", site.file, ":", site.line, ")");
 }
-inline std::string at_line(int line) { return line == 0 ? "" : text(" at line ", line); }
 
 // A thread by its number in the launch.
 inline std::string name_in_launch(uint32_t id) {
@@ -577,11 +575,11 @@ template <class... Parts>
   throw std::runtime_error(text("emulator: ", parts..., where));
 }
 
-[[noreturn]] EMULATOR_COLD inline void fail_race(size_t offset, bool writes, int line, int other,
-                                                 bool other_wrote, int other_line) {
+[[noreturn]] EMULATOR_COLD inline void fail_race(size_t offset, bool writes, int other,
+                                                 bool other_wrote) {
   fail("race on shared memory: thread ", machine.thread->id, writes ? " writes" : " reads",
-       at_line(line), " word ", offset / 4, " (byte ", offset, "), which thread ", other,
-       other_wrote ? " wrote" : " read", at_line(other_line), ", with no barrier between");
+       " word ", offset / 4, " (byte ", offset, "), which thread ", other,
+       other_wrote ? " wrote" : " read", ", with no barrier between");
 }
 
 // ---- accesses -----------------------------------------------------------------------------------
@@ -601,23 +599,22 @@ inline void check_alignment(uintptr_t address, size_t size, const char* memory, 
 }
 
 // The memory that holds the bytes, among the static arrays of the block.
-EMULATOR_COLD inline SharedMemory& find_static(uintptr_t address, size_t size, const char* verb,
-                                               int line) {
+EMULATOR_COLD inline SharedMemory& find_static(uintptr_t address, size_t size, const char* verb) {
   Block& block = *machine.block;
   for (const auto& memory : block.statics) {
     const size_t offset = address - reinterpret_cast<uintptr_t>(memory->data.get());
     if (offset < memory->size && size <= memory->size - offset) return *memory;
   }
   const auto first = reinterpret_cast<uintptr_t>(block.dynamic.data.get());
-  fail("shared memory out of bounds: thread ", machine.thread->id, " ", verb, at_line(line), " ",
-       size, " bytes at byte ", int64_t(address - first), " of ", block.dynamic.size);
+  fail("shared memory out of bounds: thread ", machine.thread->id, " ", verb, " ", size,
+       " bytes at byte ", int64_t(address - first), " of ", block.dynamic.size);
 }
 
-inline SharedMemory& find_shared(uintptr_t address, size_t size, const char* verb, int line) {
+inline SharedMemory& find_shared(uintptr_t address, size_t size, const char* verb) {
   SharedMemory& dynamic = machine.block->dynamic;
   const size_t offset = address - reinterpret_cast<uintptr_t>(dynamic.data.get());
   if (EMULATOR_LIKELY(offset < dynamic.size && size <= dynamic.size - offset)) return dynamic;
-  return find_static(address, size, verb, line);
+  return find_static(address, size, verb);
 }
 
 // Whether the thread's access now is unordered with the last write of another.
@@ -626,14 +623,13 @@ inline bool unordered_write(const Word& word, const Thread& me) {
          (word.writer / kWarpSize != me.id / kWarpSize || word.written_at >= me.warp->now);
 }
 
-inline void read_word(Word& word, size_t offset, int line) {
+inline void read_word(Word& word, size_t offset) {
   const Thread& me = *machine.thread;
   const Block& block = *machine.block;
   if (!EMULATOR_LIKELY(word.written_at >= block.start) && machine.check_uninitialised)
-    fail("uninitialised shared memory read: thread ", me.id, " reads", at_line(line), " word ",
-         offset / 4, " (byte ", offset, "), which no thread has written so far");
-  if (!EMULATOR_LIKELY(!unordered_write(word, me)))
-    fail_race(offset, false, line, word.writer, true, word.writer_line);
+    fail("uninitialised shared memory read: thread ", me.id, " reads word ", offset / 4, " (byte ",
+         offset, "), which no thread has written so far");
+  if (!EMULATOR_LIKELY(!unordered_write(word, me))) fail_race(offset, false, word.writer, true);
   const int16_t warp = int16_t(me.id / kWarpSize);
   const uint32_t lane = 1u << me.lane, now = me.warp->now;
   if (word.read_at < block.last_barrier) {
@@ -647,13 +643,11 @@ inline void read_word(Word& word, size_t offset, int line) {
     word.reader_lanes = word.read_at < now ? lane : word.reader_lanes | lane;
   }
   word.read_at = now;
-  word.reader_line = uint16_t(line);
 }
 
-inline void write_word(Word& word, size_t offset, int line) {
+inline void write_word(Word& word, size_t offset) {
   const Thread& me = *machine.thread;
-  if (!EMULATOR_LIKELY(!unordered_write(word, me)))
-    fail_race(offset, true, line, word.writer, true, word.writer_line);
+  if (!EMULATOR_LIKELY(!unordered_write(word, me))) fail_race(offset, true, word.writer, true);
   if (word.read_at >= machine.block->last_barrier) {
     int reader = kNone;
     const uint32_t others = word.reader_lanes & ~(1u << me.lane);
@@ -664,12 +658,10 @@ inline void write_word(Word& word, size_t offset, int line) {
     } else if (others != 0 && word.read_at >= me.warp->now) {
       reader = word.reader_warp * kWarpSize + std::countr_zero(others);
     }
-    if (!EMULATOR_LIKELY(reader == kNone))
-      fail_race(offset, true, line, reader, false, word.reader_line);
+    if (!EMULATOR_LIKELY(reader == kNone)) fail_race(offset, true, reader, false);
   }
   word.written_at = me.warp->now;
   word.writer = int16_t(me.id);
-  word.writer_line = uint16_t(line);
 }
 
 // Global memory is neither the block's shared memory nor address 0.
@@ -692,30 +684,29 @@ inline uintptr_t check_global_access(const void* pointer, size_t size, const cha
 }
 
 [[noreturn]] EMULATOR_COLD inline void fail_read_of_written(const GlobalMemory::Page& page,
-                                                            size_t group, uint64_t granules,
-                                                            int line) {
+                                                            size_t group, uint64_t granules) {
   const size_t granule = group * 64 + std::countr_zero(granules);
   fail("global memory read that this launch has written: ",
-       name_in_launch(machine.thread->in_launch), " reads", at_line(line), " address 0x", std::hex,
+       name_in_launch(machine.thread->in_launch), " reads address 0x", std::hex,
        page.number * GlobalMemory::kPageBytes + granule * GlobalMemory::kGranule, std::dec,
        ", which ", name_in_launch(page.owner[granule]), " wrote");
 }
 
 [[noreturn]] EMULATOR_COLD inline void fail_global_write(const GlobalMemory::Page& page,
-                                                         size_t granule, bool was_read, int line) {
+                                                         size_t granule, bool was_read) {
   const std::string address = text(
       "0x", std::hex, page.number * GlobalMemory::kPageBytes + granule * GlobalMemory::kGranule);
   if (was_read)
     fail("global memory written that this launch has read: ",
-         name_in_launch(machine.thread->in_launch), " writes", at_line(line), " address ", address);
+         name_in_launch(machine.thread->in_launch), " writes address ", address);
   fail("two threads write the same global address: ", name_in_launch(page.owner[granule]), " and ",
-       name_in_launch(machine.thread->in_launch), at_line(line), ", address ", address);
+       name_in_launch(machine.thread->in_launch), ", address ", address);
 }
 
 }  // namespace detail
 
-// Before each access of device code. `line` is of the access, for the reports; 0 if unknown.
-inline void global_read(const void* from, size_t size, int line = 0) {
+// Before each access of device code.
+inline void global_read(const void* from, size_t size) {
   detail::Machine& machine = detail::machine;
   const uintptr_t address = detail::check_global_access(from, size, "reads");
   machine.last.global_bytes_read += int64_t(size);
@@ -725,14 +716,14 @@ inline void global_read(const void* from, size_t size, int line = 0) {
                               const uint64_t written = page.written[group] & mask;
                               const uint64_t fresh = mask & ~(page.read[group] | page.kept[group]);
                               if (!EMULATOR_LIKELY(written == 0))
-                                detail::fail_read_of_written(page, group, written, line);
+                                detail::fail_read_of_written(page, group, written);
                               page.read[group] |= mask;
                               machine.last.unique_global_bytes_read += 2 * std::popcount(fresh);
                             });
 }
 
 // The same, of what the same thread, and no other, may write to afterwards.
-inline void global_read_own(const void* from, size_t size, int line = 0) {
+inline void global_read_own(const void* from, size_t size) {
   detail::Machine& machine = detail::machine;
   const uintptr_t address = detail::check_global_access(from, size, "reads");
   machine.last.global_bytes_read += int64_t(size);
@@ -746,7 +737,7 @@ inline void global_read_own(const void* from, size_t size, int line = 0) {
           const uint64_t one = uint64_t{1} << bit;
           const bool written = (page.written[group] & one) != 0;
           if ((written || (page.kept[group] & one)) && page.owner[granule] != me) {
-            if (written) detail::fail_read_of_written(page, group, one, line);
+            if (written) detail::fail_read_of_written(page, group, one);
             page.read[group] |= one;  // by two threads: nobody may write there
           }
           page.owner[granule] = me;
@@ -756,7 +747,7 @@ inline void global_read_own(const void* from, size_t size, int line = 0) {
       });
 }
 
-inline void global_write(void* to, size_t size, int line = 0) {
+inline void global_write(void* to, size_t size) {
   detail::Machine& machine = detail::machine;
   const uintptr_t address = detail::check_global_access(to, size, "writes");
   machine.last.global_bytes_written += int64_t(size);
@@ -772,7 +763,7 @@ inline void global_write(void* to, size_t size, int line = 0) {
           const bool was_read = (page.read[group] >> bit & 1) ||
                                 (!was_written && !is_mine && (page.kept[group] >> bit & 1));
           if (!EMULATOR_LIKELY(!was_read && (is_mine || !was_written)))
-            detail::fail_global_write(page, granule, was_read, line);
+            detail::fail_global_write(page, granule, was_read);
           page.owner[granule] = me;
         }
         page.written[group] |= mask;
@@ -780,25 +771,25 @@ inline void global_write(void* to, size_t size, int line = 0) {
       });
 }
 
-inline void shared_read(const void* from, size_t size, int line = 0) {
+inline void shared_read(const void* from, size_t size) {
   detail::check_thread();
   const auto address = reinterpret_cast<uintptr_t>(from);
-  auto& memory = detail::find_shared(address, size, "reads", line);
+  auto& memory = detail::find_shared(address, size, "reads");
   detail::check_alignment(address, size, "shared", "reads");
   const size_t first = address - reinterpret_cast<uintptr_t>(memory.data.get());
   const size_t begin = first / 4, end = (first + size + 3) / 4;
-  for (size_t i = begin; i < end; ++i) detail::read_word(memory.words[i], 4 * i, line);
+  for (size_t i = begin; i < end; ++i) detail::read_word(memory.words[i], 4 * i);
   detail::machine.last.shared_words_read += int64_t(end - begin);
 }
 
-inline void shared_write(void* to, size_t size, int line = 0) {
+inline void shared_write(void* to, size_t size) {
   detail::check_thread();
   const auto address = reinterpret_cast<uintptr_t>(to);
-  auto& memory = detail::find_shared(address, size, "writes", line);
+  auto& memory = detail::find_shared(address, size, "writes");
   detail::check_alignment(address, size, "shared", "writes");
   const size_t first = address - reinterpret_cast<uintptr_t>(memory.data.get());
   const size_t begin = first / 4, end = (first + size + 3) / 4;
-  for (size_t i = begin; i < end; ++i) detail::write_word(memory.words[i], 4 * i, line);
+  for (size_t i = begin; i < end; ++i) detail::write_word(memory.words[i], 4 * i);
   detail::machine.last.shared_words_written += int64_t(end - begin);
 }
 
@@ -850,16 +841,6 @@ inline float approximate_reciprocal(float v) {
   const float other = std::nextafter(nearest, beyond);
   return std::fabs(other) < kSmallest ? nearest : other;
 }
-
-// An index that knows the line it stands in: as the parameter of an operator[], which takes no
-// default arguments, in place of an int.
-struct Index {
-  int value, line;
-
-  template <class Integer, class = std::enable_if_t<std::is_integral_v<Integer>>>
-  constexpr Index(Integer value, int line = __builtin_LINE()) : value(int(value)), line(line) {}
-  constexpr operator int() const { return value; }
-};
 
 inline Options& options() { return detail::machine.options; }
 
