@@ -195,11 +195,10 @@ SweptScales sweep_scales(Tensor x, Tensor y, Settings settings, const ScalesRequ
     const auto& by_images = std::get<2>(results);
     auto& pooled = std::get<3>(results);
     grads.insert(grads.end(), by_images.begin(), by_images.end());
-    if (j == 0) {
-      finest = results;
-      // If they wait for backward, memory that malloc may give out again for them.
+    if (j == 0) finest = results;
+    // If gradients wait for backward, memory that malloc may give out again for them.
+    if (j == 0 && scales > 1)
       space = Space(request.late ? new_gradients(x, y, request.gradients) : by_images);
-    }
     if (j + 1 < scales) pooled = space.new_pooled(x, request.pooling);
     if (j == 0 && finest_last)
       pool(x, y, settings, request.pooling, pooled);
