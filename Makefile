@@ -40,6 +40,7 @@ fuzz: $(VENV)/installed
 	  -n auto --maxprocesses=8 -p no:benchmark
 
 bench: $(VENV)/installed $(VENV)/bench-tools
+	rm -f $(VENV)/bench.json
 	$(VENV)/bin/pytest bench --benchmark-columns=min,median,max,iqr --benchmark-json=$(VENV)/bench.json; \
 	  status=$$?; $(VENV)/bin/python -I bench/report.py $(VENV)/bench.json docs && exit $$status
 	$(VENV)/bin/python -I bench/accuracy.py

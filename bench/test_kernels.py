@@ -7,7 +7,7 @@ plots of time and memory against pixels are made of these.
 import pytest
 import torch
 from tasks import EVERY_TASK, VOLUME_TASKS, WITHOUT_TRITON
-from turns import BACKENDS, CARD, Group, clock, hand_over, measured, note
+from turns import BACKENDS, CARD, Group, clock, hand_over, measured, note, require_compared
 
 pytestmark = [
     pytest.mark.benchmark(timer=clock),
@@ -53,9 +53,6 @@ CASES = [
 @pytest.mark.parametrize("group, libraries, library", CASES)
 def test_kernels(benchmark, group, libraries, library):
     found = measured(group, libraries, rounds=15, seconds=6)
-    if found.reasons[library]:
-        (pytest.fail if library in BACKENDS else pytest.skip)(
-            f"{library}, {group}: {found.reasons[library]}"
-        )
+    require_compared(found, group, library)
     hand_over(benchmark, group, found.times[library])
     note(benchmark, "kernels", group, library)

@@ -5,7 +5,7 @@ otherwise its test is skipped, and says why. ``pytest bench/test_peers.py -k 256
 """
 
 import pytest
-from turns import BACKENDS, PARTS, Group, clock, hand_over, measured, note, peers
+from turns import BACKENDS, PARTS, Group, clock, hand_over, measured, note, peers, require_compared
 
 pytestmark = [
     pytest.mark.benchmark(timer=clock),
@@ -25,9 +25,6 @@ CASES = [
 @pytest.mark.parametrize("group, library", CASES)
 def test_peers(benchmark, group, library):
     found = measured(group, (*BACKENDS, *peers(group.task)), rounds=9, seconds=20)
-    if found.reasons[library]:
-        (pytest.fail if library in BACKENDS else pytest.skip)(
-            f"{library}, {group}: {found.reasons[library]}"
-        )
+    require_compared(found, group, library)
     hand_over(benchmark, group, found.times[library])
     note(benchmark, "peers", group, library)

@@ -14,6 +14,7 @@ from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 import torch
 from cards import (
     CARDS,
@@ -127,6 +128,13 @@ class Measured:
 @cache
 def measured(group: Group, libraries: tuple[str, ...], rounds: int, seconds: float) -> Measured:
     return Measured(group, list(libraries), rounds, seconds)
+
+
+def require_compared(found: Measured, group: Group, library: str) -> None:
+    """Ends the test of a library that is not: with a failure if that is a backend of ours."""
+    if reason := found.reasons[library]:
+        end = pytest.fail if library in BACKENDS else pytest.skip
+        end(f"{library}, {group.task}: {reason}")
 
 
 # ---- the machine's limits -----------------------------------------------------------------------

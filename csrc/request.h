@@ -41,13 +41,6 @@ inline std::vector<int64_t> pooled_shape(const Tensor& x, int64_t pooling) {
           PooledAxis(Pooling(pooling), x.size(3)).size};
 }
 
-// The shape of a result that keeps so many leading dimensions.
-inline std::vector<int64_t> kept_shape(const Tensor& x, int64_t kept) {
-  std::vector<int64_t> shape;
-  for (int64_t i = 0; i < kept; ++i) shape.push_back(x.size(i));
-  return shape;
-}
-
 // What brings a sum over pixels to the number of positions.
 inline double positions_per_pixel(const Tensor& x, const Settings& settings) {
   const std::vector<int64_t> positions = map_shape(x, settings);
@@ -152,15 +145,15 @@ struct ScalesRequest {
     return late ? std::vector<int64_t>{x.size(0), x.size(1), 2} : std::vector<int64_t>{0};
   }
 
-  // What the sweep of one scale is for, whose terms are divided by `count`.
-  Request sweep_of(int scale, int64_t count) const {
+  // What the sweep of one scale is for; its terms are sums.
+  Request sweep_of(int scale) const {
     const bool finest = scale == 0;
     Request request{int64_t(1) << mean_of(scale),
                     std::vector<double>(kTerms),
                     std::nullopt,
                     finest ? rows : std::nullopt,
                     finest ? columns : std::nullopt,
-                    count,
+                    1,
                     2,
                     finest && late ? 0 : gradients,
                     scale + 1 == scales() ? int64_t(Pooling::kNone) : pooling};

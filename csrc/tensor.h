@@ -123,6 +123,13 @@ inline void check_kept(int64_t kept) {
   STD_TORCH_CHECK(0 <= kept && kept <= 2, "ssimfast: kept must be 0, 1 or 2, got ", kept);
 }
 
+// The shape of a result that keeps so many leading dimensions.
+inline std::vector<int64_t> kept_shape(const Tensor& x, int64_t kept) {
+  std::vector<int64_t> shape;
+  for (int64_t i = 0; i < kept; ++i) shape.push_back(x.size(i));
+  return shape;
+}
+
 // The upstream gradient of a result reduced to one number for all planes, for each image or plane.
 inline void check_upstream(const Tensor& grad, const Tensor& upstream) {
   check_device(upstream, grad);

@@ -196,7 +196,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     data = args.data or Path(settings.data)
     size = settings.image_size
     if args.fid:
-        fidelity()  # raises now what it would raise later
+        fidelity()  # names now what is not installed
     results = evaluate(generators, data, size, device, args.batch_size)
     if args.fid:
         options = {"feature_extractor_weights_path": args.inception_weights}

@@ -98,7 +98,7 @@ def why_broken(folder: Path) -> str | None:
     """What is wrong with a checkpoint; None if it is whole.
 
     Raises:
-        OSError: it cannot be read, and may be whole all the same.
+        UserError: it cannot be read, and may be whole all the same.
     """
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -107,8 +107,13 @@ def why_broken(folder: Path) -> str | None:
                 return f"{name} has changed since it was written"
     except FileNotFoundError as error:
         return f"no {Path(error.filename).name}"
-    except (ValueError, AttributeError) as error:
+    except (NotADirectoryError, IsADirectoryError, ValueError, AttributeError) as error:
         return f"{MANIFEST}: {error}"
+    except OSError as error:
+        raise UserError(
+            f"cannot read checkpoint {folder}, which may be whole all the same: {error}; try "
+            "again, or move it away"
+        ) from error
     return None
 
 

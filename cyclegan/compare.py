@@ -39,7 +39,7 @@ def compare(settings: Settings, cycle_losses: Sequence[str]) -> Path | None:
         loss: replace(settings, cycle_loss=loss, run_dir=str(root / "runs" / name))
         for loss, name in names.items()
     }
-    for run in runs.values():  # raises what it would raise after hours
+    for run in runs.values():  # names what cannot be made before hours go by
         run.make_cycle_loss()
     scores: dict[str, dict[str, float]] = {}
     images: dict[str, dict[str, list[str]]] = {section: {} for section in SECTIONS}

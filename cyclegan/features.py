@@ -1,13 +1,14 @@
 """Losses between the deep features of two images."""
 
 from collections.abc import Iterable
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from cyclegan.errors import UserError
+from cyclegan.errors import UserError, cause
 
 FEATURE_NETWORKS = ("vgg16", "vgg19", "alexnet")
 # Of the images that torchvision's weights were trained on, in [0, 1].
@@ -94,19 +95,18 @@ def layer_names(trunk: nn.Sequential) -> dict[str, int]:
 def _load(trunk: nn.Sequential, file: str) -> None:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:  # which names the file
-        raise
-    except Exception as error:  # of many kinds, by what the file is
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"feature_weights {file} is no file of weights: {first}") from None
+    except (RuntimeError, EOFError, KeyError, AttributeError, UnpicklingError) as error:
+        raise UserError(
+            f"feature_weights {file} is no file of weights, which a state_dict that was saved is "
+            f"({type(error).__name__})"
+        ) from error
     prefix = "features."
     try:
         if any(key.startswith(prefix) for key in state):
             state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         trunk.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(f"feature_weights {file} are of another network: {first}") from None
+        raise UserError(f"feature_weights {file} are of another network: {cause(error)}") from None
 
 
 def perceptual_loss(x: Tensor, y: Tensor) -> Tensor:

@@ -48,7 +48,8 @@ def parse_cycle_loss(text: str, preset: str = "normalised") -> dict[str, float]:
     """Names and weights in a sum such as "ssim" or "0.84*ssim + 0.16*l1".
 
     Raises:
-        UserError: not such a sum, a name that the preset does not have, a weight that is none.
+        UserError: not such a sum, a name that the preset does not have, a weight that is none
+            or above 1e6.
     """
     if preset not in PRESETS:
         raise UserError(f"loss_preset must be one of {', '.join(PRESETS)}; got {preset!r}")

@@ -252,7 +252,8 @@ class Trainer:
                 write_text(json.dumps(asdict(s), indent=1), self.run_dir / "settings.json")
             tested = [r["step"] for r in self.log.records() if "test" in r] if self.is_main else []
             if s.trackers:
-                again = {"tensorboard": {"purge_step": self.step + 1}}
+                # A run that begins again is tested again, too.
+                again = {"tensorboard": {"purge_step": self.step + 1 if self.step else 0}}
                 self.accelerator.init_trackers("cyclegan", config=asdict(s), init_kwargs=again)
             try:
                 # What training begins from; fails now if it cannot be written.

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cyclegan import checkpoints
-from cyclegan.errors import UserError
+from cyclegan.errors import UserError, cause
 from cyclegan.files import list_images, readable_images, to_image, to_tensor, write_png
 from cyclegan.networks import make_generator
 from cyclegan.settings import Settings
@@ -34,9 +34,8 @@ def load_generator(
     try:
         generator.load_state_dict(load_file(file))
     except (OSError, RuntimeError, SafetensorError) as error:
-        first = str(error).splitlines()[0]
         raise UserError(
-            f"{file} does not hold the weights of {settings.generator}: {first}"
+            f"{file} does not hold the weights of {settings.generator}: {cause(error)}"
         ) from error
     return generator.eval().requires_grad_(False).to(device), settings
 

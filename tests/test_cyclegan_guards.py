@@ -3,6 +3,7 @@
 import math
 import warnings
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -160,6 +161,19 @@ def test_losses_go_to_tensorboard(settings):
         found = [(event.step, event.value) for event in events.Scalars(name)]
         assert found == [(look["step"], pytest.approx(look["losses"][name])) for look in looks]
     assert [event.step for event in events.Scalars("test/ssim")] == [0, 4]
+
+
+def test_tensorboard_shows_the_beginning_of_a_run_that_begins_again_once(settings, monkeypatch):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    settings = replace(settings, steps=2, trackers="tensorboard")
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        first = Trainer(settings)
+        patch.setattr(first, "train_step", Mock(side_effect=RuntimeError("killed")))
+        first.train()
+    Trainer(settings, resume="auto").train()
+    events = reader.EventAccumulator(str(first.run_dir / "cyclegan"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("test/ssim")] == [0, 2]
 
 
 def test_a_tracker_that_is_not_installed_is_named(settings, monkeypatch):

@@ -140,7 +140,7 @@ def test_losses_are_compared_on_one_page(settings, browser):
 
 
 def test_each_loss_is_trained_as_it_would_be_alone_and_once(settings):
-    losses = ["l1", "ssim"]
+    losses = ["l1", "ssim", "0.84*ssim+0.16*l1"]
     settings = replace(settings, steps=2)
     page = compare(settings, losses)
     assert list(json.loads((page.parent / "compare.json").read_text())) == losses

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from cyclegan import checkpoints
 from cyclegan.demo_data import write_demo_data
+from cyclegan.errors import UserError
 from cyclegan.files import fingerprint
 from cyclegan.log import RunLog
 from cyclegan.report import sample_grids
@@ -326,11 +327,19 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_broken(run, monke
     """It would be removed for an earlier one."""
 
     def failing(path):
-        raise OSError(errno.EIO, "input/output error", str(path))
+        raise OSError(errno.EIO, "input/output error")  # of a read, which names no file
 
     monkeypatch.setattr(checkpoints, "fingerprint", failing)
-    with pytest.raises(OSError, match="input/output error.*step_0000004"):
+    with pytest.raises(UserError, match="cannot read .*step_0000004.*input/output error.*move it"):
         Trainer(run.settings, resume="auto")
+
+
+def test_a_folder_where_a_file_should_be_is_a_broken_checkpoint(run):
+    file = checkpoints.folder_of(run.run_dir, 4) / "training.pt"
+    file.unlink()
+    file.mkdir()
+    with pytest.warns(UserWarning, match="passed over broken checkpoint .*step_0000004"):
+        assert Trainer(run.settings, resume="auto").step == 2
 
 
 def test_sample_grids_are_ordered_by_step(tmp_path):
@@ -362,7 +371,8 @@ def test_a_run_that_begins_again_logs_and_shows_its_beginning_once(settings, mon
     second.train()
     steps = [record["step"] for record in second.log.records() if "test" in record]
     assert steps == [0, 3]
-    assert [step for step, _ in sample_grids(second.run_dir)] == [0, 3]
+    grids = [path.stem for _, path in sample_grids(second.run_dir)]
+    assert grids == ["step_0000000", "step_0000003"]
 
 
 def test_a_finished_run_can_go_on_in_another_folder(run, tmp_path):

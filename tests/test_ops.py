@@ -108,12 +108,13 @@ def results(name: str, op, args: tuple) -> list[torch.Tensor]:
 
 
 def assert_same_tensors(
-    name: str, kernel, dtype: torch.dtype, layout: str, monkeypatch, half: float = 1e-2
+    name: str, kernel, dtype: torch.dtype, layout: str, monkeypatch, **tolerances: float
 ) -> None:
-    """As the reference gives; to ``half`` in half precision."""
+    """As the reference gives, to ``tolerances`` by the names of dtypes."""
     use_reference(monkeypatch)  # for the one that is made of others
     by_reference = getattr(reference, name, ops._sweep_scales_by_ops)
-    tolerance = {torch.float32: 1e-5, torch.bfloat16: half, torch.float64: 1e-9}[dtype]
+    allowed = {"float32": 1e-5, "bfloat16": 1e-2, "float64": 1e-9, **tolerances}
+    tolerance = allowed[str(dtype).removeprefix("torch.")]
     for args in calls(name, dtype, layout):
         got, want = results(name, kernel, args), results(name, by_reference, args)
         for g, w in zip(got, want, strict=True):

@@ -58,7 +58,8 @@ def backend(monkeypatch):
 @pytest.mark.parametrize("name", triton_backend.OPS)
 def test_kernel_and_reference_give_the_same_tensors(name, dtype, layout, monkeypatch):
     kernel = triton_backend.OPS[name]
-    test_ops.assert_same_tensors(name, kernel, dtype, layout, monkeypatch, half=2e-2)
+    tolerances = {"bfloat16": 2e-2, "float64": 1e-12}
+    test_ops.assert_same_tensors(name, kernel, dtype, layout, monkeypatch, **tolerances)
 
 
 @pytest.mark.parametrize("window_size", [3, 11])

@@ -591,9 +591,7 @@ std::tuple<Tensor, std::vector<Tensor>> ssim_nd_mean(const Tensor& x, const Tens
                                                      int64_t gradients) {
   map_sizes(x, y, std::nullopt, window, same);
   check_kept(kept);
-  std::vector<int64_t> shape;
-  for (int64_t i = 0; i < kept; ++i) shape.push_back(x.size(i));
-  const Tensor value = new_tensor(x, shape, arithmetic_dtype(x));
+  const Tensor value = new_tensor(x, kept_shape(x, kept), arithmetic_dtype(x));
   const std::vector<Tensor> grads = new_gradients(x, y, gradients);
   if (x.numel() == 0) {
     Tensor zero = value;

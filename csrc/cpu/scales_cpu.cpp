@@ -5,7 +5,8 @@
 // those of the finest scale until the end. So the finest scale is swept last, into memory in which
 // the images of the other scales lay: a step needs the gradients of all scales, 4/3 of an image,
 // and nothing else. (Half types are pooled to float, of which a part has memory of its own.)
-// Pooling alone takes a small part of the time of a sweep.
+// Pooling alone takes a small part of the time of a sweep. If the finest gradient waits for
+// backward, the images lie in memory that is freed for it.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -69,8 +70,7 @@ Combined combine_scales(std::vector<Tensor> terms, std::vector<double> scale_wei
     scales.push_back({static_cast<const double*>(terms[j].const_data_ptr()),
                       j + 1 == count ? kSsim : kContrastStructure, scale_weights[j],
                       double(positions[j])});
-  std::vector<int64_t> shape{batch, channels};
-  shape.resize(kept);
+  std::vector<int64_t> shape = kept_shape(terms[0], kept);
   const Tensor value = new_tensor(terms[0], shape, ScalarType::Double);
   shape.push_back(kTerms);
   const Tensor out = new_tensor(terms[0], shape, ScalarType::Double);
@@ -180,25 +180,27 @@ SweptScales sweep_scales(Tensor x, Tensor y, Settings settings, const ScalesRequ
   const int scales = request.scales();
   const Tensor finest_x = x, finest_y = y;
   const Settings finest_settings = settings;
-  const bool finest_last = scales > 1 && request.sweep_of(0, 1).gradients > 0;
+  const bool finest_last = scales > 1 && request.gradients > 0 && !request.late;
   Similarity finest;
   Space space;
   std::vector<Tensor> terms, grads;
   std::vector<int64_t> positions;
   for (int j = 0; j < scales; ++j) {
-    check_scale(x, y, settings, request.sweep_of(j, 1), j);
+    Request asked = request.sweep_of(j);
+    check_scale(x, y, settings, asked, j);
     const std::vector<int64_t> map = map_shape(x, settings);
     positions.push_back(map[2] * map[3]);
-    const Request asked = request.sweep_of(j, positions[j]);
+    asked.count = positions[j];  // makes means of sums
     Similarity results = new_results(x, y, asked);
     terms.push_back(std::get<1>(results));
     const auto& by_images = std::get<2>(results);
     auto& pooled = std::get<3>(results);
     grads.insert(grads.end(), by_images.begin(), by_images.end());
     if (j == 0) finest = results;
-    // If gradients wait for backward, memory that malloc may give out again for them.
+    // If gradients wait for backward, memory that malloc may give out again for one of them.
     if (j == 0 && scales > 1)
-      space = Space(request.late ? new_gradients(x, y, request.gradients) : by_images);
+      space = Space(request.late ? new_gradients(x, y, std::min<int64_t>(request.gradients, 1))
+                                 : by_images);
     if (j + 1 < scales) pooled = space.new_pooled(x, request.pooling);
     if (j == 0 && finest_last)
       pool(x, y, settings, request.pooling, pooled);
@@ -211,7 +213,8 @@ SweptScales sweep_scales(Tensor x, Tensor y, Settings settings, const ScalesRequ
     settings.scale = 1;
   }
   if (finest_last) {
-    Request asked = request.sweep_of(0, positions[0]);
+    Request asked = request.sweep_of(0);
+    asked.count = positions[0];
     asked.pooling = int64_t(Pooling::kNone);
     sweep(finest_x, finest_y, finest_settings, asked, finest);
   }

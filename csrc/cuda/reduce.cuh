@@ -157,7 +157,7 @@ struct CombinePlanes {
   int64_t groups, planes;      // planes of a group: 1 or, if joint, the channels
   bool absolute;               // negative means count as positive, else as 0
   double slope;                // the weight of MS-SSIM / the planes that a value is the mean of
-  int wanted;                  // terms of the finest scale
+  int wanted;                  // terms of the finest scale, and what its mean is of
   double positions_per_pixel;  // of the finest scale
   double* plane_terms;         // (N * C, kTerms), with MS-SSIM in the place of kContrastStructure
   double* slopes;              // (N * C, scale_count)
@@ -174,13 +174,11 @@ __global__ void __launch_bounds__(kSumThreads, 1) combine_planes(const CombinePl
   const Shared<double> powers = sums + kMostScales;
   const int thread = int(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
   const ScaleRecords& finest = p.scales[0];
-  // Read even if it is not wanted as a term.
-  const int finest_terms = p.wanted | 1 << p.mean_of(0);
   for (int64_t group = blockIdx.x; group < p.groups; group += gridDim.x) {
     for (int64_t i = 0; i < p.planes; ++i) {
       const int64_t plane = group * p.planes + i;
-      sum_warps(sum_records(finest.records + plane * finest.count * kTerms, finest.count,
-                            finest_terms, thread, kSumThreads),
+      sum_warps(sum_records(finest.records + plane * finest.count * kTerms, finest.count, p.wanted,
+                            thread, kSumThreads),
                 rows);
       // Coarser scales have few records: a warp for each. Those without one go along.
       static_assert(1 + kSumWarps >= kMostScales);

@@ -277,7 +277,8 @@ Similarity similarity(const Tensor& x, const Tensor& y, const Settings& settings
 // which is the same in terms of the other ops.
 SweptScales sweep_scales(Tensor x, Tensor y, Settings settings, const ScalesRequest& request) {
   check(request);
-  check_scale(x, y, settings, request.sweep_of(0, 1), 0);
+  const Request finest = request.sweep_of(0);
+  check_scale(x, y, settings, finest, 0);
   const int scales = request.scales();
   const int64_t batch = x.size(0), channels = x.size(1), planes = batch * channels;
   const ScalarType dtype = arithmetic_dtype(x);
@@ -297,14 +298,14 @@ SweptScales sweep_scales(Tensor x, Tensor y, Settings settings, const ScalesRequ
     combine.planes = request.joint ? channels : 1;
     combine.absolute = request.absolute;
     combine.slope = request.weights[kContrastStructure] / double(planes / value.numel());
-    combine.wanted = static_cast<int>(request.sweep_of(0, 1).wanted);
+    combine.wanted = static_cast<int>(finest.wanted);
     combine.positions_per_pixel = positions_per_pixel(x, settings);
     combine.plane_terms = data<double>(plane_terms);
     combine.slopes = data<double>(slopes);
     if (request.late) combine.finest_weights = data<A>(finest_weights);
     combine.by_ssim = request.weights[kSsim];
     for (int j = 0; j < scales; ++j) {
-      const Request sweep = request.sweep_of(j, 1);
+      const Request sweep = request.sweep_of(j);
       check_scale(x, y, settings, sweep, j);
       Job<A> job = make_job<A>(x, y, settings);
       set_request(job, x, settings, sweep);
