@@ -47,12 +47,14 @@ int main(int argc, char** argv) {
       Vector k = Vector{} + 0.999f, m = Vector{} + 0.001f;
       hide(k);
       hide(m);
-      Vector a = m, b = m, c = m, d = m, e = m, f = m, g = m, h = m, i = m, j = m;
+      Vector chain[kChains];
+      for (Vector& v : chain) hide(v = m);  // else they are one, to the compiler
       for (long step = 0; step < kSteps; ++step) {
-        a = a * k + m, b = b * k + m, c = c * k + m, d = d * k + m, e = e * k + m;
-        f = f * k + m, g = g * k + m, h = h * k + m, i = i * k + m, j = j * k + m;
+#pragma GCC unroll 16
+        for (Vector& v : chain) v = v * k + m;
       }
-      Vector sum = ((a + b) + (c + d)) + ((e + f) + (g + h)) + (i + j);
+      Vector sum{};
+      for (const Vector& v : chain) sum += v;
       hide(sum);
     });
     best = std::max(best, double(kSteps) * kChains * kLanes * threads / taken / 1e9);

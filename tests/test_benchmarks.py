@@ -2,6 +2,9 @@
 
 import json
 import os
+import platform
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,3 +61,14 @@ def test_a_group_and_its_report(tmp_path):
         "benchmarks_ratios.svg",
         "benchmarks_time.svg",
     ]
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or shutil.which("c++") is None, reason="needs a compiler for x86"
+)
+@pytest.mark.parametrize("flags", [["-mavx2", "-mfma"], ["-mavx512f"]], ids=lambda flags: flags[0])
+def test_the_probe_of_multiply_adds_keeps_more_chains_than_the_latency_needs(flags):
+    """A compiler that finds chains alike keeps one, whose latency would pass for the peak."""
+    command = ["c++", "-O2", "-std=c++17", *flags, "-S", str(BENCH / "limits.cpp"), "-o", "-"]
+    code = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert len(set(re.findall(r"\tvfmadd\d+ps\t.*%([yz]mm\d+)$", code, re.MULTILINE))) >= 10
