@@ -27,6 +27,7 @@ namespace ssimfast::cpu {
 constexpr int kRows = 4;
 constexpr int kMaxRing = kMaxWindow + kRows - 1;
 constexpr int kMaxLanes = 16;
+constexpr int kChunk = 32;  // columns that share a centring pixel of s, in the horizontal adjoint
 
 enum class Pass {
   kValue,        // sums of the terms
@@ -87,11 +88,16 @@ struct Workspace {
   }
   // Rows of pixels that the adjoint of the oldest row and the window of the newest one see.
   static int64_t pixel_rows(int window) { return 3 * (window / 2) + kRows; }
+  // Columns that the windows of a chunk cover, in whole vectors.
+  static int64_t chunk_pitch(int window) {
+    return (kChunk + 2 * (window / 2) + kMaxLanes - 1) / kMaxLanes * kMaxLanes;
+  }
   static int64_t size(int64_t tile_width, int window) {
     const int64_t ring = window + kRows - 1;
     const int64_t rows = 2 * pixel_rows(window) + (int(kMoments) + int(kPartials)) * ring +
                          (kPartials + 2) * kRows + 4;
-    return rows * pitch(tile_width, window);
+    const int64_t chunks = (tile_width + kChunk - 1) / kChunk;
+    return rows * pitch(tile_width, window) + chunks * chunk_pitch(window);
   }
 };
 
@@ -183,6 +189,8 @@ class TileKernel {
         y_buffer(x_buffer + pitch),
         out_row(y_buffer + pitch),
         out_row_y(out_row + pitch),
+        chunks(out_row_y + pitch),
+        chunk_pitch(Workspace<A>::chunk_pitch(window)),
         weight_ssim(4 * plane_weight(kSsim)),
         weight_cs(4 * plane_weight(kContrastStructure)),
         loaded(first_row) {}
@@ -211,8 +219,7 @@ class TileKernel {
   static constexpr int kLanes = sizeof(V) / sizeof(A);
   static constexpr int kBlock = kWindow > 0 ? kRows : 1;  // rows that share a centring row
   static constexpr int kSums = kBoth ? 4 : 3;             // maps of the adjoint
-  static constexpr int kStep = 128;                    // columns that go on to statistics at once
-  static constexpr int kChunk = std::max(32, kLanes);  // columns that share a centring pixel of s
+  static constexpr int kStep = 128;  // columns that go on to statistics at once
 
   const Job<A>& job;
   const Tile tile;
@@ -238,6 +245,8 @@ class TileKernel {
   A* const y_buffer;
   A* const out_row;
   A* const out_row_y;
+  A* const chunks;                 // of one row: what the horizontal adjoint filters of s
+  const int64_t chunk_pitch;       // between them
   const A weight_ssim, weight_cs;  // four times those of the sums
   int64_t loaded;                  // the first pixel row that is not in the ring yet
   Sums sums;
@@ -621,10 +630,13 @@ class TileKernel {
             kBoth ? job.grad_y.in_place(tile.n, tile.c, g + b, tile.column_begin, out_row_y)
                   : nullptr;
         const A* const own = pixel_row(g + b) + 2 * halo;
-        int64_t c = 0;
-        for (; c + kChunk <= columns; c += kChunk)
-          row_adjoint<true>(taps, b, near, own, c, by_x, by_y);
-        if (c < columns) row_adjoint<false>(taps, b, near, own, c, by_x, by_y);
+        // All chunks before the first is filtered: what was stored just before is slow to load from
+        // between.
+        for_chunks([&](int64_t c, auto some)
+                       SSIMFAST_INLINE_LAMBDA { fill_chunk(b, near, c, some); });
+        for_chunks([&](int64_t c, auto some) SSIMFAST_INLINE_LAMBDA {
+          row_adjoint(taps, b, near, own, c, some, by_x, by_y);
+        });
         if constexpr (kPass == Pass::kGradient) add_pixel_gradient(g + b, by_x, by_y);
         if (by_x == out_row)
           job.grad_x.row(tile.n, tile.c, g + b, tile.column_begin, columns, out_row);
@@ -679,24 +691,42 @@ class TileKernel {
     }
   }
 
-  // The horizontal half, for one chunk of columns of one row, from column c on: gradients by x, and
-  // by y where both are wanted. `own` points to the first column's own s. kWhole: the chunk is, and
-  // its loops are unrolled.
-  template <bool kWhole>
-  SSIMFAST_INLINE void row_adjoint(const Taps& taps, int row, const A* near, const A* own,
-                                   int64_t c, A* by_x, A* by_y) const {
+  // body(c, some) for each chunk of columns: its first one and their number, a constant where it is
+  // whole, and loops over it are unrolled.
+  template <class Body>
+  SSIMFAST_INLINE void for_chunks(Body&& body) const {
+    int64_t c = 0;
+    for (; c + kChunk <= columns; c += kChunk) body(c, std::integral_constant<int, kChunk>());
+    if (c < columns) body(c, int(columns - c));
+  }
+
+  SSIMFAST_INLINE A* chunk(int64_t c) const { return chunks + c / kChunk * chunk_pitch; }
+
+  // The pixel of s that the `some` columns from c on share.
+  SSIMFAST_INLINE A shared_s(const A* near, int64_t c, int some) const {
+    return near[c + halo + some / 2];
+  }
+
+  // What does not depend on the pixel of the gradient, moved to that pixel, of all columns that a
+  // chunk's windows cover.
+  SSIMFAST_INLINE void fill_chunk(int row, const A* near, int64_t c, int some) const {
     const int half = (kWindow > 0 ? kWindow : window) / 2;
+    const A* const by_var = adjoint_row(kByVarS, row) + c;
+    const A* const rest = adjoint_row(kRestS, row) + c;
+    const A s = shared_s(near, c, some);
+#pragma GCC unroll 16
+    for (int i = 0; i < some + 2 * half; i += kLanes)
+      store(chunk(c) + i, load<V>(rest + i) + (s - load<V>(near + c + i)) * load<V>(by_var + i));
+  }
+
+  // The horizontal half, for one chunk of columns of one row, from column c on: gradients by x, and
+  // by y where both are wanted. `own` points to the first column's own s.
+  SSIMFAST_INLINE void row_adjoint(const Taps& taps, int row, const A* near, const A* own,
+                                   int64_t c, int some, A* by_x, A* by_y) const {
     const A* const var_s = adjoint_row(kByVarS, row) + c;
     const A* const var_d = adjoint_row(kByVarD, row) + c;
-    alignas(64) A rest_s[kChunk + kMaxWindow + kMaxLanes];
-    const int some = kWhole ? kChunk : int(columns - c);
-    const int64_t middle = c + half + some / 2;
-    const A s = near[middle];
-#pragma GCC unroll 16
-    for (int i = 0; i < some + 2 * half; i += kLanes) {
-      store(rest_s + i, load<V>(adjoint_row(kRestS, row) + c + i) +
-                            (s - load<V>(near + c + i)) * load<V>(var_s + i));
-    }
+    const A* const rest_s = chunk(c);
+    const A s = shared_s(near, c, some);
 #pragma GCC unroll 16
     for (int i = 0; i < some; i += kLanes) {
       const V own_s = load<V>(own + c + i), own_d = load<V>(own + pitch + c + i);
