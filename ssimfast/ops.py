@@ -245,6 +245,10 @@ _collapse = torch.ops.ssimfast.collapse.default
 _collapse_ = torch.ops.ssimfast.collapse_.default
 
 
+_is_batched = torch._C._functorch.is_batchedtensor
+_is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
+
+
 def _check_backward(*upstream: Tensor) -> None:
     """Refuses, in backward, what it is not made for."""
     if torch.is_grad_enabled():  # in backward only if a second derivative was asked for
@@ -252,12 +256,15 @@ def _check_backward(*upstream: Tensor) -> None:
             "ssimfast is differentiable once: call backward or torch.autograd.grad without "
             "create_graph=True"
         )
-    tests = (torch._C._functorch.is_legacy_batchedtensor, torch._C._functorch.is_batchedtensor)
-    if not torch.compiler.is_compiling() and any(test(g) for test in tests for g in upstream):
-        raise RuntimeError(
-            "ssimfast takes one upstream gradient at a time: call torch.autograd.grad for each, "
-            "with retain_graph=True, instead of for all with is_grads_batched=True or vmap"
-        )
+    if torch.compiler.is_compiling():
+        return
+    for grad in upstream:
+        if _is_batched(grad) or _is_legacy_batched(grad):
+            raise RuntimeError(
+                "ssimfast takes one upstream gradient at a time: call torch.autograd.grad for "
+                "each, with retain_graph=True, instead of for all with is_grads_batched=True or "
+                "vmap"
+            )
 
 
 # Whether the pass of backward that is running was asked to retain the graph; where torch does not
@@ -289,10 +296,11 @@ def _in_order(x: Tensor, y: Tensor, needs: tuple[bool, bool]) -> tuple[Tensor, T
     return (x, y) if needs[0] else (y, x)
 
 
-def _by_need(grads: Sequence[Tensor], needs: tuple[bool, bool]) -> list[Tensor | None]:
+def _by_need(
+    grads: Sequence[Tensor], needs: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of the images in that order, as gradients by x and y."""
-    rest = iter(grads)
-    return [next(rest) if need else None for need in needs]
+    return grads[0] if needs[0] else None, grads[-1] if needs[1] else None
 
 
 class SSIMMap(torch.autograd.Function):
@@ -395,10 +403,11 @@ class Similarity(torch.autograd.Function):
         needs = ctx.needs_input_grad[:2]
         x, y = _in_order(x, y, needs)
         # Large factors wait for backward: float16 could not hold the gradient that they make.
-        largest = max(1.0, *(abs(weight) for weight in weights))
+        largest = max(1.0, *map(abs, weights))
+        bounded = weights if largest == 1 else [weight / largest for weight in weights]
         value, terms, grads, _ = _similarity(
-            *(x, y, *settings, _bits(weights), [weight / largest for weight in weights]),
-            *(None, rows, columns, count, kept, sum(needs), 0),
+            *(x, y, *settings, _bits(weights), bounded, None, rows, columns, count, kept),
+            *(sum(needs), 0),
         )
         value = value * largest if largest > 1 else value
         value = value + constant if constant else value
@@ -615,8 +624,9 @@ def _unpad_reflection(grad: Tensor, halo: int, image: Tensor) -> Tensor:
 
 def _is_transformed(*inputs: Tensor | None) -> bool:
     """Whether a transform of torch.func differentiates or batches one of them."""
-    if torch.compiler.is_compiling():  # which can tell only that there is one
-        return torch._C._are_functorch_transforms_active()
+    active = torch._C._are_functorch_transforms_active()
+    if not active or torch.compiler.is_compiling():  # which can tell only that there is one
+        return active
     tests = (torch._C._functorch.is_gradtrackingtensor, torch._C._functorch.is_batchedtensor)
     return any(test(tensor) for test in tests for tensor in inputs if tensor is not None)
 
