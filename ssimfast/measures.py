@@ -261,16 +261,23 @@ class Pyramid(Windowed):
 @dataclass(kw_only=True)
 class MSSSIMMeasure(Pyramid):
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        return self._reduced(x, y, 1.0, 0.0)
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """``1 - MS-SSIM``, of each summand."""
+        return self._reduced(x, y, -1.0, 1.0)
+
+    def _reduced(self, x: Tensor, y: Tensor, factor: float, constant: float) -> Tensor:
         x, y = checked_images(x, y)
         scales = self._scales(x)
         whole = 1 if self.channels == "joint" else 2  # of an image or of a plane
         kept = _KEPT.get(self.reduction, whole)
         if x.numel() == 0:
-            value = _constant(x, y, kept, 1.0)
+            value = _constant(x, y, kept, factor + constant)
         else:
-            weights = [0.0, 1.0, 0.0, 0.0, 0.0]
-            settings = self.settings(x)
-            value = ops.multi_scale(x, y, settings, scales, weights, None, None, kept)[0]
+            weights = [0.0, factor, 0.0, 0.0, 0.0]
+            rest = (weights, constant, None, None, kept)
+            value = ops.multi_scale(x, y, self.settings(x), scales, *rest)[0]
         return value.sum() if self.reduction == "sum" else value
 
 
@@ -322,18 +329,17 @@ class MixtureMeasure(Pyramid):
             terms = torch.stack([_constant(x, y, kept, float(t < 2)) for t in range(5)], -1)
             loss = terms[..., 2]
         else:
-            weights = [-by_ssim, -by_ms_ssim, *by_pixels]
+            weights, constant = [-by_ssim, -by_ms_ssim, *by_pixels], by_ssim + by_ms_ssim
             rows = columns = None
             if self._factors[-1] > 0:
                 of_scales = 1 if scales is None else len(scales[0])
                 rows, columns = (self._inside(size, of_scales, x) for size in x.shape[2:])
+            shared = (weights, constant, rows, columns)
             if scales is None:
                 count = ops.positions(x, settings, kept)
-                rest = (by_ssim, rows, columns, count, kept)
-                loss, terms = ops.similarity(x, y, settings, weights, *rest)
+                loss, terms = ops.similarity(x, y, settings, *shared, count, kept)
             else:
-                value, terms = ops.multi_scale(x, y, settings, scales, weights, rows, columns, kept)
-                loss = value + (by_ssim + by_ms_ssim)
+                loss, terms = ops.multi_scale(x, y, settings, scales, *shared, kept)
         if not self.return_terms:
             return loss
         terms = terms.detach().to(loss.dtype)

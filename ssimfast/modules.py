@@ -115,10 +115,7 @@ class MSSSIMLoss(MSSSIM):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Images (N, C, H, W) to the loss: shape (), (N,) or (N, C), by ``reduction``."""
-        if self.measure.reduction == "sum":
-            whole = 1 if self.measure.channels == "joint" else 2
-            return x.shape[:whole].numel() - self.measure(x, y)
-        return 1 - self.measure(x, y)
+        return self.measure.loss(x, y)
 
 
 class SimilarityLoss(_Module, Generic[_Loss]):

@@ -428,7 +428,7 @@ class Similarity(torch.autograd.Function):
 
 
 class MultiScale(torch.autograd.Function):
-    """A weighted sum of MS-SSIM and the terms of the finest scale.
+    """A weighted sum of MS-SSIM and the terms of the finest scale, and a constant.
 
     Each scale is one sweep, which leaves its gradient and the images of the next one; only backward
     knows what each gradient counts, and sums the pyramid. With SSIM beside MS-SSIM, two gradients
@@ -443,6 +443,7 @@ class MultiScale(torch.autograd.Function):
         settings: reference.Settings,
         scales: Scales,
         weights: list[float],
+        constant: float,
         rows: Tensor | None,
         columns: Tensor | None,
         kept: int,
@@ -454,6 +455,7 @@ class MultiScale(torch.autograd.Function):
         value, terms, slopes, finest_weights, grads = _of_all_scales(
             x, y, settings, scales, weights, rows, columns, kept, sum(needs), late
         )
+        value = value + constant if constant else value
         keeps_images = late or any(weights[reference.L1 :])
         images = (x, y) if keeps_images else (None, None)
         ctx.save_for_backward(slopes, finest_weights, *images, rows, columns, *grads)
@@ -464,7 +466,7 @@ class MultiScale(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, _: None) -> Any:
         if upstream is None:  # nothing depends on the value
-            return (None,) * 8
+            return (None,) * 9
         _check_backward(upstream)
         needs = ctx.needs_input_grad[:2]
         count = sum(needs)
@@ -493,7 +495,7 @@ class MultiScale(torch.autograd.Function):
             else:
                 finest = _collapse([finest, *coarser], *rest)
             out.append(finest)
-        return *_by_need(out, needs), *[None] * 6
+        return *_by_need(out, needs), *[None] * 7
 
 
 def _bits(weights: list[float]) -> int:
@@ -707,12 +709,15 @@ def multi_scale(
     settings: reference.Settings,
     scales: Scales,
     weights: list[float],
+    constant: float,
     rows: Tensor | None,
     columns: Tensor | None,
     kept: int,
 ) -> tuple[Tensor, Tensor]:
-    """The weighted sum of (SSIM, MS-SSIM, L1, L2, blurred L1), and these five."""
+    """The weighted sum of (SSIM, MS-SSIM, L1, L2, blurred L1), plus a constant, and these five."""
+    rest = (rows, columns, kept)
     if _needs_autograd(x, y):
         differentiable: _OfPairs = MultiScale.apply
-        return differentiable(x, y, settings, scales, weights, rows, columns, kept)
-    return _of_all_scales(x, y, settings, scales, weights, rows, columns, kept, 0, False)[:2]
+        return differentiable(x, y, settings, scales, weights, constant, *rest)
+    value, terms, *_ = _of_all_scales(x, y, settings, scales, weights, *rest, 0, False)
+    return value + constant if constant else value, terms
