@@ -56,7 +56,7 @@ SANITIZED := $(abspath $(VENV))/sanitized
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined
 RUNTIME = $(shell for name in asan ubsan stdc++; do g++ -print-file-name=lib$$name.so; done)
 SANITIZED_TESTS := $(patsubst %,tests/test_%.py,components masks_and_volumes ms_ssim ops \
-  similarity_loss ssim uint8)
+  promises similarity_loss ssim uint8)
 
 # -s: what they report must not be lost with the process that they end.
 SANITIZED_PYTEST = LD_PRELOAD='$(RUNTIME)' ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \

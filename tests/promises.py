@@ -1,15 +1,98 @@
 """What functions of the package promise, checked in one way; and what tests of them need."""
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from torch import Tensor
 
+import ssimfast
 from ssimfast import ops
 
 NO_EXTENSION = "the extension was not built: no C++ compiler at install time"
 needs_extension = pytest.mark.skipif(ops.extension is None, reason=NO_EXTENSION)
+
+# The same values laid out in other ways, of images and of volumes.
+LAYOUTS = {
+    "channels_last": lambda image: image.contiguous(memory_format=channels_last(image)),
+    "sliced": lambda image: torch.nn.functional.pad(image, (3, 5, 2, 1))[..., 2:-1, 3:-5],
+    "every_second_column": lambda image: torch.stack((image, image * 0), -1)[..., 0],
+    "transposed": lambda image: image.movedim(2, -1).contiguous().movedim(-1, 2),
+    "batch_innermost": lambda image: image.movedim(0, -1).contiguous().movedim(-1, 0),
+}
+
+
+def channels_last(image: Tensor) -> torch.memory_format:
+    return torch.channels_last if image.dim() == 4 else torch.channels_last_3d
+
+
+def pair(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Two images in [0, 1] that are neither equal nor unrelated."""
+    x = torch.rand(shape, dtype=torch.float64)
+    y = (0.7 * x + 0.3 * torch.rand(shape, dtype=torch.float64)).clamp(0, 1)
+    return x.to(dtype), y.to(dtype)
+
+
+def drawn(seed: int, *shape: int) -> tuple[Tensor, Tensor]:
+    """Two images for hypothesis, alike, unrelated or each other's negative."""
+    generator = torch.Generator().manual_seed(seed)
+    x, noise = torch.rand(2, *shape, dtype=torch.float64, generator=generator)
+    return x, (1 - seed % 4 / 2) * x + seed % 7 / 10 * noise
+
+
+class Function(NamedTuple):
+    """A function of two images, and a shape that they may have. What it returns is differentiable,
+    or has no graph."""
+
+    of: Callable[..., Tensor | tuple[Tensor, ...]]
+    shape: tuple[int, ...]
+    arguments: dict
+
+    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        result = self.of(x, y, **self.arguments)
+        return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def _masked(x: Tensor, y: Tensor, **arguments) -> Tensor:
+    mask = torch.arange(x.shape[-1], device=x.device) % 4 / 3
+    return ssimfast.ssim(x, y, mask=mask, **arguments)
+
+
+def _mixture(x: Tensor, y: Tensor, **factors: float) -> tuple[Tensor, ...]:
+    arguments = {"weights": (0.4, 0.6), "return_terms": True, **factors}
+    loss, terms = ssimfast.similarity_loss(x, y, **arguments)
+    return loss, *terms.values()
+
+
+IMAGES, PYRAMIDS, VOLUMES = (2, 3, 20, 23), (2, 3, 23, 26), (2, 2, 8, 9, 10)
+_ALL = {"ssim": 0.3, "ms_ssim": 0.5, "l1": 0.7, "l2": 0.9, "gaussian_l1": 1.1}
+_PLANES = {"reduction": "none", "padding": "same", "odd": "replicate", "negative": "abs"}
+_JOINT = {"reduction": "batch", "channels": "joint", "odd": "pad", "padding": "reflect"}
+# Every way through the package that has a kernel or an autograd Function of its own.
+FUNCTIONS = {
+    "ssim": Function(ssimfast.ssim, IMAGES, {}),
+    "images": Function(ssimfast.ssim, IMAGES, {"reduction": "batch"}),
+    "map": Function(ssimfast.ssim, IMAGES, {"reduction": "none"}),
+    "reflected": Function(ssimfast.ssim, IMAGES, {"padding": "reflect"}),
+    "components": Function(ssimfast.ssim_components, IMAGES, {}),
+    "reflected_components": Function(ssimfast.ssim_components, IMAGES, {"padding": "reflect"}),
+    "masked": Function(_masked, IMAGES, {}),
+    "masked_map": Function(_masked, IMAGES, {"reduction": "none", "padding": "same"}),
+    "volume": Function(ssimfast.ssim, VOLUMES, {"window_size": 5}),
+    "volume_map": Function(
+        ssimfast.ssim, VOLUMES, {"window_size": 5, "padding": "reflect", "reduction": "none"}
+    ),
+    "masked_volume": Function(_masked, VOLUMES, {"window_size": 5}),
+    "ms_ssim": Function(ssimfast.ms_ssim, PYRAMIDS, {"weights": (0.4, 0.6)}),
+    "ms_ssim_planes": Function(ssimfast.ms_ssim, PYRAMIDS, {"weights": (0.4, 0.6), **_PLANES}),
+    "ms_ssim_joint": Function(ssimfast.ms_ssim, PYRAMIDS, {"weights": (0.4, 0.6), **_JOINT}),
+    "mixture": Function(_mixture, PYRAMIDS, _ALL),
+    "mixture_of_one_scale": Function(_mixture, PYRAMIDS, {**_ALL, "weights": (0.9,)}),
+    "mixture_without_ms_ssim": Function(_mixture, PYRAMIDS, {**_ALL, "ms_ssim": 0.0}),
+    "pixels": Function(_mixture, PYRAMIDS, {**_ALL, "ssim": 0.0, "ms_ssim": 0.0}),
+}
 
 # Examples of hypothesis: the same ones every time, and few, for each runs kernels.
 few = settings(

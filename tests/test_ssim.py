@@ -1,13 +1,11 @@
 """Values and gradients of ssimfast.ssim against an independent float64 oracle."""
 
-import numpy as np
 import oracle
 import pytest
 import torch
 from comparison import TOLERANCES, as_float64, assert_matches_oracle, assert_near, loosened
 from conftest import use_reference
-from promises import assert_same_bits_for_every_number_of_threads
-from torch.autograd import forward_ad
+from promises import assert_same_bits_for_every_number_of_threads, pair
 
 import ssimfast
 from ssimfast import reference
@@ -20,13 +18,6 @@ SIZES = {
     "block_of_rows_plus_one": (1, 1, 21, 25),
     "many_planes": (300, 3, 11, 12),
 }
-
-
-def pair(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two images in [0, 1] that are neither equal nor unrelated."""
-    x = torch.rand(shape, dtype=torch.float64)
-    y = (0.7 * x + 0.3 * torch.rand(shape, dtype=torch.float64)).clamp(0, 1)
-    return x.to(dtype), y.to(dtype)
 
 
 @pytest.mark.parametrize("padding", ["valid", "same"])
@@ -252,51 +243,6 @@ def test_float16_gradient_survives_a_tiny_range(backend):
 # ---- layouts ------------------------------------------------------------------------------------
 
 
-def layouts(image: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The same values laid out in other ways."""
-    wide = torch.zeros(*image.shape[:-1], image.shape[-1] * 2, dtype=image.dtype)
-    wide[..., ::2] = image
-    return {
-        "channels_last": image.contiguous(memory_format=torch.channels_last),
-        "sliced": torch.nn.functional.pad(image, (3, 5, 2, 1))[..., 2:-1, 3:-5],
-        "every_second_column": wide[..., ::2],
-        "transposed": image.transpose(-1, -2).contiguous().transpose(-1, -2),
-        "batch_innermost": image.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2),
-    }
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("layout", layouts(torch.rand(1, 1, 2, 2)))
-def test_strides(backend, layout, dtype):
-    x, y = pair(2, 3, 20, 23, dtype=dtype)
-    for reduction in ("mean", "batch", "none"):
-        want_x, want_y = x.clone().requires_grad_(), y.clone().requires_grad_()
-        want = ssimfast.ssim(want_x, want_y, reduction=reduction)
-        want.backward(torch.ones_like(want))
-        got_x = layouts(x)[layout].requires_grad_()
-        got_y = y.clone().requires_grad_()
-        assert torch.equal(got_x, x)
-        got = ssimfast.ssim(got_x, got_y, reduction=reduction)
-        got.backward(torch.ones_like(got))
-        assert torch.equal(got, want)
-        assert torch.equal(got_x.grad, want_x.grad) and torch.equal(got_y.grad, want_y.grad)
-
-
-def test_expanded_images_and_gradients(backend):
-    x = torch.rand(1, 1, 16, 16).requires_grad_()
-    y = torch.rand(2, 3, 16, 16)
-    ssimfast.ssim(x.expand(2, 3, 16, 16), y, reduction="none").mean().backward()
-    copy = x.detach().clone().requires_grad_()
-    ssimfast.ssim(copy.repeat(2, 3, 1, 1), y).backward()
-    torch.testing.assert_close(x.grad, copy.grad)
-
-
-def test_gradient_keeps_the_memory_format(backend):
-    x = torch.rand(2, 3, 16, 16).contiguous(memory_format=torch.channels_last).requires_grad_()
-    ssimfast.ssim(x, torch.rand(2, 3, 16, 16)).backward()
-    assert x.grad.is_contiguous(memory_format=torch.channels_last)
-
-
 @pytest.mark.parametrize("shape", [(0, 3, 16, 16), (2, 0, 16, 16)], ids=str)
 def test_empty_batch(backend, shape):
     x, y = torch.rand(shape).requires_grad_(), torch.rand(shape).requires_grad_()
@@ -313,37 +259,6 @@ def test_empty_batch(backend, shape):
 # ---- which gradients, how often -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_only_what_is_asked_for(backend, reduction):
-    x, y = pair(1, 2, 20, 20)
-    *_, want_x, want_y = oracle.ssim(as_float64(x), as_float64(y))
-    for ask_x, ask_y in ((True, False), (False, True), (True, True)):
-        a, b = x.clone().requires_grad_(ask_x), y.clone().requires_grad_(ask_y)
-        ssimfast.ssim(a, b, reduction=reduction).sum().backward()
-        scale = 1 if reduction == "none" else 2 * 10 * 10
-        for image, want in ((a, want_x), (b, want_y)):
-            if image.requires_grad:
-                assert_near(image.grad, want / scale, 2e-6 * np.abs(want).max() / scale, reduction)
-            else:
-                assert image.grad is None
-
-
-def test_no_graph_without_need(backend):
-    x, y = pair(1, 1, 16, 16)
-    assert not ssimfast.ssim(x, y).requires_grad
-    with torch.no_grad():
-        assert not ssimfast.ssim(x.requires_grad_(), y).requires_grad
-
-
-def test_backward_twice_with_retained_graph(backend):
-    x, y = pair(1, 1, 16, 16)
-    x.requires_grad_()
-    value = ssimfast.ssim(x, y)
-    (first,) = torch.autograd.grad(value, x, retain_graph=True)
-    (second,) = torch.autograd.grad(value, x)
-    assert torch.equal(first, second)
-
-
 @pytest.mark.parametrize("padding", ["valid", "same"])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "batch", "none"])
 def test_gradcheck(backend, reduction, padding):
@@ -353,27 +268,6 @@ def test_gradcheck(backend, reduction, padding):
         lambda a, b: ssimfast.ssim(a, b, window_size=5, padding=padding, reduction=reduction),
         (x, y),
     )
-
-
-@pytest.mark.filterwarnings("ignore:.torch.jit")  # deprecated, and used by forward_ad itself
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_forward_mode_is_refused(backend, reduction):
-    x, y = pair(1, 1, 16, 16)
-    with forward_ad.dual_level():
-        dual = forward_ad.make_dual(x, torch.ones_like(x))
-        with pytest.raises(NotImplementedError, match="forward mode AD|jvp"):
-            ssimfast.ssim(dual, y, reduction=reduction)
-    with pytest.raises(RuntimeError):
-        torch.func.jvp(lambda a: ssimfast.ssim(a, y, reduction=reduction), (x,), (x,))
-
-
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_second_derivative_is_refused(backend, reduction):
-    x, y = pair(1, 1, 16, 16)
-    x.requires_grad_()
-    value = ssimfast.ssim(x, y, reduction=reduction).sum()
-    with pytest.raises(RuntimeError, match="differentiable once.*create_graph"):
-        torch.autograd.grad(value, x, create_graph=True)
 
 
 # ---- determinism, threads, instruction sets -----------------------------------------------------

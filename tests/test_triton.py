@@ -20,7 +20,7 @@ from comparison import (
     loosened,
 )
 from conftest import use_triton
-from test_ssim import pair
+from promises import pair
 
 import ssimfast
 from ssimfast import ops, reference
