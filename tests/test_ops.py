@@ -149,6 +149,24 @@ def test_kernel_and_reference_give_the_same_tensors(name, dtype, layout, monkeyp
     assert_same_tensors(name, getattr(torch.ops.ssimfast, name), dtype, layout, monkeypatch)
 
 
+@pytest.mark.parametrize("more", [False, True])
+@needs_extension
+def test_combining_scales_without_a_negative_mean(more):
+    """It has no kernel of its own: where nothing is negative it is the one that combines them."""
+    scales, weights, *rest = arguments("combine_scales_or_raise", more, torch.float32, "contiguous")
+    got = torch.ops.ssimfast.combine_scales_or_raise(scales, weights, *rest)
+    want = torch.ops.ssimfast.combine_scales(scales, weights, False, *rest)
+    assert len(got) == len(want) == 3
+    for g, w in zip(got, want, strict=True):
+        assert g.stride() == w.stride() and g.dtype == w.dtype
+        torch.testing.assert_close(g, w, rtol=1e-9, atol=1e-9)
+    scales[1][0, 0] = -9
+    with pytest.raises(ValueError, match='negative="raise": a mean of contrast-structure is -'):
+        torch.ops.ssimfast.combine_scales_or_raise(scales, weights, *rest)
+    weights[1] = 0.0  # where it does not count
+    torch.ops.ssimfast.combine_scales_or_raise(scales, weights, *rest)
+
+
 @needs_extension
 def test_a_direct_call_is_guarded():
     x = torch.rand(1, 1, 16, 16)
