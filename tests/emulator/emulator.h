@@ -71,13 +71,9 @@
   };                              \
   inline Name make_##Name(T x, T y, T z, T w) { return {x, y, z, w}; }
 EMULATOR_VECTOR2(float2, float, 8)
-EMULATOR_VECTOR2(int2, int, 8)
 EMULATOR_VECTOR2(uint2, unsigned, 8)
-EMULATOR_VECTOR2(double2, double, 16)
 EMULATOR_VECTOR4(float4, float)
-EMULATOR_VECTOR4(int4, int)
 EMULATOR_VECTOR4(uint4, unsigned)
-EMULATOR_VECTOR4(double4, double)
 #undef EMULATOR_VECTOR2
 #undef EMULATOR_VECTOR4
 
@@ -426,8 +422,7 @@ struct FreeDeleter {
 struct SharedMemory {
   std::unique_ptr<char, FreeDeleter> data;
   size_t size = 0;
-  const void* key = nullptr;  // of a static array
-  std::vector<Word> words;    // stale ones are older than the block
+  std::vector<Word> words;  // stale ones are older than the block
 
   void allocate(size_t bytes) {
     if (!data || size != bytes)
@@ -445,7 +440,6 @@ struct Block {
   std::vector<Warp> warps;
   int count = 0;
   SharedMemory dynamic;
-  std::vector<std::unique_ptr<SharedMemory>> statics;
   uint32_t start = 0, last_barrier = 0;  // times
   int waiting = 0, finished = 0;
 };
@@ -598,23 +592,19 @@ inline void check_alignment(uintptr_t address, size_t size, const char* memory, 
          " past a multiple of ", alignment);
 }
 
-// The memory that holds the bytes, among the static arrays of the block.
-EMULATOR_COLD inline SharedMemory& find_static(uintptr_t address, size_t size, const char* verb) {
-  Block& block = *machine.block;
-  for (const auto& memory : block.statics) {
-    const size_t offset = address - reinterpret_cast<uintptr_t>(memory->data.get());
-    if (offset < memory->size && size <= memory->size - offset) return *memory;
-  }
-  const auto first = reinterpret_cast<uintptr_t>(block.dynamic.data.get());
+EMULATOR_COLD inline void fail_out_of_bounds(uintptr_t address, size_t size, const char* verb) {
+  const SharedMemory& dynamic = machine.block->dynamic;
+  const auto first = reinterpret_cast<uintptr_t>(dynamic.data.get());
   fail("shared memory out of bounds: thread ", machine.thread->id, " ", verb, " ", size,
-       " bytes at byte ", int64_t(address - first), " of ", block.dynamic.size);
+       " bytes at byte ", int64_t(address - first), " of ", dynamic.size);
 }
 
 inline SharedMemory& find_shared(uintptr_t address, size_t size, const char* verb) {
   SharedMemory& dynamic = machine.block->dynamic;
   const size_t offset = address - reinterpret_cast<uintptr_t>(dynamic.data.get());
-  if (EMULATOR_LIKELY(offset < dynamic.size && size <= dynamic.size - offset)) return dynamic;
-  return find_static(address, size, verb);
+  if (!EMULATOR_LIKELY(offset < dynamic.size && size <= dynamic.size - offset))
+    fail_out_of_bounds(address, size, verb);
+  return dynamic;
 }
 
 // Whether the thread's access now is unordered with the last write of another.
@@ -798,30 +788,6 @@ inline void* dynamic_shared() {
   detail::check_thread();
   return detail::machine.block->dynamic.data.get();
 }
-
-// A static array of the block, one for each key.
-inline void* static_shared(const void* key, size_t bytes) {
-  detail::check_thread();
-  detail::Block& block = *detail::machine.block;
-  size_t total = block.dynamic.size;
-  for (const auto& memory : block.statics) {
-    if (memory->key == key) return memory->data.get();
-    total += memory->size;
-  }
-  if (total + bytes > detail::machine.options.max_shared_bytes)
-    detail::fail("too much shared memory: ", total + bytes, " bytes");
-  auto memory = std::make_unique<detail::SharedMemory>();
-  memory->key = key;
-  memory->allocate(bytes);
-  memory->poison();
-  block.statics.push_back(std::move(memory));
-  return block.statics.back()->data.get();
-}
-
-// In a kernel, `T name[count]` in shared memory; for use through hooks only, as Shared<T>(name).
-#define EMULATED_SHARED(T, name, count) \
-  static const char name##_key = 0;     \
-  T* const name = static_cast<T*>(::emulator::static_shared(&name##_key, sizeof(T) * (count)))
 
 // Fills memory with NaN, whichever its dtype: what a kernel leaves out then shows.
 inline void poison(void* memory, size_t bytes) { std::memset(memory, 0xff, bytes); }
@@ -1047,7 +1013,6 @@ inline void start_block(Block& block, int64_t number, size_t shared_bytes) {
   block.start = block.last_barrier = ++machine.clock;
   block.dynamic.allocate(shared_bytes);
   block.dynamic.poison();
-  for (const auto& memory : block.statics) memory->poison();
   block.warps.assign(size_t(block.count + kWarpSize - 1) / kWarpSize, Warp{});
   if (block.threads.size() < size_t(block.count)) block.threads.resize(size_t(block.count));
   for (int i = 0; i < block.count; ++i) {
@@ -1144,7 +1109,6 @@ inline void run(void (*body)(void*), void* data, const dim3& blocks, const dim3&
     machine.block = nullptr;
     machine.error = nullptr;
     machine.cancelling = false;
-    for (const auto& block : machine.blocks) block->statics.clear();
     machine.total += machine.last;
   };
   try {
@@ -1226,22 +1190,4 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = warpSize,
   const unsigned source = unsigned(lane ^ lane_mask);
   return emulator::detail::shuffle({"__shfl_xor_sync", file, line}, mask, value,
                                    source < unsigned(first + width) ? int(source) : lane);
-}
-
-template <class T>
-T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = warpSize,
-                   int line = __builtin_LINE(), const char* file = __builtin_FILE()) {
-  int lane;
-  const int room = emulator::detail::segment(width, lane) + width - lane;
-  return emulator::detail::shuffle({"__shfl_down_sync", file, line}, mask, value,
-                                   delta < unsigned(room) ? lane + int(delta) : lane);
-}
-
-template <class T>
-T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = warpSize,
-                 int line = __builtin_LINE(), const char* file = __builtin_FILE()) {
-  int lane;
-  const int first = emulator::detail::segment(width, lane);
-  return emulator::detail::shuffle({"__shfl_up_sync", file, line}, mask, value,
-                                   delta <= unsigned(lane - first) ? lane - int(delta) : lane);
 }
