@@ -229,7 +229,6 @@ class Counts(NamedTuple):
     words: int = 0  # of 4 bytes, read from or written to shared memory
     load_bytes: int = 0  # from global memory
     store_bytes: int = 0
-    moves: int = 0  # of a register or a constant to a register
     barriers: int = 0
     instructions: int = 0
 
@@ -262,7 +261,6 @@ class Instruction:
     def counts(self) -> Counts:
         name = self.name
         shared, size = name in ("LDS", "STS"), self.bytes()
-        constant = name == "HFMA2" and "-RZ,RZ" in self.operands
         return Counts(
             fp=int(FLOATING.match(name) is not None),
             reads=int(name == "LDS"),
@@ -271,7 +269,6 @@ class Instruction:
             words=(size + 3) // 4 if shared else 0,
             load_bytes=size if name == "LDG" else 0,
             store_bytes=size if name == "STG" else 0,
-            moves=int(constant or name in ("MOV", "CS2R") or self.opcode.startswith("IMAD.MOV")),
             barriers=int(name == "BAR"),
             instructions=1,
         )
@@ -484,7 +481,6 @@ def menu_of(loop: dict[int, Block], start: int, chunk: int, group: int) -> tuple
 class Loop:
     """The main loop of the fused kernel."""
 
-    all: Counts  # of all its instructions, whatever is executed
     phases: list[Menu]  # from barrier to barrier: the first ends at the first barrier of the body
 
     def paths(self, phase: int, trace: Trace) -> Paths:
@@ -510,9 +506,6 @@ def loop_of(kernel: Kernel) -> Loop:
 def phases_of(code: list[Instruction], chunk: int, group: int) -> Loop:
     """The main loop of a kernel that loads chunks and stores groups of so many bytes."""
     head, loop = loops_with_barriers(blocks_of(code))[-1]
-    total = Counts()
-    for block in loop.values():
-        total = total.plus(block.counts)
     # From the head to the first barrier, and from each barrier to the next one.
     _, barrier = menu_of(loop, head, chunk, group)
     phases, first = [], barrier
@@ -520,8 +513,9 @@ def phases_of(code: list[Instruction], chunk: int, group: int) -> Loop:
         (start,) = loop[barrier].next
         menu, barrier = menu_of(loop, start, chunk, group)
         phases.append(menu)
-    assert len(phases) == total.barriers, "a barrier in a branch"
-    return Loop(total, [phases[-1], *phases[:-1]])
+    barriers = sum(block.counts.barriers for block in loop.values())
+    assert len(phases) == barriers, "a barrier in a branch"
+    return Loop([phases[-1], *phases[:-1]])
 
 
 # ---- what threads do ----------------------------------------------------------------------------
