@@ -18,6 +18,8 @@ import pytest
 import torch
 from comparison import (
     CUDA_FLOAT32,
+    HARD,
+    NARROW,
     REDUCTIONS,
     TERMS,
     TOLERANCES,
@@ -67,11 +69,8 @@ KINDS = (
     "far_from_the_range",
     "outside_of_the_range",
 )
-# What test_ssim.py allows of hard data, in which much cancels; but of a mean half of what is
-# allowed of one number, for images are as small as a window here, and nothing averages out.
-HARD = {"mean": 5e-7, "map": 1e-6, "grad": 1e-5, "pyramid": 1e-5}
-# And of windows that hardly reach a neighbour.
-NARROW = {"mean": 2e-7, "map": 1e-6, "grad": 2e-5, "pyramid": 2e-5}
+# Of hard data that are as small as a window: of a mean half of what is allowed of one number.
+SMALL = {**HARD, "mean": 5e-7}
 
 
 def unit_images(kind: str, shape: tuple[int, ...], seed: int, far: float) -> tuple[Tensor, Tensor]:
@@ -534,7 +533,7 @@ def allowed_of(call: Call, settled: dict) -> dict:
     allowed = dict(TOLERANCES[call.arithmetic])
     narrow = settled.get("window", "gaussian") == "gaussian" and settled.get("sigma", 1.5) < 0.5
     if call.dtype != torch.float64:
-        for table in [NARROW] * narrow + [HARD] * (call.kind not in PLAIN):
+        for table in [NARROW] * narrow + [SMALL] * (call.kind not in PLAIN):
             allowed = {name: max(table[name], value) for name, value in allowed.items()}
     return allowed
 
