@@ -18,7 +18,7 @@ from cyclegan.evaluate import distribution_scores, evaluate, fidelity
 from cyclegan.export import export_onnx
 from cyclegan.settings import Settings
 from cyclegan.trainer import Trainer
-from cyclegan.translate import find_device, load_generator, translate_files
+from cyclegan.translate import find_device, load_generator, load_generators, translate_files
 
 CHECKPOINT_HELP = "a run's folder, of which the latest checkpoint is taken, or a checkpoint's"
 
@@ -152,17 +152,13 @@ def run_download(args: argparse.Namespace) -> None:
 
 
 def run_train(args: argparse.Namespace) -> None:
+    run_dir = Path(args.run_dir) if "run_dir" in args else None
+    start = checkpoints.choose(args.resume, run_dir)
     earlier: dict = {}
-    run_dir = getattr(args, "run_dir", None)
-    checkpoint = None
-    if args.resume not in ("no", "auto"):
-        checkpoint = checkpoints.find(Path(args.resume))
-    elif args.resume == "auto" and run_dir is not None:
-        checkpoint = checkpoints.latest_whole(Path(run_dir))
-    if checkpoint is not None:
-        earlier = checkpoints.read_config(checkpoint)["settings"]
-        earlier["run_dir"] = str(checkpoints.run_of(checkpoint))  # wherever it is by now
-    trainer = Trainer(given_settings(args, **earlier), args.resume)
+    if start.checkpoint is not None:
+        earlier = checkpoints.read_config(start.checkpoint)["settings"]
+        earlier["run_dir"] = str(checkpoints.run_of(start.checkpoint))  # wherever it is by now
+    trainer = Trainer(given_settings(args, **earlier), start)
     trainer.train()
     if not trainer.is_main:
         return
@@ -190,9 +186,7 @@ def run_translate(args: argparse.Namespace) -> None:
 
 def run_evaluate(args: argparse.Namespace) -> None:
     device = find_device(args.device)
-    generators = {}
-    for direction in ("ab", "ba"):
-        generators[direction], settings = load_generator(args.checkpoint, direction, device)
+    generators, settings = load_generators(args.checkpoint, ("ab", "ba"), device)
     data = args.data or Path(settings.data)
     size = settings.image_size
     if args.fid:

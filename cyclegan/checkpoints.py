@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from cyclegan.errors import UserError
 from cyclegan.files import fingerprint, write_text
@@ -151,6 +152,43 @@ def find(path: Path) -> Path:
     if found is None:
         raise UserError(f"no checkpoint in {path}")
     return found
+
+
+class Start(NamedTuple):
+    """What a run goes on from, if anything, and the checkpoints in its folder before that was
+    chosen."""
+
+    checkpoint: Path | None
+    existing: list[Path]
+
+
+def choose(resume: str, run_dir: Path | None) -> Start:
+    """What `resume`, as the trainer takes it, means for a run in `run_dir`; with None, in the
+    folder of the run that it goes on with.
+
+    Raises:
+        UserError, FileExistsError: there is no such checkpoint, or others would be written over.
+    """
+    chosen = None if resume in ("no", "auto") else find(Path(resume))
+    if run_dir is None:
+        if chosen is None:
+            return Start(None, [])
+        run_dir = run_of(chosen)
+    existing = in_run(run_dir)
+    if resume == "auto":
+        return Start(latest_whole(run_dir), existing)
+    if chosen is None and existing:
+        raise FileExistsError(f"{existing[0]} exists; resume the run, or choose another run_dir")
+    if chosen is not None:
+        run, step = run_of(chosen), read_config(chosen)["step"]
+        for folder in existing:
+            passed = run_of(folder) == run and step_of(folder) <= step
+            if not passed and why_broken(folder) is None:
+                raise UserError(
+                    f"{run_dir} holds {folder.name}, which a run that goes on from {chosen} would "
+                    "write over; choose another run_dir"
+                )
+    return Start(chosen, existing)
 
 
 def read_config(folder: Path) -> dict:

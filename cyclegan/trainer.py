@@ -65,14 +65,16 @@ class Trainer:
     Args:
         settings: see `Settings`.
         resume: "no": a new run, for which run_dir must hold no checkpoint. "auto": from the latest
-            whole checkpoint of run_dir, or a new run. A path: from that checkpoint.
+            whole checkpoint of run_dir, or a new run. A path: from that checkpoint. Or what
+            `checkpoints.choose` made of one of these, for run_dir.
     """
 
-    def __init__(self, settings: Settings, resume: str = "no"):
+    def __init__(self, settings: Settings, resume: str | checkpoints.Start = "no"):
         self.settings = s = settings
         self.run_dir = Path(s.run_dir)
-        self._known_checkpoints = checkpoints.in_run(self.run_dir)  # before one is chosen
-        checkpoint = self._choose_checkpoint(resume)
+        if not isinstance(resume, checkpoints.Start):
+            resume = checkpoints.choose(resume, self.run_dir)
+        checkpoint, self._known_checkpoints = resume
         self.accelerator = make_accelerator(settings)
         self.device = self.accelerator.device
         self.processes = self.accelerator.num_processes
@@ -129,27 +131,6 @@ class Trainer:
         steps = self.accelerator.gather(torch.tensor([self.step], device=self.device)).tolist()
         if len(set(steps)) > 1:  # a folder that not all of them see alike
             raise UserError(f"the processes go on from different checkpoints: of steps {steps}")
-
-    def _choose_checkpoint(self, resume: str) -> Path | None:
-        if resume == "auto":
-            return checkpoints.latest_whole(self.run_dir)
-        existing = self._known_checkpoints
-        if resume == "no":
-            if existing:
-                raise FileExistsError(
-                    f"{existing[0]} exists; resume the run, or choose another run_dir"
-                )
-            return None
-        chosen = checkpoints.find(Path(resume))
-        run, step = checkpoints.run_of(chosen), checkpoints.read_config(chosen)["step"]
-        for folder in existing:
-            passed = checkpoints.run_of(folder) == run and checkpoints.step_of(folder) <= step
-            if not passed and checkpoints.why_broken(folder) is None:
-                raise UserError(
-                    f"{self.run_dir} holds {folder.name}, which a run that goes on from {chosen} "
-                    "would write over; choose another run_dir"
-                )
-        return chosen
 
     def _make_optimizer(self, names: tuple[str, ...]) -> Adam:
         networks = [getattr(self, name) for name in names]

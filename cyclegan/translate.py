@@ -1,6 +1,7 @@
 """Translation of images with a trained generator."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,15 +20,27 @@ from cyclegan.settings import Settings
 def load_generator(
     checkpoint: Path, direction: str, device: torch.device
 ) -> tuple[nn.Module, Settings]:
-    """The generator of a run for direction "ab" or "ba", the averaged one if there is one, and the
-    settings of the run. Nothing but the checkpoint is needed, and no pickle is read.
+    """`load_generators` for one direction, "ab" or "ba"."""
+    generators, settings = load_generators(checkpoint, (direction,), device)
+    return generators[direction], settings
+
+
+def load_generators(
+    checkpoint: Path, directions: Sequence[str], device: torch.device
+) -> tuple[dict[str, nn.Module], Settings]:
+    """The generators of a run by direction, the averaged ones if there are any, and the settings of
+    the run. Nothing but the checkpoint is needed, and no pickle is read.
 
     Args:
         checkpoint: a checkpoint's folder, or a run's, of which the latest is taken.
+        directions: "ab", "ba" or both.
     """
     folder = checkpoints.find(checkpoint)
-    config = checkpoints.read_config(folder)
-    settings = Settings(**config["settings"])
+    settings = Settings(**checkpoints.read_config(folder)["settings"])
+    return {name: _load(folder, name, settings).to(device) for name in directions}, settings
+
+
+def _load(folder: Path, direction: str, settings: Settings) -> nn.Module:
     averaged = folder / f"averaged_generator_{direction}.safetensors"
     file = averaged if averaged.exists() else folder / f"generator_{direction}.safetensors"
     generator = make_generator(settings.generator, settings.image_size, settings.base_width)
@@ -37,7 +50,7 @@ def load_generator(
         raise UserError(
             f"{file} does not hold the weights of {settings.generator}: {cause(error)}"
         ) from error
-    return generator.eval().requires_grad_(False).to(device), settings
+    return generator.eval().requires_grad_(False)
 
 
 def translate_files(

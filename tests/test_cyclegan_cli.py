@@ -246,6 +246,25 @@ def nan_after(calls: int):
     return loss
 
 
+def test_a_checkpoint_is_checked_once(trained, tmp_path, monkeypatch):
+    root, _ = trained
+    run = tmp_path / "run"
+    shutil.copytree(root / "run", run)
+    folder = checkpoints.folder_of(run, 3)
+    checked = []
+    monkeypatch.setattr(checkpoints, "fingerprint", lambda p: checked.append(p) or fingerprint(p))
+    files = sorted(path for path in folder.iterdir() if path.name != checkpoints.MANIFEST)
+    data = ["--data", str(root / "data")]
+    for command in (
+        ["train", "--resume", "auto", "--run-dir", str(run), *data],
+        ["train", "--resume", str(folder), "--run-dir", str(tmp_path / "other"), *data],
+        ["evaluate", "--checkpoint", str(run), *data],
+    ):
+        checked.clear()
+        assert main(command) == 0
+        assert sorted(path for path in checked if path.parent == folder) == files, command
+
+
 @pytest.mark.parametrize("direction", ["aba", "bab", "mean"])
 def test_evaluate_prints_the_scores_of_reconstructions(trained, capsys, direction):
     root, _ = trained
