@@ -7,6 +7,7 @@ import warnings
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+from accelerate import PartialState
 from torch import distributed
 
 from cyclegan import checkpoints
@@ -174,7 +175,8 @@ def run_train(args: argparse.Namespace) -> None:
 def run_compare(args: argparse.Namespace) -> None:
     losses = [loss.strip() for loss in args.cycle_losses.split(",")]
     page = compare(given_settings(args), losses)
-    print("stopped; the same command goes on" if page is None else f"comparison: {page}")
+    if PartialState().is_main_process:
+        print("stopped; the same command goes on" if page is None else f"comparison: {page}")
 
 
 def run_translate(args: argparse.Namespace) -> None:

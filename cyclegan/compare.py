@@ -62,11 +62,11 @@ def compare(settings: Settings, cycle_losses: Sequence[str]) -> Path | None:
             for index, image in enumerate(batch):
                 files.append(f"images/{names[loss]}/{section}_{index}.png")
                 write_png(to_image(image), root / files[-1])
-        for section, batch in (("a", trainer.test_a), ("b", trainer.test_b)):
-            for index, image in enumerate(batch[:SHOWN]):
-                write_png(to_image(image), root / f"images/input/{section}_{index}.png")
     if not scores:  # not the first process
         return root / "compare.html"
+    for section, batch in (("a", trainer.test_a), ("b", trainer.test_b)):
+        for index, image in enumerate(batch[:SHOWN]):
+            write_png(to_image(image), root / f"images/input/{section}_{index}.png")
     write_text(json.dumps(scores, indent=1), root / "compare.json")
     sections = {
         title: [
