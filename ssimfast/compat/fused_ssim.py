@@ -17,7 +17,8 @@ def fused_ssim(
     Unlike there, both images get their gradient, of any floating-point dtype and on any device.
 
     Args:
-        img1: images (N, C, H, W); float16, bfloat16, float32 or float64.
+        img1: images (N, C, H, W); float16, bfloat16, float32 or float64; or uint8, of which
+            white is 255 and which have no gradient.
         img2: images of the same shape, dtype and device.
         padding: "same" pads with zeros; "valid" takes only windows that lie inside.
         train: False computes no gradient.
