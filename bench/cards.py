@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import platform
 import shutil
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 
 import memory
 import torch
@@ -19,6 +21,9 @@ from torch import Tensor
 
 from ssimfast import ops
 
+torch.backends.cudnn.allow_tf32 = False  # else the peers round to it
+
+HALF = (torch.float16, torch.bfloat16)
 Step = Callable[[], object]
 Shape = tuple[int, ...]
 
@@ -35,6 +40,23 @@ def first_line(command: list[str]) -> str:
     return lines[0].strip() if lines and done.returncode == 0 else ""
 
 
+def processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def version_of(distribution: str) -> str:
+    """Nothing if it is not known."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
 class Skipped(Exception):
     """A section does not apply here; why is the message."""
 
@@ -46,7 +68,7 @@ class Card:
     clock = "by the wall clock"
 
     def facts(self) -> dict[str, str]:
-        return {"card": f"none: the CPU stands in ({platform.processor() or platform.machine()})"}
+        return {"card": f"none: the CPU stands in ({processor()})"}
 
     def milliseconds(self, step: Step) -> float:
         start = time.perf_counter()

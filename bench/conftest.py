@@ -1,18 +1,7 @@
 """Ends a benchmark run with a table: milliseconds, megapixels a second, ratio to each peer."""
 
-import platform
-from pathlib import Path
-
 import torch
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+from cards import processor
 
 
 def machine() -> str:

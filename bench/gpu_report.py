@@ -12,7 +12,6 @@ a card. ``--device cpu --quick`` lets the CPU stand in for the card, to try the 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -39,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
 
 from cards import (
     CARDS,
+    HALF,
     Card,
     Shape,
     Skipped,
@@ -53,6 +53,7 @@ from cards import (
     runner,
     short,
     summary_of,
+    version_of,
 )
 from tasks import COMPILED, FUSED_PEERS, TASKS, TRITON, Loss, inputs, libraries_of, training_step
 
@@ -165,8 +166,9 @@ def machine(context: Context) -> None:
         "ssimfast": f"{ssimfast.__version__}, git commit {git_commit()}",
         "backend": ssimfast.backends()[context.card.device],
     }
-    for name in PEERS:
-        facts[name] = version_of(name)
+    for name, module in PEERS.items():
+        installed = importlib.util.find_spec(module) is not None
+        facts[name] = version_of(name) or "version unknown" if installed else "not installed"
     for what, here in facts.items():
         row(what, here)
     if facts["backend"] == "reference" and context.card.device != "cpu":
@@ -188,15 +190,6 @@ def nvcc_version() -> str:
 
 def git_commit() -> str:
     return first_line(["git", "-C", str(ROOT), "describe", "--always", "--dirty"]) or "unknown"
-
-
-def version_of(distribution: str) -> str:
-    if importlib.util.find_spec(PEERS[distribution]) is None:
-        return "not installed"
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "installed, version unknown"
 
 
 def tests(context: Context) -> None:
@@ -451,9 +444,6 @@ class Timed:
         return f"{self.loss}, {named(self.shape)}, {short(self.dtype)}"
 
 
-HALF = (torch.float16, torch.bfloat16)
-
-
 def timed(quick: bool) -> list[Timed]:
     if quick:  # 176 is the least that five scales take
         small = [Timed(loss, (1, 1, 176, 176)) for loss in LOSSES]
@@ -523,7 +513,6 @@ def say_excluded(excluded: Sequence[str]) -> None:
 
 
 def speed(context: Context) -> None:
-    torch.backends.cudnn.allow_tf32 = False  # else the peers round to it
     say("Forward and backward, median ms (in brackets: how many times as long as")
     say(f"{OURS}), libraries in turns, TF32 off, {context.card.clock}.\n")
     columns, excluded = installed_libraries(context.card), []

@@ -5,7 +5,7 @@ plots of time and memory against pixels are made of these.
 """
 
 import pytest
-import torch
+from cards import HALF
 from tasks import EVERY_TASK, VOLUME_TASKS, WITHOUT_TRITON
 from turns import BACKENDS, CARD, Group, clock, hand_over, measured, note, require_compared
 
@@ -15,7 +15,6 @@ pytestmark = [
 ]
 SIZES = [(64, 64), (128, 128), (256, 256), (512, 512), (1080, 1920), (2160, 3840), (4320, 7680)]
 MOST_FOR_PEERS = 2160 * 3840
-HALF = (torch.float16, torch.bfloat16)
 # One thread and two; a GPU has none of its own.
 THREADS = (1, 2) if CARD.device == "cpu" else ()
 

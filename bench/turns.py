@@ -7,7 +7,6 @@ hand the times over to pytest-benchmark afterwards, through a clock that they se
 
 from __future__ import annotations
 
-import importlib.metadata
 import subprocess
 from dataclasses import dataclass
 from functools import cache, partial
@@ -28,6 +27,7 @@ from cards import (
     reason_to_exclude,
     runner,
     short,
+    version_of,
 )
 from cards import turns as in_turns
 from tasks import (
@@ -44,7 +44,6 @@ from torch import Tensor
 
 CARD: Card = CARDS["cuda" if torch.cuda.is_available() else "cpu"]()
 BACKENDS = our_backends(CARD)
-torch.backends.cudnn.allow_tf32 = False  # else the peers round to it
 LEAST_WEIGHED = 3 * 512 * 512  # pixels: pages of memory are large against smaller images
 PARTS = ("forward", "forward and backward", "both gradients")
 
@@ -71,13 +70,6 @@ def peers(task: str) -> list[str]:
     if task == "SSIM" and CARD.device == "cuda":
         names += FUSED_PEERS
     return names
-
-
-def version_of(library: str) -> str:
-    try:
-        return importlib.metadata.version(library.split(",")[0])
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def _step(loss: Loss, part: str, x: Tensor, y: Tensor) -> Step:
@@ -229,7 +221,7 @@ def note(benchmark, suite: str, group: Group, library: str) -> None:
         "threads": group.threads,
         "pixels": torch.Size(group.shape).numel(),
         "library": library,
-        "version": version_of(library),
+        "version": version_of(library.split(",")[0]),
     }
     if library == "ssimfast":
         info |= fractions(group, milliseconds)
