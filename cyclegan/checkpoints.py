@@ -169,12 +169,13 @@ def choose(resume: str, run_dir: Path | None) -> Start:
     Raises:
         UserError, FileExistsError: there is no such checkpoint, or others would be written over.
     """
+    existing = [] if run_dir is None else in_run(run_dir)  # before one is chosen
     chosen = None if resume in ("no", "auto") else find(Path(resume))
     if run_dir is None:
         if chosen is None:
             return Start(None, [])
         run_dir = run_of(chosen)
-    existing = in_run(run_dir)
+        existing = in_run(run_dir)
     if resume == "auto":
         return Start(latest_whole(run_dir), existing)
     if chosen is None and existing:

@@ -60,7 +60,7 @@ def _masked(x: Tensor, y: Tensor, **arguments) -> Tensor:
     return ssimfast.ssim(x, y, mask=mask, **arguments)
 
 
-def _mixture(x: Tensor, y: Tensor, **factors: float) -> tuple[Tensor, ...]:
+def mixture(x: Tensor, y: Tensor, **factors: float) -> tuple[Tensor, ...]:
     arguments = {"weights": (0.4, 0.6), "return_terms": True, **factors}
     loss, terms = ssimfast.similarity_loss(x, y, **arguments)
     return loss, *terms.values()
@@ -88,10 +88,10 @@ FUNCTIONS = {
     "ms_ssim": Function(ssimfast.ms_ssim, PYRAMIDS, {"weights": (0.4, 0.6)}),
     "ms_ssim_planes": Function(ssimfast.ms_ssim, PYRAMIDS, {"weights": (0.4, 0.6), **_PLANES}),
     "ms_ssim_joint": Function(ssimfast.ms_ssim, PYRAMIDS, {"weights": (0.4, 0.6), **_JOINT}),
-    "mixture": Function(_mixture, PYRAMIDS, _ALL),
-    "mixture_of_one_scale": Function(_mixture, PYRAMIDS, {**_ALL, "weights": (0.9,)}),
-    "mixture_without_ms_ssim": Function(_mixture, PYRAMIDS, {**_ALL, "ms_ssim": 0.0}),
-    "pixels": Function(_mixture, PYRAMIDS, {**_ALL, "ssim": 0.0, "ms_ssim": 0.0}),
+    "mixture": Function(mixture, PYRAMIDS, _ALL),
+    "mixture_of_one_scale": Function(mixture, PYRAMIDS, {**_ALL, "weights": (0.9,)}),
+    "mixture_without_ms_ssim": Function(mixture, PYRAMIDS, {**_ALL, "ms_ssim": 0.0}),
+    "pixels": Function(mixture, PYRAMIDS, {**_ALL, "ssim": 0.0, "ms_ssim": 0.0}),
 }
 
 # Examples of hypothesis: the same ones every time, and few, for each runs kernels.

@@ -23,11 +23,11 @@ SIZES = {
     "one_window": (1, 1, 11, 11),
     "primes": (2, 3, 29, 31),
     "many_planes": (10, 3, 11, 12),
-    # Planes are cut at multiples of 64 rows and 320 columns.
+    # Planes are cut at multiples of 64 rows and 480 columns.
     "rows_of_two_tiles": (1, 1, 129, 20),
     "rows_of_two_tiles_of_windows": (1, 1, 139, 20),
-    "columns_of_two_tiles": (1, 1, 14, 321),
-    "columns_of_two_tiles_of_windows": (1, 1, 14, 331),
+    "columns_of_two_tiles": (1, 1, 14, 481),
+    "columns_of_two_tiles_of_windows": (1, 1, 14, 491),
 }
 PADDINGS = ("valid", "same", "reflect")
 

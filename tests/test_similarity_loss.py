@@ -70,9 +70,9 @@ def test_every_pair_of_terms(backend):
         assert_similarity_matches_oracle(x, y, weights=TWO, **factors)
 
 
-# Planes are cut at multiples of 64 rows and 320 columns.
+# Planes are cut at multiples of 64 rows and 480 columns.
 @pytest.mark.parametrize(
-    "shape", [(1, 1, 128, 24), (1, 1, 139, 24), (1, 1, 22, 321), (1, 1, 24, 650)], ids=str
+    "shape", [(1, 1, 128, 24), (1, 1, 139, 24), (1, 1, 22, 481), (1, 1, 24, 970)], ids=str
 )
 @pytest.mark.parametrize("mixture", ["all_without_ms_ssim", "all"])
 def test_boundaries_of_tiles(backend, mixture, shape):
@@ -80,7 +80,7 @@ def test_boundaries_of_tiles(backend, mixture, shape):
 
 
 def test_boundaries_of_both(backend):
-    assert_similarity_matches_oracle(*pair(1, 1, 150, 700), weights=TWO, window_size=5, **ALL)
+    assert_similarity_matches_oracle(*pair(1, 1, 150, 1000), weights=TWO, window_size=5, **ALL)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 1, 3, 8), (2, 1, 10, 10)], ids=str)

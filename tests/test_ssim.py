@@ -50,14 +50,14 @@ def test_smaller_than_the_window(backend, shape):
     assert_matches_oracle(*pair(*shape), padding="same")
 
 
-# Planes are cut at multiples of 64 rows and 320 columns: of pixels where there is a gradient, of
+# Planes are cut at multiples of 64 rows and 480 columns: of pixels where there is a gradient, of
 # windows (10 fewer) where there is none.
 @pytest.mark.parametrize("rows", [127, 128, 129, 137, 138, 139])
 def test_boundaries_of_strips(backend, rows):
     assert_matches_oracle(*pair(1, 1, rows, 20))
 
 
-@pytest.mark.parametrize("columns", [320, 321, 330, 331, 650])
+@pytest.mark.parametrize("columns", [480, 481, 490, 491, 970])
 def test_boundaries_of_columns(backend, columns):
     assert_matches_oracle(*pair(1, 1, 14, columns))
 
