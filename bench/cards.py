@@ -68,7 +68,7 @@ class Card:
     clock = "by the wall clock"
 
     def facts(self) -> dict[str, str]:
-        return {"card": f"none: the CPU stands in ({processor()})"}
+        return {"card": f"none: the CPU stands in ({processor()}, {platform.machine()})"}
 
     def milliseconds(self, step: Step) -> float:
         start = time.perf_counter()
