@@ -72,5 +72,6 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
 
 
 @pytest.fixture(autouse=True)
-def seed() -> None:
+def same_numbers_every_time() -> None:
+    """Not `seed`: a test with a parameter of that name would go without it."""
     torch.manual_seed(0)

@@ -14,6 +14,7 @@ import pytest
 import test_ops
 import torch
 from conftest import use_emulated
+from promises import pair
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ssimfast
@@ -27,12 +28,6 @@ FOLDER = Path(__file__).parent
 def backend(monkeypatch):
     monkeypatch.setitem(comparison.TOLERANCES, torch.float32, comparison.CUDA_FLOAT32)
     use_emulated(monkeypatch)
-
-
-def pair(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
-    """Numbers of float32, in float64 too: its tolerances are for what is rounded on the way."""
-    x = torch.rand(shape)
-    return x.to(dtype), (0.7 * x + 0.3 * torch.rand(shape)).to(dtype)
 
 
 TAPS = gaussian_taps(5, 1.5)
