@@ -410,7 +410,7 @@ class Similarity(torch.autograd.Function):
             *(sum(needs), 0),
         )
         value = value * largest if largest > 1 else value
-        value = value + constant if constant else value
+        value = _plus(value, constant)
         ctx.save_for_backward(*grads)
         ctx.scale, ctx.count = settings[4] * largest, count
         ctx.mark_non_differentiable(terms)
@@ -455,7 +455,7 @@ class MultiScale(torch.autograd.Function):
         value, terms, slopes, finest_weights, grads = _of_all_scales(
             x, y, settings, scales, weights, rows, columns, kept, sum(needs), late
         )
-        value = value + constant if constant else value
+        value = _plus(value, constant)
         keeps_images = late or any(weights[reference.L1 :])
         images = (x, y) if keeps_images else (None, None)
         ctx.save_for_backward(slopes, finest_weights, *images, rows, columns, *grads)
@@ -496,6 +496,10 @@ class MultiScale(torch.autograd.Function):
                 finest = _collapse([finest, *coarser], *rest)
             out.append(finest)
         return *_by_need(out, needs), *[None] * 7
+
+
+def _plus(value: Tensor, constant: float) -> Tensor:
+    return value + constant if constant else value  # an addition is a launch
 
 
 def _bits(weights: list[float]) -> int:
@@ -629,7 +633,7 @@ def _is_transformed(*inputs: Tensor | None) -> bool:
     active = torch._C._are_functorch_transforms_active()
     if not active or torch.compiler.is_compiling():  # which can tell only that there is one
         return active
-    tests = (torch._C._functorch.is_gradtrackingtensor, torch._C._functorch.is_batchedtensor)
+    tests = (torch._C._functorch.is_gradtrackingtensor, _is_batched)
     return any(test(tensor) for test in tests for tensor in inputs if tensor is not None)
 
 
@@ -700,7 +704,7 @@ def similarity(
     value, terms, *_ = _similarity(
         *(x, y, *settings, _bits(weights), weights, None, rows, columns, count, kept, 0, 0)
     )
-    return value + constant if constant else value, terms
+    return _plus(value, constant), terms
 
 
 def multi_scale(
@@ -720,4 +724,4 @@ def multi_scale(
         differentiable: _OfPairs = MultiScale.apply
         return differentiable(x, y, settings, scales, weights, constant, *rest)
     value, terms, *_ = _of_all_scales(x, y, settings, scales, weights, *rest, 0, False)
-    return value + constant if constant else value, terms
+    return _plus(value, constant), terms
