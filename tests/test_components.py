@@ -6,6 +6,8 @@ import pytest
 import torch
 from comparison import (
     HARD,
+    TILE_COLUMNS,
+    TILE_ROWS,
     TOLERANCES,
     as_float64,
     assert_components_match_oracle,
@@ -23,11 +25,10 @@ SIZES = {
     "one_window": (1, 1, 11, 11),
     "primes": (2, 3, 29, 31),
     "many_planes": (10, 3, 11, 12),
-    # Planes are cut at multiples of 64 rows and 480 columns.
-    "rows_of_two_tiles": (1, 1, 129, 20),
-    "rows_of_two_tiles_of_windows": (1, 1, 139, 20),
-    "columns_of_two_tiles": (1, 1, 14, 481),
-    "columns_of_two_tiles_of_windows": (1, 1, 14, 491),
+    "rows_of_two_tiles": (1, 1, 2 * TILE_ROWS + 1, 20),
+    "rows_of_two_tiles_of_windows": (1, 1, 2 * TILE_ROWS + 11, 20),
+    "columns_of_two_tiles": (1, 1, 14, TILE_COLUMNS + 1),
+    "columns_of_two_tiles_of_windows": (1, 1, 14, TILE_COLUMNS + 11),
 }
 PADDINGS = ("valid", "same", "reflect")
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 from comparison import (
     HARD,
+    TILE_COLUMNS,
+    TILE_ROWS,
     TOLERANCES,
     as_float64,
     assert_ms_ssim_matches_oracle,
@@ -53,14 +55,12 @@ def test_every_number_of_scales(backend, channels, scales):
     assert_ms_ssim_matches_oracle(x, y, weights=WANG[:scales], window_size=3, channels=channels)
 
 
-# Planes are cut at multiples of 64 rows and 480 columns: of pixels where there is a gradient, of
-# windows (10 fewer) where there is none. Here it is the planes of the second scale.
-@pytest.mark.parametrize("rows", [127, 128, 129, 138, 139])
+@pytest.mark.parametrize("rows", [2 * TILE_ROWS + more for more in (-1, 0, 1, 10, 11)])
 def test_boundaries_of_strips_at_the_coarser_scale(backend, rows):
     assert_ms_ssim_matches_oracle(*pair(1, 1, 2 * rows, 24), weights=TWO)
 
 
-@pytest.mark.parametrize("columns", [480, 481, 490, 491])
+@pytest.mark.parametrize("columns", [TILE_COLUMNS + more for more in (0, 1, 10, 11)])
 def test_boundaries_of_columns_at_the_coarser_scale(backend, columns):
     assert_ms_ssim_matches_oracle(*pair(1, 1, 22, 2 * columns), weights=TWO)
 

@@ -11,6 +11,8 @@ import torch
 from comparison import (
     HARD,
     TERMS,
+    TILE_COLUMNS,
+    TILE_ROWS,
     TOLERANCES,
     as_float64,
     assert_near,
@@ -70,13 +72,18 @@ def test_every_pair_of_terms(backend):
         assert_similarity_matches_oracle(x, y, weights=TWO, **factors)
 
 
-# Planes are cut at multiples of 64 rows and 480 columns.
 @pytest.mark.parametrize(
-    "shape", [(1, 1, 128, 24), (1, 1, 139, 24), (1, 1, 22, 481), (1, 1, 24, 970)], ids=str
+    "height, width",
+    [
+        (2 * TILE_ROWS, 24),
+        (2 * TILE_ROWS + 11, 24),
+        (22, TILE_COLUMNS + 1),
+        (24, 2 * TILE_COLUMNS + 10),
+    ],
 )
 @pytest.mark.parametrize("mixture", ["all_without_ms_ssim", "all"])
-def test_boundaries_of_tiles(backend, mixture, shape):
-    assert_similarity_matches_oracle(*pair(*shape), weights=TWO, **MIXTURES[mixture])
+def test_boundaries_of_tiles(backend, mixture, height, width):
+    assert_similarity_matches_oracle(*pair(1, 1, height, width), weights=TWO, **MIXTURES[mixture])
 
 
 def test_boundaries_of_both(backend):

@@ -6,6 +6,8 @@ import torch
 from comparison import (
     HARD,
     NARROW,
+    TILE_COLUMNS,
+    TILE_ROWS,
     TOLERANCES,
     as_float64,
     assert_matches_oracle,
@@ -50,14 +52,12 @@ def test_smaller_than_the_window(backend, shape):
     assert_matches_oracle(*pair(*shape), padding="same")
 
 
-# Planes are cut at multiples of 64 rows and 480 columns: of pixels where there is a gradient, of
-# windows (10 fewer) where there is none.
-@pytest.mark.parametrize("rows", [127, 128, 129, 137, 138, 139])
+@pytest.mark.parametrize("rows", [2 * TILE_ROWS + more for more in (-1, 0, 1, 9, 10, 11)])
 def test_boundaries_of_strips(backend, rows):
     assert_matches_oracle(*pair(1, 1, rows, 20))
 
 
-@pytest.mark.parametrize("columns", [480, 481, 490, 491, 970])
+@pytest.mark.parametrize("columns", [TILE_COLUMNS + more for more in (0, 1, 10, 11, 490)])
 def test_boundaries_of_columns(backend, columns):
     assert_matches_oracle(*pair(1, 1, 14, columns))
 
