@@ -109,6 +109,7 @@ inline void check(const PyramidRequest& p) {
 struct Request {
   int64_t wanted;
   std::vector<double> weights;
+  double constant;
   std::optional<Tensor> plane_weights, rows, columns;
   int64_t count, kept, gradients, pooling;
 
@@ -134,6 +135,7 @@ struct ScalesRequest {
   int64_t pooling;
   bool absolute, joint;
   std::vector<double> weights;
+  double constant;
   std::optional<Tensor> rows, columns;
   int64_t kept, gradients;
   bool late;
@@ -150,6 +152,7 @@ struct ScalesRequest {
     const bool finest = scale == 0;
     Request request{int64_t(1) << mean_of(scale),
                     std::vector<double>(kTerms),
+                    0,
                     std::nullopt,
                     finest ? rows : std::nullopt,
                     finest ? columns : std::nullopt,
@@ -219,26 +222,26 @@ struct Ops {
 
   static Similarity similarity(const Tensor& x, const Tensor& y, std::vector<double> window,
                                double c1, double c2, double low, double scale, bool same,
-                               int64_t wanted, std::vector<double> weights,
+                               int64_t wanted, std::vector<double> weights, double constant,
                                std::optional<Tensor> plane_weights, std::optional<Tensor> rows,
                                std::optional<Tensor> columns, int64_t count, int64_t kept,
                                int64_t gradients, int64_t pooling) {
     return Backend::similarity(
         x, y, {std::move(window), c1, c2, low, scale, same},
-        {wanted, std::move(weights), std::move(plane_weights), std::move(rows), std::move(columns),
-         count, kept, gradients, pooling});
+        {wanted, std::move(weights), constant, std::move(plane_weights), std::move(rows),
+         std::move(columns), count, kept, gradients, pooling});
   }
 
   static SweptScales sweep_scales(const Tensor& x, const Tensor& y, std::vector<double> window,
                                   double c1, double c2, double low, double scale, bool same,
                                   std::vector<double> scale_weights, int64_t pooling, bool absolute,
-                                  bool joint, std::vector<double> weights,
+                                  bool joint, std::vector<double> weights, double constant,
                                   std::optional<Tensor> rows, std::optional<Tensor> columns,
                                   int64_t kept, int64_t gradients, bool late) {
     return Backend::sweep_scales(
         x, y, {std::move(window), c1, c2, low, scale, same},
-        {std::move(scale_weights), pooling, absolute, joint, std::move(weights), std::move(rows),
-         std::move(columns), kept, gradients, late});
+        {std::move(scale_weights), pooling, absolute, joint, std::move(weights), constant,
+         std::move(rows), std::move(columns), kept, gradients, late});
   }
 };
 

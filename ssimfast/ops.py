@@ -22,8 +22,8 @@ _FOLDER = Path(__file__).parent
 # The weights of the scales, the pooling, what to do with negative means, whether channels are
 # joined, whether the coarsest scale is padded by reflection.
 Scales = tuple[list[float], int, str, bool, bool]
-# The weights of the terms, rows, columns, kept, gradients, late: as of sweep_scales.
-_Shared = tuple[list[float], Tensor | None, Tensor | None, int, int, bool]
+# The weights of the terms, the constant, rows, columns, kept, gradients, late: as of sweep_scales.
+_Shared = tuple[list[float], float, Tensor | None, Tensor | None, int, int, bool]
 _Sweep = tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]  # what sweep_scales returns
 _OfPairs = Callable[..., tuple[Tensor, Tensor]]
 
@@ -173,8 +173,7 @@ def new_pooled(x: Tensor, pooling: int) -> Tensor:
 
 def _fake_sweep_scales(x: Tensor, y: Tensor, *arguments: Any) -> _Sweep:
     _check_devices(x, y)
-    *_, scale_weights, pooling, absolute, joint, weights, rows, columns, kept = arguments[:-2]
-    gradients, late = arguments[-2:]
+    scale_weights, pooling, *_, kept, gradients, late = arguments[6:]  # the first are settings
     widest = reference.widest_dtype(x)
     value = x.new_empty(x.shape[:kept], dtype=reference.result_dtype(x.dtype))
     terms = x.new_empty((*x.shape[:kept], reference.TERMS), dtype=widest)
@@ -406,11 +405,10 @@ class Similarity(torch.autograd.Function):
         largest = max(1.0, *map(abs, weights))
         bounded = weights if largest == 1 else [weight / largest for weight in weights]
         value, terms, grads, _ = _similarity(
-            *(x, y, *settings, _bits(weights), bounded, None, rows, columns, count, kept),
-            *(sum(needs), 0),
+            *(x, y, *settings, _bits(weights), bounded, constant / largest, None, rows, columns),
+            *(count, kept, sum(needs), 0),
         )
         value = value * largest if largest > 1 else value
-        value = _plus(value, constant)
         ctx.save_for_backward(*grads)
         ctx.scale, ctx.count = settings[4] * largest, count
         ctx.mark_non_differentiable(terms)
@@ -453,9 +451,8 @@ class MultiScale(torch.autograd.Function):
         late = weights[reference.SSIM] != 0
         ctx.call = (settings, scales, weights, late)
         value, terms, slopes, finest_weights, grads = _of_all_scales(
-            x, y, settings, scales, weights, rows, columns, kept, sum(needs), late
+            x, y, settings, scales, weights, constant, rows, columns, kept, sum(needs), late
         )
-        value = _plus(value, constant)
         keeps_images = late or any(weights[reference.L1 :])
         images = (x, y) if keeps_images else (None, None)
         ctx.save_for_backward(slopes, finest_weights, *images, rows, columns, *grads)
@@ -477,7 +474,7 @@ class MultiScale(torch.autograd.Function):
         grads = [grads[i : i + count] for i in range(0, len(grads), count)]
         if late:
             finest = _similarity(
-                *(x, y, *settings, 0, [0.0] * reference.TERMS, finest_weights),
+                *(x, y, *settings, 0, [0.0] * reference.TERMS, 0.0, finest_weights),
                 *(None, None, 1, 0, count, 0),
             )[2]
             grads = [finest, *grads]
@@ -496,10 +493,6 @@ class MultiScale(torch.autograd.Function):
                 finest = _collapse([finest, *coarser], *rest)
             out.append(finest)
         return *_by_need(out, needs), *[None] * 7
-
-
-def _plus(value: Tensor, constant: float) -> Tensor:
-    return value + constant if constant else value  # an addition is a launch
 
 
 def _bits(weights: list[float]) -> int:
@@ -563,10 +556,10 @@ def _of_all_scales(
 
 
 def _sweep_scales_by_ops(x: Tensor, y: Tensor, *arguments: Any) -> _Sweep:
-    window, c1, c2, low, scale, same, scale_weights, pooling, absolute, joint = arguments[:-6]
+    window, c1, c2, low, scale, same, scale_weights, pooling, absolute, joint = arguments[:-7]
     scales = (scale_weights, pooling, "abs" if absolute else "relu", joint, False)
     settings = (window, c1, c2, low, scale, same)
-    return _compose_scales(x, y, settings, scales, *arguments[-6:])
+    return _compose_scales(x, y, settings, scales, *arguments[-7:])
 
 
 _implement("sweep_scales", _sweep_scales_by_ops)
@@ -580,7 +573,7 @@ def _compose_scales(
     *shared: Unpack[_Shared],
 ) -> _Sweep:
     scale_weights, pooling, negative, joint, reflect = scales
-    weights, rows, columns, kept, gradients, late = shared
+    weights, constant, rows, columns, kept, gradients, late = shared
     window, c1, c2, *_, same = settings
     dtype = reference.result_dtype(x.dtype)
     group = positions(x, settings, kept)
@@ -599,8 +592,8 @@ def _compose_scales(
         if finest:
             wanted = wanted | (_bits(weights) & ~(1 << reference.MS_SSIM))
         _, term, grad, pooled = _similarity(
-            *(x, y, *settings, wanted, [float(t == mean) for t in range(reference.TERMS)], None),
-            *(rows if finest else None, columns if finest else None, counts[-1], 2),
+            *(x, y, *settings, wanted, [float(t == mean) for t in range(reference.TERMS)], 0.0),
+            *(None, rows if finest else None, columns if finest else None, counts[-1], 2),
             *(0 if finest and late else gradients, 0 if coarsest else pooling),
         )
         if halo:
@@ -610,7 +603,7 @@ def _compose_scales(
         if not coarsest:
             x, y = pooled
             settings = (window, c1, c2, 0.0, 1.0, same)
-    rest = (joint, weights, kept, counts)
+    rest = (joint, weights, constant, kept, counts)
     if negative == "raise":
         value, out, slopes = _combine_scales_or_raise(terms, scale_weights, *rest)
     else:
@@ -702,9 +695,10 @@ def similarity(
     value: Tensor
     terms: Tensor
     value, terms, *_ = _similarity(
-        *(x, y, *settings, _bits(weights), weights, None, rows, columns, count, kept, 0, 0)
+        *(x, y, *settings, _bits(weights), weights, constant, None, rows, columns),
+        *(count, kept, 0, 0),
     )
-    return _plus(value, constant), terms
+    return value, terms
 
 
 def multi_scale(
@@ -723,5 +717,5 @@ def multi_scale(
     if _needs_autograd(x, y):
         differentiable: _OfPairs = MultiScale.apply
         return differentiable(x, y, settings, scales, weights, constant, *rest)
-    value, terms, *_ = _of_all_scales(x, y, settings, scales, weights, *rest, 0, False)
-    return _plus(value, constant), terms
+    value, terms, *_ = _of_all_scales(x, y, settings, scales, weights, constant, *rest, 0, False)
+    return value, terms

@@ -18,7 +18,8 @@ GradRequest = tuple[Unpack[Settings], int]  # and how many gradients
 MeanRequest = tuple[Unpack[Settings], int, int, int]  # and count, kept, how many gradients
 # Slopes, upstream, scale, pooling; x, y, pixel_weights, rows, columns: as of collapse.
 _Pixels = tuple[Tensor | None, Tensor | None, list[float], Tensor | None, Tensor | None]
-_Combination = tuple[list[float], int, list[int]]  # weights, kept, positions: of combine_scales
+# Weights, constant, kept, positions: of combine_scales.
+_Combination = tuple[list[float], float, int, list[int]]
 PyramidRequest = tuple[Tensor, Tensor, float, int, Unpack[_Pixels]]
 
 # What `similarity` sums, in this order: bit t of `wanted` asks for term t.
@@ -261,6 +262,7 @@ def similarity(
     same: bool,
     wanted: int,
     weights: list[float],
+    constant: float,
     plane_weights: Tensor | None,
     rows: Tensor | None,
     columns: Tensor | None,
@@ -282,7 +284,7 @@ def similarity(
     }
     dims = tuple(range(kept, 4))
     terms = d.new_zeros(*x.shape[:kept], TERMS)
-    value = d.new_zeros(x.shape[:kept])
+    value = d.new_full(x.shape[:kept], constant)
     for term, quantity in quantities.items():
         if wanted >> term & 1:
             terms[..., term] = quantity().sum(dims) / count
@@ -410,6 +412,7 @@ def combine_scales(
     absolute: bool,
     joint: bool,
     weights: list[float],
+    constant: float,
     kept: int,
     positions: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -428,7 +431,7 @@ def combine_scales(
     parts[MS_SSIM] = ms_ssim.expand(batch, channels)
     out = torch.stack(parts, -1)
     out = out.mean(tuple(range(kept, 2))) if kept < 2 else out
-    value = out.new_zeros(out.shape[:-1])
+    value = out.new_full(out.shape[:-1], constant)
     for term, weight in enumerate(weights):
         if weight != 0:
             value = value + weight * out[..., term]

@@ -17,7 +17,8 @@ Arguments that the ops share:
 on), which are sums over positions or pixels divided by ``count``, those over pixels after they were
 brought to the number of positions: with ``count`` the positions of a group, all are means.
 
-- ``wanted``: bit t asks for term t; ``weights``: five, of the value that is their weighted sum.
+- ``wanted``: bit t asks for term t; ``weights``: five, of the value that is their weighted sum plus
+  ``constant``.
 - ``kept``: how many leading dimensions the results keep: () , (N,) or (N, C).
 - the gradient is that of the weighted sum *times count*, by images in unit range, so that it fits
   float16. ``plane_weights`` (N, C, 2) takes the place of the first two weights in it.
@@ -29,7 +30,8 @@ It returns the value, the terms (float64 where the device has it), the gradients
 images. ``scale_grad`` turns a gradient into that by the images: ``* upstream * scale / count``;
 ``scale_grad_`` in its place. ``ssim_nd_mean`` is the same of SSIM alone, for volumes.
 ``combine_scales`` makes MS-SSIM of the terms of all scales: the value ``weights`` times (SSIM,
-MS-SSIM, L1, L2, blurred L1), these five, and the slopes of the value by the sums of each scale.
+MS-SSIM, L1, L2, blurred L1) plus ``constant``, these five, and the slopes of the value by the sums
+of each scale.
 ``sweep_scales`` is the sweeps of all scales and what combines them, for a backend that does it in
 fewer launches or less memory: the value, the terms, the slopes, ``plane_weights`` of the finest
 scale, and the gradients scale by scale. Only if ``late`` are there plane weights, else none (0,):
@@ -57,23 +59,24 @@ SCHEMAS = {
         f"(Tensor by_luminance, Tensor by_contrast_structure, {_PAIR}, int gradients) -> Tensor[]"
     ),
     "similarity": (
-        f"({_PAIR}, int wanted, float[] weights, Tensor? plane_weights, Tensor? rows, "
-        "Tensor? columns, SymInt count, int kept, int gradients, int pooling) "
+        f"({_PAIR}, int wanted, float[] weights, float constant, Tensor? plane_weights, "
+        "Tensor? rows, Tensor? columns, SymInt count, int kept, int gradients, int pooling) "
         "-> (Tensor, Tensor, Tensor[], Tensor[])"
     ),
     "scale_grad": "(Tensor grad, Tensor upstream, float scale, SymInt count) -> Tensor",
     "scale_grad_": "(Tensor(a!) grad, Tensor upstream, float scale, SymInt count) -> ()",
     "combine_scales": (
         "(Tensor[] terms, float[] scale_weights, bool absolute, bool joint, float[] weights, "
-        "int kept, SymInt[] positions) -> (Tensor, Tensor, Tensor)"
+        "float constant, int kept, SymInt[] positions) -> (Tensor, Tensor, Tensor)"
     ),
     "combine_scales_or_raise": (
-        "(Tensor[] terms, float[] scale_weights, bool joint, float[] weights, int kept, "
-        "SymInt[] positions) -> (Tensor, Tensor, Tensor)"
+        "(Tensor[] terms, float[] scale_weights, bool joint, float[] weights, "
+        "float constant, int kept, SymInt[] positions) -> (Tensor, Tensor, Tensor)"
     ),
     "sweep_scales": (
         f"({_PAIR}, float[] scale_weights, int pooling, bool absolute, bool joint, "
-        "float[] weights, Tensor? rows, Tensor? columns, int kept, int gradients, bool late) "
+        "float[] weights, float constant, Tensor? rows, Tensor? columns, int kept, int gradients, "
+        "bool late) "
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor[])"
     ),
     "collapse": (

@@ -306,8 +306,8 @@ def components_map_grad(
 def similarity(
     x: Tensor, y: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-    settings, (wanted, weights, plane_weights, rows, columns, *rest) = arguments[:6], arguments[6:]
-    count, kept, gradients, pooling = rest
+    settings, (wanted, weights, constant, plane_weights, *rest) = arguments[:6], arguments[6:]
+    rows, columns, count, kept, gradients, pooling = rest
     sweep = _Sweep(x, y, *(*settings, gradients))
     value = x.new_empty(x.shape[:kept], dtype=sweep.arithmetic)
     terms = x.new_empty((*value.shape, reference.TERMS), dtype=reference.widest_dtype(x))
@@ -322,13 +322,13 @@ def similarity(
     ]
     records = sweep.launch()
     if records is None:
-        return value.zero_(), terms.zero_(), sweep.gradients_as_promised(), pooled
+        return value.fill_(constant), terms.zero_(), sweep.gradients_as_promised(), pooled
     groups = value.numel()
     with _on(x.device):
         triton_kernels.finish_terms[(groups,)](
             *(records, terms, value, records.shape[0] // groups),
             *(float(of_plane * (x.shape[0] * x.shape[1] // groups)), float(count), per_pixel),
-            *weights,
+            *(*weights, constant),
             WANTED=_terms_of(wanted),
             MEANS=False,
             LANES=_LANES,
@@ -361,12 +361,13 @@ def combine_scales(
     absolute: bool,
     joint: bool,
     weights: list[float],
+    constant: float,
     kept: int,
     positions: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     if terms[0].numel() == 0:
         return reference.combine_scales(
-            terms, scale_weights, absolute, joint, weights, kept, positions
+            terms, scale_weights, absolute, joint, weights, constant, kept, positions
         )
     like = terms[0]
     batch, channels = like.shape[:2]
@@ -387,7 +388,7 @@ def combine_scales(
             ABSOLUTE=absolute,
         )
         triton_kernels.finish_terms[(groups,)](
-            *(plane_terms, out, value, planes, 0.0, 1.0, 1.0, *weights),
+            *(plane_terms, out, value, planes, 0.0, 1.0, 1.0, *weights, constant),
             WANTED=(True,) * reference.TERMS,
             MEANS=True,
             LANES=_LANES,

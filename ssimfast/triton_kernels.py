@@ -490,6 +490,7 @@ def finish_terms(
     weight_2: tl.float64,
     weight_3: tl.float64,
     weight_4: tl.float64,
+    constant: tl.float64,
     WANTED: tl.constexpr,
     MEANS: tl.constexpr,
     LANES: tl.constexpr,
@@ -500,7 +501,7 @@ def finish_terms(
     weights = (weight_0, weight_1, weight_2, weight_3, weight_4)
     group = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, LANES)
-    result = tl.full((), 0, tl.float64)
+    result = constant + tl.full((), 0, tl.float64)
     for t in tl.static_range(_TERMS):
         term = tl.full((), 0, tl.float64)
         if WANTED[t]:

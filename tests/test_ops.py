@@ -33,9 +33,10 @@ def arguments(name: str, more: bool, dtype: torch.dtype, layout: str) -> tuple:
     gradients = 1 + more
     if name == "similarity":
         weights = [0.5, 0.2, 0.3, 0.4, 0.6] if more else [1.0, 0.0, 0.0, 0.0, 0.0]
+        wanted = (31, weights, 0.7) if more else (1, weights, 0.0)
         plane_weights = torch.rand(2, 3, 2, dtype=out_dtype) if more else None
         optional = (plane_weights, rows, columns) if more else (None, None, None)
-        return x, y, *settings, 31 if more else 1, weights, *optional, 72, gradients, gradients, 2
+        return x, y, *settings, *wanted, *optional, 72, gradients, gradients, 2
     if name == "scale_grad":
         return x, upstream, 0.5, 72
     if name == "scale_grad_":  # nothing can be written to an expanded tensor
@@ -43,7 +44,7 @@ def arguments(name: str, more: bool, dtype: torch.dtype, layout: str) -> tuple:
     if name.startswith("combine_scales"):
         terms = [torch.rand(2, 3, reference.TERMS, dtype=torch.float64) for _ in range(3)]
         absolute = () if name.endswith("_or_raise") else (more,)
-        rest = (more, [0.1, 0.2, 0.3, 0.4, 0.5], more, [72, 20, 6])
+        rest = (more, [0.1, 0.2, 0.3, 0.4, 0.5], 0.7 * more, more, [72, 20, 6])
         return terms, [0.2, 0.3, 0.5], *absolute, *rest
     if name == "sweep_scales":
         x, y = (LAYOUTS[layout](image) for image in torch.rand(2, 2, 3, 21, 22).to(dtype))
@@ -51,7 +52,7 @@ def arguments(name: str, more: bool, dtype: torch.dtype, layout: str) -> tuple:
         weights = [0.5, 0.2, 0.3, 0.4, 0.6] if more else [0.0, 1.0, 0.0, 0.0, 0.0]
         optional = (rows, columns) if more else (None, None)
         scales = ([0.2, 0.3, 0.5][: 1 + 2 * more], 2, more, more)
-        return x, y, *settings, *scales, weights, *optional, more, gradients, more
+        return x, y, *settings, *scales, weights, 0.7 * more, *optional, more, gradients, more
     if name in ("collapse", "collapse_"):
         grads = [x, *(torch.rand(2, 3, *shape, dtype=out_dtype) for shape in ((6, 7), (3, 4)))]
         optional = (x, y, [0.1, 0.2, 0.3], rows, columns)
@@ -190,7 +191,7 @@ def test_a_direct_call_is_guarded():
         torch.ops.ssimfast.ssim_map_grad(x, x, x, *SETTINGS, False, 1)
     with pytest.raises(RuntimeError, match="does not fit the result"):
         torch.ops.ssimfast.scale_grad(x, torch.rand(3), 1.0, 1)
-    scales = (1, False, False, [0.0, 1.0, 0.0, 0.0, 0.0], None, None, 0, 1, False)
+    scales = (1, False, False, [0.0, 1.0, 0.0, 0.0, 0.0], 0.0, None, None, 0, 1, False)
     for thin in (x[..., :1, :], x[..., :1]):
         with pytest.raises(RuntimeError, match="scale 1 is empty"):
             torch.ops.ssimfast.sweep_scales(thin, thin, *SETTINGS, True, [0.5, 0.5], *scales)
@@ -201,7 +202,7 @@ def test_a_direct_call_is_guarded():
     for of_scales in ([terms.float()], [terms, terms[:1]], [terms] * 17):
         scales = (of_scales, [0.5] * len(of_scales), False, False)
         with pytest.raises(RuntimeError, match="ssimfast: terms"):
-            torch.ops.ssimfast.combine_scales(*scales, [1.0] * 5, 0, [9] * len(of_scales))
+            torch.ops.ssimfast.combine_scales(*scales, [1.0] * 5, 0.0, 0, [9] * len(of_scales))
 
 
 # Dynamo and Inductor call deprecated parts of torch themselves.

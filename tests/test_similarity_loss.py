@@ -232,7 +232,8 @@ def test_nan_and_infinity_reach_their_image_and_no_other(backend, name, bad):
     x[0, 0, 12, 13] = bad
     x.requires_grad_()
     losses = ssimfast.similarity_loss(x, y, **arguments)
-    assert not losses[0].isfinite() and losses[1] == clean[1]
+    assert not losses[0].isfinite()
+    torch.testing.assert_close(losses[1], clean[1], rtol=1e-6, atol=0)
     losses.sum().backward()
     assert x.grad[1].isfinite().all()
     if "l1" not in name:  # of infinity, the difference still has a sign

@@ -151,6 +151,22 @@ def test_never_above_one(backend):
         assert values.max() <= 1 and values.min() >= -1
 
 
+@pytest.mark.parametrize("noise", [1e-3, 1e-5])
+def test_a_loss_near_zero_keeps_its_digits(backend, noise):
+    """``1 - SSIM`` is not the difference of two float32 numbers: a value next to 1 would leave few
+    digits of it, or none."""
+    x, y = pair(1, 2, 40, 30)
+    x = 0.3 + 0.4 * x
+    y = x + noise * y
+    ssim = oracle.ssim(as_float64(x), as_float64(y))[0].mean()
+    assert ssimfast.SSIMLoss()(x, y).item() == pytest.approx(1 - ssim, rel=1e-5)
+    x, y, weights = x[..., :24, :], y[..., :24, :], (0.5, 0.5)
+    ms_ssim = oracle.ms_ssim(as_float64(x), as_float64(y), weights=weights).value.mean()
+    loss = ssimfast.MSSSIMLoss(weights=weights)(x, y)
+    rounding = 1e-7  # of pooled pixels, of which the noise remains
+    assert loss.item() == pytest.approx(1 - ms_ssim, rel=rounding / noise)
+
+
 def hard(noisy: tuple[int, ...], flat: tuple[int, ...]) -> dict[str, tuple]:
     """Two images of those shapes and their data range, in which much cancels."""
     return {

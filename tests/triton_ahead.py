@@ -186,8 +186,8 @@ def similarity_launches(size: int, dtype: torch.dtype, gradients: int, more: boo
     counts = [torch.zeros(n, dtype=arithmetic) if more else None for n in (HEIGHT, WIDTH)]
     wanted = sum(1 << term for term, weight in enumerate(weights) if weight)
     return launches_of(
-        "similarity", *images(dtype), *settings(size), wanted, weights, None, *counts, 1, 0,
-        gradients, 1 if more else 0,
+        "similarity", *images(dtype), *settings(size), wanted, weights, 0.0, None, *counts,
+        1, 0, gradients, 1 if more else 0,
     )  # fmt: skip
 
 
@@ -219,7 +219,7 @@ def other_launches() -> Iterator[tuple[str, Launch]]:
             yield f"{op}, float32", launch
     terms = [torch.zeros(1, 3, reference.TERMS, dtype=torch.float64)] * 5
     pyramid = [x, *(torch.zeros(1, 3, HEIGHT >> j, WIDTH >> j) for j in range(1, 5))]
-    arguments = (terms, [0.2] * 5, False, False, [0.0, 1.0, 0.0, 0.0, 0.0], 0, [900] * 5)
+    arguments = (terms, [0.2] * 5, False, False, [0.0, 1.0, 0.0, 0.0, 0.0], 0.0, 0, [900] * 5)
     for launch in launches_of("combine_scales", *arguments):
         yield "combine_scales, 5 scales", launch
     slopes, pixels = torch.zeros(1, 3, 5, dtype=torch.float64), (x, y, [0.1, 0.1, 0.1])

@@ -48,7 +48,7 @@ double product_of_powers(const std::vector<Scale>& scales, int64_t first, int64_
 }
 
 Combined combine_scales(std::vector<Tensor> terms, std::vector<double> scale_weights, bool absolute,
-                        bool joint, std::vector<double> weights, int64_t kept,
+                        bool joint, std::vector<double> weights, double constant, int64_t kept,
                         std::vector<int64_t> positions) {
   const size_t count = terms.size();
   STD_TORCH_CHECK(1 <= count && count <= kMostScales && scale_weights.size() == count &&
@@ -95,7 +95,7 @@ Combined combine_scales(std::vector<Tensor> terms, std::vector<double> scale_wei
   auto* const means = static_cast<double*>(out.mutable_data_ptr());
   auto* const values = static_cast<double*>(value.mutable_data_ptr());
   for (int64_t g = 0; g < groups; ++g) {
-    values[g] = 0;
+    values[g] = constant;
     for (int t = 0; t < kTerms; ++t) {
       double total = 0;
       for (int64_t p = g * planes / groups; p < (g + 1) * planes / groups; ++p)
@@ -153,7 +153,8 @@ class Space {
 void pool(const Tensor& x, const Tensor& y, const Settings& settings, int64_t pooling,
           const std::vector<Tensor>& pooled) {
   const Request request{
-      0, std::vector<double>(kTerms), std::nullopt, std::nullopt, std::nullopt, 1, 0, 0, pooling};
+      0,      std::vector<double>(kTerms), 0, std::nullopt, std::nullopt, std::nullopt, 1, 0, 0,
+      pooling};
   Similarity results = new_results(x, y, request);
   std::get<3>(results) = pooled;
   sweep(x, y, settings, request, results);
@@ -221,7 +222,7 @@ SweptScales sweep_scales(Tensor x, Tensor y, Settings settings, const ScalesRequ
 
   const auto [exact, means, slopes] =
       combine_scales(std::move(terms), request.scale_weights, request.absolute, request.joint,
-                     request.weights, request.kept, positions);
+                     request.weights, request.constant, request.kept, positions);
   const ScalarType dtype = arithmetic_dtype(finest_x);
   const Tensor value = new_tensor(finest_x, kept_shape(finest_x, request.kept), dtype);
   const Tensor weights = new_tensor(finest_x, request.finest_weights_shape(finest_x), dtype);

@@ -136,7 +136,7 @@ void reduce(const std::vector<Sums>& sums, const Request& request, double positi
             int64_t groups, double* terms, A* values) {
   const int64_t each = static_cast<int64_t>(sums.size()) / groups;
   for (int64_t g = 0; g < groups; ++g) {
-    double value = 0;
+    double value = request.constant;
     for (int t = 0; t < kTerms; ++t) {
       double total = 0;
       for (int64_t i = 0; i < each; ++i) total += sums[g * each + i].term[t];
@@ -207,7 +207,7 @@ Similarity similarity(const Tensor& x, const Tensor& y, const Settings& settings
   if (x.numel() > 0) {
     sweep(x, y, settings, request, results);
   } else {
-    torch::stable::fill_(value, 0);
+    torch::stable::fill_(value, request.constant);
     torch::stable::fill_(terms, 0);
   }
   return results;

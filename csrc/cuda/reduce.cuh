@@ -64,10 +64,16 @@ SSIMFAST_DEVICE double total(const Shared<double>& rows, int term) {
   return sum;
 }
 
-SSIMFAST_DEVICE double weighted_sum(const double (&weights)[kTerms], const Shared<double>& terms) {
-  double value = 0;
+// The value of terms: what every op that has one gives.
+struct ValueOf {
+  double weights[kTerms];
+  double constant;
+};
+
+SSIMFAST_DEVICE double weighted_sum(const ValueOf& value_of, const Shared<double>& terms) {
+  double value = value_of.constant;
   for (int t = 0; t < kTerms; ++t)
-    if (weights[t] != 0) value += weights[t] * terms[t];
+    if (value_of.weights[t] != 0) value += value_of.weights[t] * terms[t];
   return value;
 }
 
@@ -109,7 +115,7 @@ struct FinishTerms {
   double divisor;              // the op's `count`
   double positions_per_pixel;  // what brings sums over pixels to the number of positions
   int wanted;                  // one bit for each term
-  double weights[kTerms];
+  ValueOf value_of;
   double* terms;  // (groups, kTerms)
   A* value;       // (groups)
 };
@@ -133,7 +139,7 @@ __global__ void __launch_bounds__(kSumThreads, 1) finish_terms(const FinishTerms
       write(p.terms + group * kTerms + thread, term);
     }
     __syncthreads();
-    if (thread == 0) write(p.value + group, A(weighted_sum(p.weights, terms)));
+    if (thread == 0) write(p.value + group, A(weighted_sum(p.value_of, terms)));
   }
 }
 
@@ -237,7 +243,7 @@ template <class A>
 struct CombineGroups {
   const double* plane_terms;
   int64_t groups, planes;  // planes of each group
-  double weights[kTerms];
+  ValueOf value_of;
   double* terms;  // (groups, kTerms)
   A* value;       // (groups)
 };
@@ -257,7 +263,7 @@ __global__ void __launch_bounds__(kSumThreads, 1) combine_groups(const CombineGr
       write(p.terms + group * kTerms + thread, term);
     }
     __syncthreads();
-    if (thread == 0) write(p.value + group, A(weighted_sum(p.weights, terms)));
+    if (thread == 0) write(p.value + group, A(weighted_sum(p.value_of, terms)));
   }
 }
 

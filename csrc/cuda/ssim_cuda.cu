@@ -2,6 +2,7 @@
 //
 // A loss is two launches: the sweep, whose blocks leave their sums in places of their own, and the
 // reduction, which adds them in a fixed order. MS-SSIM is a sweep a scale and two launches more.
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <tuple>
@@ -174,6 +175,12 @@ Tensor new_terms(const Tensor& x, int64_t kept) {
   return output(x, shape, ScalarType::Double);
 }
 
+ValueOf value_of(const std::vector<double>& weights, double constant) {
+  ValueOf value_of{{}, constant};
+  std::copy(weights.begin(), weights.end(), value_of.weights);
+  return value_of;
+}
+
 // Long lists of records become short ones, for one block adds the rest.
 constexpr int64_t kLongList = 1 << 16, kFoldedRun = 1 << 12;
 
@@ -239,8 +246,8 @@ Similarity similarity(const Tensor& x, const Tensor& y, const Settings& settings
   const std::vector<Tensor> pooled = new_pooled(x, request.pooling);
   const std::vector<Tensor> grads = poisoned(new_gradients(x, y, request.gradients));
   if (x.numel() == 0) {
-    Tensor zero = value, zeros = terms;
-    torch::stable::fill_(zero, 0);
+    Tensor constant = value, zeros = terms;
+    torch::stable::fill_(constant, request.constant);
     torch::stable::fill_(zeros, 0);
     return {value, terms, grads, pooled};
   }
@@ -257,17 +264,16 @@ Similarity similarity(const Tensor& x, const Tensor& y, const Settings& settings
     const Groups sums =
         folded(records, groups, planes, static_cast<int>(request.wanted), scratch, launch);
     const std::vector<int64_t> positions = map_shape(x, settings);
-    FinishTerms<A> finish{sums.data,
-                          sums.groups,
-                          sums.count,
-                          double(positions[2] * positions[3] * planes),
-                          double(request.count),
-                          positions_per_pixel(x, settings),
-                          static_cast<int>(request.wanted),
-                          {},
-                          data<double>(terms),
-                          data<A>(value)};
-    for (int t = 0; t < kTerms; ++t) finish.weights[t] = request.weights[t];
+    const FinishTerms<A> finish{sums.data,
+                                sums.groups,
+                                sums.count,
+                                double(positions[2] * positions[3] * planes),
+                                double(request.count),
+                                positions_per_pixel(x, settings),
+                                static_cast<int>(request.wanted),
+                                value_of(request.weights, request.constant),
+                                data<double>(terms),
+                                data<A>(value)};
     launch(finish_terms<A>, std::min<int64_t>(groups, 1 << 20), kSumThreads, kSumShared, finish);
   });
   return {value, terms, grads, pooled};
@@ -328,9 +334,10 @@ SweptScales sweep_scales(Tensor x, Tensor y, Settings settings, const ScalesRequ
     combine.value_positions = combine.scales[0].positions * double(planes) / double(value.numel());
     launch(combine_planes<A>, std::min<int64_t>(combine.groups, 1 << 20), kSumThreads, kSumShared,
            combine);
-    CombineGroups<A> combined{combine.plane_terms, value.numel(), planes / value.numel(), {},
-                              data<double>(terms), data<A>(value)};
-    for (int t = 0; t < kTerms; ++t) combined.weights[t] = request.weights[t];
+    const CombineGroups<A> combined{
+        combine.plane_terms,    value.numel(),
+        planes / value.numel(), value_of(request.weights, request.constant),
+        data<double>(terms),    data<A>(value)};
     launch(combine_groups<A>, std::min<int64_t>(combined.groups, 1 << 20), kSumThreads, kSumShared,
            combined);
   });
