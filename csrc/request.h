@@ -2,6 +2,8 @@
 // compiled backend. See there for the meaning of each argument.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <tuple>
@@ -112,8 +114,22 @@ struct Request {
   double constant;
   std::optional<Tensor> plane_weights, rows, columns;
   int64_t count, kept, gradients, pooling;
+  bool finished;
 
   bool wants(int term) const { return (wanted >> term & 1) != 0; }
+
+  // What the gradient is multiplied by, on its way out.
+  double grad_scale(const Settings& settings) const {
+    return finished ? settings.scale / double(count) : 1.0;
+  }
+
+  // What the weights are divided by, in the gradient.
+  double bound() const {
+    double bound = 1;
+    if (finished) return bound;
+    for (const double weight : weights) bound = std::max(bound, std::fabs(weight));
+    return bound;
+  }
 };
 
 inline void check(const Request& request) {
@@ -159,7 +175,8 @@ struct ScalesRequest {
                     1,
                     2,
                     finest && late ? 0 : gradients,
-                    scale + 1 == scales() ? int64_t(Pooling::kNone) : pooling};
+                    scale + 1 == scales() ? int64_t(Pooling::kNone) : pooling,
+                    false};
     request.weights[mean_of(scale)] = 1;
     for (int t = 0; finest && t < kTerms; ++t)
       if (t != kContrastStructure && weights[t] != 0) request.wanted |= int64_t(1) << t;
@@ -225,11 +242,11 @@ struct Ops {
                                int64_t wanted, std::vector<double> weights, double constant,
                                std::optional<Tensor> plane_weights, std::optional<Tensor> rows,
                                std::optional<Tensor> columns, int64_t count, int64_t kept,
-                               int64_t gradients, int64_t pooling) {
+                               int64_t gradients, int64_t pooling, bool finished) {
     return Backend::similarity(
         x, y, {std::move(window), c1, c2, low, scale, same},
         {wanted, std::move(weights), constant, std::move(plane_weights), std::move(rows),
-         std::move(columns), count, kept, gradients, pooling});
+         std::move(columns), count, kept, gradients, pooling, finished});
   }
 
   static SweptScales sweep_scales(const Tensor& x, const Tensor& y, std::vector<double> window,

@@ -154,7 +154,7 @@ def _fake_similarity(
     x: Tensor, y: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
     _check_devices(x, y)
-    *_, kept, gradients, pooling = arguments
+    *_, kept, gradients, pooling, _ = arguments
     dtype = reference.result_dtype(x.dtype)
     value = x.new_empty(x.shape[:kept], dtype=dtype)
     terms = x.new_empty((*x.shape[:kept], reference.TERMS), dtype=reference.widest_dtype(x))
@@ -401,16 +401,17 @@ class Similarity(torch.autograd.Function):
     ) -> Any:
         needs = ctx.needs_input_grad[:2]
         x, y = _in_order(x, y, needs)
-        # Large factors wait for backward: float16 could not hold the gradient that they make.
-        largest = max(1.0, *map(abs, weights))
-        bounded = weights if largest == 1 else [weight / largest for weight in weights]
+        # Of float32, what is left for backward is often a factor of 1. float16 could not hold the
+        # gradient of a mean over many pixels or times a large weight: those factors wait.
+        finished = x.dtype == reference.result_dtype(x.dtype)
         value, terms, grads, _ = _similarity(
-            *(x, y, *settings, _bits(weights), bounded, constant / largest, None, rows, columns),
-            *(count, kept, sum(needs), 0),
+            *(x, y, *settings, _bits(weights), weights, constant, None, rows, columns),
+            *(count, kept, sum(needs), 0, finished),
         )
-        value = value * largest if largest > 1 else value
         ctx.save_for_backward(*grads)
-        ctx.scale, ctx.count = settings[4] * largest, count
+        ctx.scale, ctx.count = 1.0, 1
+        if not finished:
+            ctx.scale, ctx.count = settings[4] * reference.bound_of(weights), count
         ctx.mark_non_differentiable(terms)
         ctx.set_materialize_grads(False)  # of the terms: zeros that nobody reads
         return value, terms
@@ -475,7 +476,7 @@ class MultiScale(torch.autograd.Function):
         if late:
             finest = _similarity(
                 *(x, y, *settings, 0, [0.0] * reference.TERMS, 0.0, finest_weights),
-                *(None, None, 1, 0, count, 0),
+                *(None, None, 1, 0, count, 0, False),
             )[2]
             grads = [finest, *grads]
         pixel_weights = weights[reference.L1 :]
@@ -594,7 +595,7 @@ def _compose_scales(
         _, term, grad, pooled = _similarity(
             *(x, y, *settings, wanted, [float(t == mean) for t in range(reference.TERMS)], 0.0),
             *(None, rows if finest else None, columns if finest else None, counts[-1], 2),
-            *(0 if finest and late else gradients, 0 if coarsest else pooling),
+            *(0 if finest and late else gradients, 0 if coarsest else pooling, False),
         )
         if halo:
             grad = [_unpad_reflection(g, halo, images) for g in grad]
@@ -696,7 +697,7 @@ def similarity(
     terms: Tensor
     value, terms, *_ = _similarity(
         *(x, y, *settings, _bits(weights), weights, constant, None, rows, columns),
-        *(count, kept, 0, 0),
+        *(count, kept, 0, 0, False),
     )
     return value, terms
 

@@ -251,6 +251,11 @@ def components_map_grad(
 # ---- losses -------------------------------------------------------------------------------------
 
 
+def bound_of(weights: list[float]) -> float:
+    """What ``similarity`` divides a gradient by that is not finished."""
+    return max(1.0, *map(abs, weights))
+
+
 def similarity(
     x: Tensor,
     y: Tensor,
@@ -270,6 +275,7 @@ def similarity(
     kept: int,
     gradients: int,
     pooling: int,
+    finished: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
     statistics = _Statistics(x, y, window, c1, c2, low, scale, same)
     d = statistics.d
@@ -284,7 +290,7 @@ def similarity(
     }
     dims = tuple(range(kept, 4))
     terms = d.new_zeros(*x.shape[:kept], TERMS)
-    value = d.new_full(x.shape[:kept], constant)
+    value = d.new_zeros(x.shape[:kept])
     for term, quantity in quantities.items():
         if wanted >> term & 1:
             terms[..., term] = quantity().sum(dims) / count
@@ -294,18 +300,20 @@ def similarity(
     if gradients > 0:
         by_ssim: Tensor | float
         by_cs: Tensor | float
-        by_ssim, by_cs = weights[:2]
+        factor = scale / count if finished else 1.0
+        bound = 1.0 if finished else bound_of(weights)
+        by_ssim, by_cs, *by_pixels = (weight / bound * factor for weight in weights)
         if plane_weights is not None:
-            by_ssim, by_cs = plane_weights.to(d.dtype)[..., None, None].unbind(2)
+            by_ssim, by_cs = (factor * plane_weights.to(d.dtype))[..., None, None].unbind(2)
         by_x, by_y = statistics.gradients(ssim=by_ssim, contrast_structure=by_cs)
-        by_d = _by_difference(d, weights[L1:], counts) * positions_per_pixel
+        by_d = _by_difference(d, by_pixels, counts) * positions_per_pixel
         grads = _gradients_like((x, y), (by_x + by_d, by_y - by_d), gradients)
     pooled = []
     if pooling != POOLINGS["none"]:
         for image in (x, y):
             unit = (image.to(d.dtype) - low) * scale
             pooled.append(statistics.as_map(pool(unit, pooling)))
-    return value.to(statistics.out_dtype), terms, grads, pooled
+    return (value + constant).to(statistics.out_dtype), terms, grads, pooled
 
 
 def _pixel_counts(d: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor | float:
@@ -431,8 +439,8 @@ def combine_scales(
     parts[MS_SSIM] = ms_ssim.expand(batch, channels)
     out = torch.stack(parts, -1)
     out = out.mean(tuple(range(kept, 2))) if kept < 2 else out
-    value = out.new_full(out.shape[:-1], constant)
+    value = out.new_zeros(out.shape[:-1])
     for term, weight in enumerate(weights):
         if weight != 0:
             value = value + weight * out[..., term]
-    return value, out, slopes.contiguous()
+    return value + constant, out, slopes.contiguous()

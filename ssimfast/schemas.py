@@ -20,15 +20,17 @@ brought to the number of positions: with ``count`` the positions of a group, all
 - ``wanted``: bit t asks for term t; ``weights``: five, of the value that is their weighted sum plus
   ``constant``.
 - ``kept``: how many leading dimensions the results keep: () , (N,) or (N, C).
-- the gradient is that of the weighted sum *times count*, by images in unit range, so that it fits
-  float16. ``plane_weights`` (N, C, 2) takes the place of the first two weights in it.
+- the gradient is that of the weighted sum if it is ``finished``. Else it is that *times count*, by
+  images in unit range, divided by the largest weight if it is more than 1 (``reference.bound_of``):
+  so it fits float16. ``plane_weights`` (N, C, 2) takes the place of the first two weights in it.
 - ``rows`` (H,), ``columns`` (W,): their product is what a pixel's |x - y| counts in the blurred L1.
 - ``pooling``: ``reference.POOLINGS``; unless "none", the images of the next scale are returned, in
   unit range.
 
 It returns the value, the terms (float64 where the device has it), the gradients and the pooled
 images. ``scale_grad`` turns a gradient into that by the images: ``* upstream * scale / count``;
-``scale_grad_`` in its place. ``ssim_nd_mean`` is the same of SSIM alone, for volumes.
+``scale_grad_`` in its place, where 1 is a factor that leaves it alone. ``ssim_nd_mean`` is the same
+of SSIM alone, for volumes, and never finished.
 ``combine_scales`` makes MS-SSIM of the terms of all scales: the value ``weights`` times (SSIM,
 MS-SSIM, L1, L2, blurred L1) plus ``constant``, these five, and the slopes of the value by the sums
 of each scale.
@@ -60,8 +62,8 @@ SCHEMAS = {
     ),
     "similarity": (
         f"({_PAIR}, int wanted, float[] weights, float constant, Tensor? plane_weights, "
-        "Tensor? rows, Tensor? columns, SymInt count, int kept, int gradients, int pooling) "
-        "-> (Tensor, Tensor, Tensor[], Tensor[])"
+        "Tensor? rows, Tensor? columns, SymInt count, int kept, int gradients, int pooling, "
+        "bool finished) -> (Tensor, Tensor, Tensor[], Tensor[])"
     ),
     "scale_grad": "(Tensor grad, Tensor upstream, float scale, SymInt count) -> Tensor",
     "scale_grad_": "(Tensor(a!) grad, Tensor upstream, float scale, SymInt count) -> ()",

@@ -307,7 +307,7 @@ def similarity(
     x: Tensor, y: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
     settings, (wanted, weights, constant, plane_weights, *rest) = arguments[:6], arguments[6:]
-    rows, columns, count, kept, gradients, pooling = rest
+    rows, columns, count, kept, gradients, pooling, finished = rest
     sweep = _Sweep(x, y, *(*settings, gradients))
     value = x.new_empty(x.shape[:kept], dtype=sweep.arithmetic)
     terms = x.new_empty((*value.shape, reference.TERMS), dtype=reference.widest_dtype(x))
@@ -317,8 +317,11 @@ def similarity(
     sweep.wanted = wanted
     sweep.plane_weights = _numbers(plane_weights, (*x.shape[:2], 2), x)
     sweep.rows, sweep.columns = _numbers(rows, x.shape[2:3], x), _numbers(columns, x.shape[3:], x)
+    bound = 1.0 if finished else reference.bound_of(weights)
+    sweep.grad_scale = settings[4] / count if finished else 1.0
     sweep.weights = [
-        weight * (per_pixel if term >= reference.L1 else 1) for term, weight in enumerate(weights)
+        weight / bound * (per_pixel if term >= reference.L1 else 1)
+        for term, weight in enumerate(weights)
     ]
     records = sweep.launch()
     if records is None:
@@ -426,7 +429,7 @@ def _scale_into(out: Tensor, grad: Tensor, upstream: Tensor, factor: float) -> b
     with _on(grad.device):
         triton_kernels.scale_grad[(math.ceil(grad.numel() / _BLOCK),)](
             *(grad, out, upstream, factor, grad.numel(), image_size, channels),
-            *(grad.stride(1), *_upstream_strides(upstream)),
+            *(grad.stride(1), *_upstream_strides(upstream), int(out is grad)),
             BLOCK=_BLOCK,
             A=_ARITHMETIC[reference.result_dtype(grad.dtype)],
         )

@@ -501,7 +501,7 @@ def finish_terms(
     weights = (weight_0, weight_1, weight_2, weight_3, weight_4)
     group = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, LANES)
-    result = constant + tl.full((), 0, tl.float64)
+    result = tl.full((), 0, tl.float64)
     for t in tl.static_range(_TERMS):
         term = tl.full((), 0, tl.float64)
         if WANTED[t]:
@@ -520,7 +520,7 @@ def finish_terms(
             if weights[t] != 0:
                 result += weights[t] * term
         tl.store(terms + group * _TERMS + t, term)
-    tl.store(value + group, result.to(value.dtype.element_ty))
+    tl.store(value + group, (result + constant).to(value.dtype.element_ty))
 
 
 @jit
@@ -656,17 +656,19 @@ def scale_grad(
     by_channel: tl.int64,
     upstream_by_image: tl.int64,
     upstream_by_channel: tl.int64,
+    in_place: tl.int32,
     BLOCK: tl.constexpr,
     A: tl.constexpr,
 ):
     """A gradient times one factor a plane. Elements are numbered as they lie in memory, images one
-    after another."""
+    after another. In place, what a factor of 1 leaves as it is is neither read nor written."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < count
     at = index // image_size * upstream_by_image
     at += index // by_channel % channels * upstream_by_channel
     by_plane = tl.load(upstream + at, mask=inside, other=0).to(tl.float64)
     by_plane *= tl.full((), factor, tl.float64)
+    inside = inside & ((by_plane != 1) | (in_place == 0))
     value = tl.load(grad + index, mask=inside, other=0).to(A) * by_plane.to(A)
     tl.store(out + index, value.to(out.dtype.element_ty), mask=inside)
 

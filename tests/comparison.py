@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import oracle
+import pytest
 import torch
 from torch import Tensor
 
@@ -166,6 +167,31 @@ def assert_matches_oracle(
             # Without a gradient it is another kernel, which cuts the image into other tiles.
             alone = ssimfast.ssim(x, y, reduction=reduction, **arguments)
             assert_near(alone, np.asarray(value), tolerance, f"{reduction}: value alone")
+
+
+def assert_small_losses_keep_their_digits(noise: float) -> None:
+    """``1 - SSIM`` of images that differ by little is not the difference of two float32 numbers: a
+    value next to 1 would leave few digits of it, or none."""
+    x, y = torch.rand(2, 1, 2, 24, 30)
+    x = 0.3 + 0.4 * x
+    y = x + noise * y
+    images, weights = (as_float64(x), as_float64(y)), (0.5, 0.5)
+    by_ssim = 1 - oracle.ssim(*images)[0].mean()
+    by_ms_ssim = 1 - oracle.ms_ssim(*images, weights=weights).value.mean()
+    rounding = 1e-7 / noise  # of pooled pixels, of which the noise remains
+    losses = (
+        (ssimfast.SSIMLoss(), by_ssim, 1e-5),
+        (ssimfast.SimilarityLoss(ssim=3.0), 3 * by_ssim, 1e-5),
+        (ssimfast.MSSSIMLoss(weights=weights), by_ms_ssim, rounding),
+        (
+            ssimfast.SimilarityLoss(ssim=3.0, ms_ssim=0.5, weights=weights),
+            3 * by_ssim + by_ms_ssim / 2,
+            rounding,
+        ),
+    )
+    for loss, want, tolerance in losses:
+        for a in (x, x.clone().requires_grad_()):
+            assert loss(a, y).item() == pytest.approx(want, rel=tolerance)
 
 
 def assert_components_match_oracle(

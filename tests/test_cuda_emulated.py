@@ -126,7 +126,7 @@ def test_every_side_of_a_cut(padding, multiprocessors, monkeypatch):
         x, y = (image.requires_grad_() for image in pair(1, 1, height, width))
         ssimfast.ssim(x, y, padding=padding, reduction="sum").backward()
         settings = (TAPS, 1e-4, 9e-4, 0.0, 1.0, padding == "same")
-        rest = (1, [1.0, 0.0, 0.0, 0.0, 0.0], 0.0, None, None, None, 1, 0, 2, 0)
+        rest = (1, [1.0, 0.0, 0.0, 0.0, 0.0], 0.0, None, None, None, 1, 0, 2, 0, False)
         images = x.detach().double(), y.detach().double()
         want = reference.similarity(*images, *settings, *rest)[2]
         for image, grad in zip((x, y), want, strict=True):
@@ -149,6 +149,8 @@ class Recorded(TorchDispatchMode):
 BOTH = {"ssim": 0.3, "ms_ssim": 0.4, "l1": 0.1, "gaussian_l1": 0.2, "weights": [0.5, 0.5]}
 LOSSES = {
     "ssim": (ssimfast.SSIM(), 3),  # forward, and backward of each image
+    "ssim_loss": (ssimfast.SSIMLoss(), 3),
+    "large_factors": (ssimfast.SimilarityLoss(ssim=2.0, l1=10.0), 3),
     "one_scale": (ssimfast.MSSSIM(weights=[1.0]), 3),
     "three_scales": (ssimfast.MSSSIM(weights=[1 / 3] * 3), 3),
     "ssim_and_two_scales": (ssimfast.SimilarityLoss(**BOTH), 4),  # and the finest scale again
@@ -213,7 +215,7 @@ def test_pooling_to_nothing():
     x = torch.rand(1, 1, 9, 1)
     for taps in (TAPS, gaussian_taps(1, 1.0)):
         settings = (taps, 1e-4, 9e-4, 0.0, 1.0, True)
-        rest = (1, [1.0, 0.0, 0.0, 0.0, 0.0], 0.0, None, None, None, 9, 0, 1, 1)
+        rest = (1, [1.0, 0.0, 0.0, 0.0, 0.0], 0.0, None, None, None, 9, 0, 1, 1, False)
         pooled = emulated.load()["similarity"](x, x, *settings, *rest)[3]
         assert [image.shape for image in pooled] == [(1, 1, 4, 0)] * 2
 

@@ -32,11 +32,11 @@ def arguments(name: str, more: bool, dtype: torch.dtype, layout: str) -> tuple:
     mask = torch.rand(2, 3, 12, 13, dtype=out_dtype) if more else None
     gradients = 1 + more
     if name == "similarity":
-        weights = [0.5, 0.2, 0.3, 0.4, 0.6] if more else [1.0, 0.0, 0.0, 0.0, 0.0]
+        weights = [0.5, 0.2, 3.0, 0.4, 0.6] if more else [1.0, 0.0, 0.0, 0.0, 0.0]
         wanted = (31, weights, 0.7) if more else (1, weights, 0.0)
         plane_weights = torch.rand(2, 3, 2, dtype=out_dtype) if more else None
         optional = (plane_weights, rows, columns) if more else (None, None, None)
-        return x, y, *settings, *wanted, *optional, 72, gradients, gradients, 2
+        return x, y, *settings, *wanted, *optional, 72, gradients, gradients, 2, False
     if name == "scale_grad":
         return x, upstream, 0.5, 72
     if name == "scale_grad_":  # nothing can be written to an expanded tensor
@@ -79,6 +79,8 @@ def arguments(name: str, more: bool, dtype: torch.dtype, layout: str) -> tuple:
 def calls(name: str, dtype: torch.dtype, layout: str) -> list[tuple]:
     """Arguments of an op, for every way that it goes."""
     plain, full = (arguments(name, more, dtype, layout) for more in (False, True))
+    if name == "similarity":
+        return [plain, full, (*plain[:-1], True), (*full[:-1], True)]
     if name != "sweep_scales":
         return [plain, full]
     x, y, *settings = full[:8]
@@ -137,8 +139,9 @@ def test_opcheck(name, dtype, layout):
 @pytest.mark.parametrize("kept", [0, 1, 2])
 @pytest.mark.parametrize("gradients", [0, 1, 2])
 def test_opcheck_of_every_request(gradients, kept, pooling):
-    args = (*arguments("similarity", True, torch.float32, "contiguous")[:-3], kept, gradients)
-    torch.library.opcheck(torch.ops.ssimfast.similarity.default, (*args, pooling))
+    args = (*arguments("similarity", True, torch.float32, "contiguous")[:-4], kept, gradients)
+    for finished in (False, True):
+        torch.library.opcheck(torch.ops.ssimfast.similarity.default, (*args, pooling, finished))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -12,6 +12,7 @@ from comparison import (
     as_float64,
     assert_matches_oracle,
     assert_near,
+    assert_small_losses_keep_their_digits,
     loosened,
 )
 from conftest import use_reference
@@ -153,18 +154,7 @@ def test_never_above_one(backend):
 
 @pytest.mark.parametrize("noise", [1e-3, 1e-5])
 def test_a_loss_near_zero_keeps_its_digits(backend, noise):
-    """``1 - SSIM`` is not the difference of two float32 numbers: a value next to 1 would leave few
-    digits of it, or none."""
-    x, y = pair(1, 2, 40, 30)
-    x = 0.3 + 0.4 * x
-    y = x + noise * y
-    ssim = oracle.ssim(as_float64(x), as_float64(y))[0].mean()
-    assert ssimfast.SSIMLoss()(x, y).item() == pytest.approx(1 - ssim, rel=1e-5)
-    x, y, weights = x[..., :24, :], y[..., :24, :], (0.5, 0.5)
-    ms_ssim = oracle.ms_ssim(as_float64(x), as_float64(y), weights=weights).value.mean()
-    loss = ssimfast.MSSSIMLoss(weights=weights)(x, y)
-    rounding = 1e-7  # of pooled pixels, of which the noise remains
-    assert loss.item() == pytest.approx(1 - ms_ssim, rel=rounding / noise)
+    assert_small_losses_keep_their_digits(noise)
 
 
 def hard(noisy: tuple[int, ...], flat: tuple[int, ...]) -> dict[str, tuple]:
@@ -275,6 +265,22 @@ def test_empty_batch(backend, shape):
 
 
 # ---- which gradients, how often -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_upstream_gradients_of_one_and_others(backend, dtype, memory_format):
+    """1 leaves what the forward pass made as it is; powers of two change no digit."""
+    x, y = (image.contiguous(memory_format=memory_format) for image in pair(3, 2, 15, 18))
+    gradients = []
+    for upstream in ((1.0, 1.0, 1.0), (1.0, 0.5, 4.0)):
+        a = x.to(dtype).clone().requires_grad_()
+        values = ssimfast.ssim(a, y.to(dtype), value_range=(-1, 1), reduction="batch")
+        values.backward(torch.tensor(upstream, dtype=values.dtype))
+        gradients.append(a.grad.double() / torch.tensor(upstream).double()[:, None, None, None])
+    info = torch.finfo(dtype)  # what is not normal loses digits
+    rounding = 2 * info.smallest_normal * info.eps
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=rounding)
 
 
 @pytest.mark.parametrize("padding", ["valid", "same"])

@@ -19,6 +19,7 @@ from comparison import (
     assert_matches_oracle,
     assert_ms_ssim_matches_oracle,
     assert_similarity_matches_oracle,
+    assert_small_losses_keep_their_digits,
     loosened,
 )
 from conftest import use_triton
@@ -89,7 +90,7 @@ def test_images_of_two_layouts():
 def test_pyramids_of_every_pooling(pooling, height, width):
     x, y = pair(2, 2, height, width)
     settings = (gaussian_taps(1, 1.5), 1e-4, 9e-4, -1.0, 0.5, True)
-    rest = (1, [1.0, 0.0, 0.0, 0.0, 0.0], 0.0, None, None, None, 1, 0, 0, pooling)
+    rest = (1, [1.0, 0.0, 0.0, 0.0, 0.0], 0.0, None, None, None, 1, 0, 0, pooling, False)
     pooled = triton_backend.similarity(x, y, *settings, *rest)[3]
     for got, want in zip(pooled, reference.similarity(x, y, *settings, *rest)[3], strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
@@ -122,11 +123,15 @@ def test_windows(window_size, padding):
 def test_the_largest_window():
     x, y = pair(1, 1, 33, 34, dtype=torch.float64)
     settings = (gaussian_taps(16, 5.0), 1e-4, 9e-4, 0.0, 1.0, False)
-    rest = (1, [1.0, 0.0, 0.0, 0.0, 0.0], 0.0, None, None, None, 2, 0, 1, 0)
+    rest = (1, [1.0, 0.0, 0.0, 0.0, 0.0], 0.0, None, None, None, 2, 0, 1, 0, False)
     got = triton_backend.similarity(x, y, *settings, *rest)
     want = reference.similarity(x, y, *settings, *rest)
     torch.testing.assert_close(got[0], want[0], rtol=1e-12, atol=0)
     torch.testing.assert_close(got[2][0], want[2][0], rtol=0, atol=1e-13)
+
+
+def test_a_loss_near_zero_keeps_its_digits():
+    assert_small_losses_keep_their_digits(1e-3)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -270,7 +275,7 @@ def test_optional_numbers_of_any_strides():
     settings = (gaussian_taps(1, 1.5), 1e-4, 9e-4, 0.0, 1.0, True)
     plane_weights = torch.rand(2, 2, 3).mT
     rows, columns = torch.rand(24)[::2], torch.rand(1).expand(13)
-    rest = (31, [0.2] * 5, 0.3, plane_weights, rows, columns, 1, 0, 1, 0)
+    rest = (31, [0.2] * 5, 0.3, plane_weights, rows, columns, 1, 0, 1, 0, False)
     got = triton_backend.similarity(x, y, *settings, *rest)
     want = reference.similarity(x, y, *settings, *rest)
     torch.testing.assert_close(got[0], want[0], rtol=1e-5, atol=0)

@@ -89,9 +89,10 @@ import torch, triton_ahead as ahead
 kernels = set()
 for height, width in {sizes}:
     x = torch.empty(1, 3, height, width + 3)[..., 3:]
-    arguments = (1, [1.0, 0, 0, 0, 0], 0.0, None, None, None, height * width, 0, 1, 1)
+    arguments = (1, [1.0, 0, 0, 0, 0], 0.0, None, None, None, height * width, 0, 1, 1, True)
     kernels |= set(ahead.launches_of("similarity", x, x, *ahead.settings(11), *arguments))
-    kernels |= set(ahead.launches_of("scale_grad", x, torch.zeros(()), 1.0, height * width))
+    for op in ("scale_grad", "scale_grad_"):
+        kernels |= set(ahead.launches_of(op, x, torch.zeros(()), 1.0, height * width))
     terms = [torch.zeros(1, 1, 5).double()] * 5
     positions = [height * width // 4**j + 1 for j in range(5)]
     rest = ([0.2] * 5, False, False, [0, 1.0, 0, 0, 0], 0.0, 0, positions)

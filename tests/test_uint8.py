@@ -121,6 +121,6 @@ def test_one_image_of_floats_is_refused(autocast):
 def test_ops_refuse_gradients(backend):
     x, _ = pair(1, 1, 16, 16)
     settings = ([1.0], 1e-4, 9e-4, 0.0, 255.0, False)
-    request = (1, [1.0, 0.0, 0.0, 0.0, 0.0], 0.0, None, None, None, 1, 0, 1, 0)
+    request = (1, [1.0, 0.0, 0.0, 0.0, 0.0], 0.0, None, None, None, 1, 0, 1, 0, False)
     with pytest.raises(RuntimeError, match="8-bit images have no gradient"):
         ops._similarity(x, x, *settings, *request)

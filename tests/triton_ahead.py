@@ -187,7 +187,7 @@ def similarity_launches(size: int, dtype: torch.dtype, gradients: int, more: boo
     wanted = sum(1 << term for term, weight in enumerate(weights) if weight)
     return launches_of(
         "similarity", *images(dtype), *settings(size), wanted, weights, 0.0, None, *counts,
-        1, 0, gradients, 1 if more else 0,
+        1, 0, gradients, 1 if more else 0, True,
     )  # fmt: skip
 
 

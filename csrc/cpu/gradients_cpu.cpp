@@ -43,7 +43,8 @@ void for_rows(const Tensor& image, Body&& body) {
                               });
 }
 
-// out = grad * upstream * scale / count; `out` may be `grad`.
+// out = grad * upstream * scale / count; `out` may be `grad`, and is left alone if that is the
+// same.
 void scale_into(const Tensor& out, const Tensor& grad, const Tensor& upstream, double scale,
                 int64_t count) {
   check_upstream(grad, upstream);
@@ -54,10 +55,16 @@ void scale_into(const Tensor& out, const Tensor& grad, const Tensor& upstream, d
     const Source<A> from = source<T>(grad);
     const Sink<A> to = sink<T>(out);
     const Upstream<A> factors(upstream);
+    const auto factor_at = [&](int64_t n, int64_t c) {
+      return A(factors.at(n, c) * scale / double(count));
+    };
+    const bool in_place = from.data == to.data;
+    if (in_place && factors.groups == 1 && factor_at(0, 0) == 1) return;
     const int64_t width = grad.size(3);
     for_rows(grad, [&](int64_t n, int64_t c, int64_t begin, int64_t end) {
       A* const scratch = workspace<A>(width);
-      const A factor = A(factors.at(n, c) * scale / double(count));
+      const A factor = factor_at(n, c);
+      if (in_place && factor == 1) return;
       for (int64_t r = begin; r < end; ++r) {
         const A* row = from.row(from.plane(n, c), r, 0, width, scratch);
         A* const scaled = to.in_place(n, c, r, 0, scratch);

@@ -95,7 +95,7 @@ Combined combine_scales(std::vector<Tensor> terms, std::vector<double> scale_wei
   auto* const means = static_cast<double*>(out.mutable_data_ptr());
   auto* const values = static_cast<double*>(value.mutable_data_ptr());
   for (int64_t g = 0; g < groups; ++g) {
-    values[g] = constant;
+    values[g] = 0;
     for (int t = 0; t < kTerms; ++t) {
       double total = 0;
       for (int64_t p = g * planes / groups; p < (g + 1) * planes / groups; ++p)
@@ -103,6 +103,7 @@ Combined combine_scales(std::vector<Tensor> terms, std::vector<double> scale_wei
       means[g * kTerms + t] = total / (double(planes) / double(groups));
       if (weights[t] != 0) values[g] += weights[t] * means[g * kTerms + t];
     }
+    values[g] += constant;
   }
   return {value, out, slopes};
 }
@@ -152,9 +153,17 @@ class Space {
 // Makes the images of the next scale and nothing else.
 void pool(const Tensor& x, const Tensor& y, const Settings& settings, int64_t pooling,
           const std::vector<Tensor>& pooled) {
-  const Request request{
-      0,      std::vector<double>(kTerms), 0, std::nullopt, std::nullopt, std::nullopt, 1, 0, 0,
-      pooling};
+  const Request request{0,
+                        std::vector<double>(kTerms),
+                        0,
+                        std::nullopt,
+                        std::nullopt,
+                        std::nullopt,
+                        1,
+                        0,
+                        0,
+                        pooling,
+                        false};
   Similarity results = new_results(x, y, request);
   std::get<3>(results) = pooled;
   sweep(x, y, settings, request, results);

@@ -136,7 +136,7 @@ void reduce(const std::vector<Sums>& sums, const Request& request, double positi
             int64_t groups, double* terms, A* values) {
   const int64_t each = static_cast<int64_t>(sums.size()) / groups;
   for (int64_t g = 0; g < groups; ++g) {
-    double value = request.constant;
+    double value = 0;
     for (int t = 0; t < kTerms; ++t) {
       double total = 0;
       for (int64_t i = 0; i < each; ++i) total += sums[g * each + i].term[t];
@@ -144,7 +144,7 @@ void reduce(const std::vector<Sums>& sums, const Request& request, double positi
       terms[g * kTerms + t] = total / double(request.count);
       if (request.weights[t] != 0) value += request.weights[t] * terms[g * kTerms + t];
     }
-    values[g] = A(value);
+    values[g] = A(value + request.constant);
   }
 }
 
@@ -166,12 +166,13 @@ void sweep(const Tensor& x, const Tensor& y, const Settings& settings, const Req
     using A = Arithmetic<T>;
     Job<A> job = make_job<T>(x, y, settings);
     const int64_t planes = x.size(0) * x.size(1);
-    const double per_pixel = positions_per_pixel(x, settings);
+    const double per_pixel = positions_per_pixel(x, settings), bound = request.bound();
+    job.grad_scale = A(request.grad_scale(settings));
     job.plane_weight = optional_numbers<A>(request.plane_weights, x, 2 * planes, "plane_weights");
     job.rows = optional_numbers<A>(request.rows, x, x.size(2), "rows");
     job.columns = optional_numbers<A>(request.columns, x, x.size(3), "columns");
     for (int t = 0; t < kTerms; ++t) {
-      job.weight[t] = A(request.weights[t] * (t >= kL1 ? per_pixel : 1));
+      job.weight[t] = A(request.weights[t] / bound * (t >= kL1 ? per_pixel : 1));
       job.wanted[t] = request.wants(t);
     }
     job.pooling = Pooling(request.pooling);

@@ -59,7 +59,7 @@ struct Job {
   int64_t margin;  // pixels at each edge that are no window's centre: halo for "valid", else 0
   A taps[kMaxWindow];
   A twice_c1, twice_c2, low, scale;  // unit range = (value - low) * scale
-  A grad_scale;  // of the gradients on the way out: 1 for those by images in unit range
+  A grad_scale;  // of the gradients on the way out: 1 for those that are not finished
 };
 
 struct Tile {
@@ -174,6 +174,7 @@ class TileKernel {
         valid_end(std::min(job.width - job.margin - first_stat, stat_columns)),
         own_begin(std::max(valid_begin, spread)),
         own_end(std::max(own_begin, std::min(valid_end, spread + columns))),
+        vector_begin(valid_begin / kLanes * kLanes),
         first_center(tile.row_begin - (2 * spread + kRows - 1) / kRows * kRows + spread),
         first_row(first_center - halo),
         x(job.x.plane(tile.n, tile.c)),
@@ -232,6 +233,7 @@ class TileKernel {
   const int64_t columns, stat_columns, first_stat;
   const int64_t valid_begin, valid_end;  // columns of statistics that are centres of a window
   const int64_t own_begin, own_end;      // those of them that are the tile's own
+  const int64_t vector_begin;            // valid_begin or before, a whole number of vectors
   const int64_t first_center, first_row;
   const char *const x, *const y;
   const A level;
@@ -436,7 +438,7 @@ class TileKernel {
     std::fill(to + valid_end, to + pitch, A(0));
   }
 
-  // Horizontal means and variances of pixel row r, at the columns of the statistics.
+  // Horizontal means and variances of pixel row r, around the columns that are centres of a window.
   SSIMFAST_INLINE void filter_row(int64_t r) const {
     A* const to = moments_row(r);
     if (r < 0 || r >= job.height) {
@@ -449,7 +451,7 @@ class TileKernel {
     const A* const d = s + pitch;
     const char* const soon_x = job.x.address(x, r + kRows, first_stat);
     const char* const soon_y = job.y.address(y, r + kRows, first_stat);
-    for (int64_t c = 0; c < stat_columns; c += kLanes) {
+    for (int64_t c = vector_begin; c < valid_end; c += kLanes) {
       prefetch(soon_x + c * job.x.element_size);
       prefetch(soon_y + c * job.y.element_size);
       row_moments(taps, s + c, d + c, to + c);
@@ -517,8 +519,8 @@ class TileKernel {
                               broadcast<V>(pad_s), broadcast<V>(weight_ssim),
                               broadcast<V>(weight_cs)};
     alignas(64) A moments[kMoments][kRows][kStep];
-    for (int64_t first = 0; first < stat_columns; first += kStep) {
-      const int64_t some = std::min<int64_t>(kStep, stat_columns - first);
+    for (int64_t first = vector_begin; first < valid_end; first += kStep) {
+      const int64_t some = std::min<int64_t>(kStep, valid_end - first);
       for (int i : {kMeanS, kMeanD}) {  // each with its variance behind it
         for (int b = 0; b < kRows; b += kBlock) {
           for (int64_t c = 0; c < some; c += kLanes)

@@ -43,7 +43,8 @@ SSIMFAST_DEVICE void write_several(Packed<T, n>* to, const Several<T, n>& values
 
 // ---- scale_grad ---------------------------------------------------------------------------------
 //
-// Each element is read once and written once, perhaps to where it was: 2 sizeof(T) bytes.
+// Each element is read once and written once, perhaps to where it was: 2 sizeof(T) bytes; none if
+// it is there already.
 
 constexpr int kScaleThreads = 256;
 
@@ -86,6 +87,7 @@ struct ScaleGrad {
   SSIMFAST_DEVICE A factor_at(int64_t offset) const {
     return A(double(read(upstream + offset)) * factor);
   }
+  SSIMFAST_DEVICE bool is_done(A factor) const { return factor == 1 && from == to; }
 };
 
 constexpr int kVectorBytes = 16;
@@ -121,6 +123,7 @@ __global__ void __launch_bounds__(kScaleThreads) scale_runs(const ScaleGrad<A> p
   const int64_t item = blockIdx.x;
   const Offsets offsets = p.offsets(item / p.pieces);
   const A factor = p.factor_at(offsets.upstream);
+  if (p.is_done(factor)) return;
   for_dtype<A>(p.dtype, [&](auto zero) {
     using T = decltype(zero);
     constexpr int64_t kPiece = kPieceBytes / sizeof(T);
@@ -137,6 +140,7 @@ __global__ void __launch_bounds__(kScaleThreads) scale_elements(const ScaleGrad<
   for (int64_t i = int64_t(blockIdx.x) * kScaleThreads + threadIdx.x; i < p.items; i += step) {
     const Offsets offsets = p.offsets(i);
     const A factor = p.factor_at(offsets.upstream);
+    if (p.is_done(factor)) continue;
     for_dtype<A>(p.dtype, [&](auto zero) {
       using T = decltype(zero);
       const A value = to_arithmetic(read_own(static_cast<const T*>(p.from) + offsets.from));

@@ -43,7 +43,8 @@ std::vector<Axis> axes_of(const Tensor& from, const Tensor& to, const Tensor& up
   return joined;
 }
 
-// out = grad * upstream * scale / count; `out` may be `grad`.
+// out = grad * upstream * scale / count; `out` may be `grad`, and is left alone if that is the
+// same.
 void scale_into(const Tensor& out, const Tensor& grad, const Tensor& upstream, double scale,
                 int64_t count) {
   check_upstream(grad, upstream);

@@ -21,7 +21,7 @@ struct Job {
   Image<A> upstream[2];  // gradients by the maps, one element a position
   int maps, upstreams;
   Image<A> grad[2];
-  A grad_scale;             // of the gradients on the way out: 1 for those by images in unit range
+  A grad_scale;             // of the gradients on the way out: 1 for those that are not finished
   bool wanted[kTerms];      // by the sums
   A weight[kTerms];         // in the gradient, of plain sums
   const A* plane_weight;    // if given, two numbers a plane in place of the first two weights
@@ -33,7 +33,7 @@ struct Job {
   int window;
   int64_t margin;  // pixels at each edge that are no window's centre: halo for "valid", else 0
   A taps[kMaxWindow];
-  A weighted_taps[kMaxWindow];       // times four times weight[kSsim]
+  A weighted_taps[kMaxWindow];       // times four times weight[kSsim] and grad_scale
   A twice_c1, twice_c2, low, scale;  // unit range = (value - low) * scale
   double* partial;                   // kTerms sums of each tile: see reduce.cuh
 };

@@ -71,10 +71,10 @@ struct ValueOf {
 };
 
 SSIMFAST_DEVICE double weighted_sum(const ValueOf& value_of, const Shared<double>& terms) {
-  double value = value_of.constant;
+  double value = 0;
   for (int t = 0; t < kTerms; ++t)
     if (value_of.weights[t] != 0) value += value_of.weights[t] * terms[t];
-  return value;
+  return value + value_of.constant;
 }
 
 // ---- one scale ----------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ Fused fused_of(const Job<float>& job, Pass pass) {
   const bool only_ssim = !any_pixel_term(job) && !job.wanted[kContrastStructure] &&
                          job.weight[kContrastStructure] == 0;
   const bool plain = only_ssim && job.plane_weight == nullptr && job.upstreams == 0 &&
-                     job.pooling == Pooling::kNone && job.grad_scale == 1;
+                     job.pooling == Pooling::kNone;
   if (job.taps[job.window / 2] >= float(kLargestCentreTap)) return {};
   if (job.window == 7) return select_sweep<7>(job.x.dtype, pass, plain);
   if (job.window == 9) return select_sweep<9>(job.x.dtype, pass, plain);
@@ -142,16 +142,18 @@ void set_gradients(Job<A>& job, const std::vector<Tensor>& grads) {
 // What `similarity` asks for, for one pair of images.
 template <class A>
 void set_request(Job<A>& job, const Tensor& x, const Settings& settings, const Request& request) {
-  const double per_pixel = positions_per_pixel(x, settings);
+  const double per_pixel = positions_per_pixel(x, settings), bound = request.bound();
+  job.grad_scale = A(request.grad_scale(settings));
   job.plane_weight = optional_numbers<A>(request.plane_weights, x, 2 * job.planes, "plane_weights");
   job.rows = optional_numbers<A>(request.rows, x, x.size(2), "rows");
   job.columns = optional_numbers<A>(request.columns, x, x.size(3), "columns");
   for (int t = 0; t < kTerms; ++t) {
-    job.weight[t] = A(request.weights[t] * (t >= kL1 ? per_pixel : 1));
+    job.weight[t] = A(request.weights[t] / bound * (t >= kL1 ? per_pixel : 1));
     job.wanted[t] = request.wants(t);
   }
   for (int i = 0; i < job.window; ++i)
-    job.weighted_taps[i] = A(4 * request.weights[kSsim] * settings.window[i]);
+    job.weighted_taps[i] =
+        A(4 * request.weights[kSsim] / bound * request.grad_scale(settings) * settings.window[i]);
 }
 
 std::vector<Tensor> new_pooled(const Tensor& x, int64_t pooling) {

@@ -462,7 +462,7 @@ class Sweep {
 
   SSIMFAST_DEVICE Slopes<float> slopes_at(const Terms<float>& terms, int row, int column) const {
     if constexpr (kPlain) {
-      return {terms.contrast_structure, terms.luminance};  // the weight is in the taps
+      return {terms.contrast_structure, terms.luminance};  // the weight is in weighted_taps
     } else if (job.upstreams == 2) {
       const Image<float>&luminance = job.upstream[0], &contrast = job.upstream[1];
       return slopes(terms, {0, luminance.at(in_map(luminance, row, column)),
