@@ -109,12 +109,12 @@ inline void check(const PyramidRequest& p) {
 
 // What `similarity` is told beyond the statistic.
 struct Request {
-  int64_t wanted;
-  std::vector<double> weights;
-  double constant;
+  int64_t wanted = 0;
+  std::vector<double> weights = std::vector<double>(kTerms);
+  double constant = 0;
   std::optional<Tensor> plane_weights, rows, columns;
-  int64_t count, kept, gradients, pooling;
-  bool finished;
+  int64_t count = 1, kept = 0, gradients = 0, pooling = int64_t(Pooling::kNone);
+  bool finished = false;
 
   bool wants(int term) const { return (wanted >> term & 1) != 0; }
 
@@ -166,17 +166,15 @@ struct ScalesRequest {
   // What the sweep of one scale is for; its terms are sums.
   Request sweep_of(int scale) const {
     const bool finest = scale == 0;
-    Request request{int64_t(1) << mean_of(scale),
-                    std::vector<double>(kTerms),
-                    0,
-                    std::nullopt,
-                    finest ? rows : std::nullopt,
-                    finest ? columns : std::nullopt,
-                    1,
-                    2,
-                    finest && late ? 0 : gradients,
-                    scale + 1 == scales() ? int64_t(Pooling::kNone) : pooling,
-                    false};
+    Request request;
+    request.wanted = int64_t(1) << mean_of(scale);
+    if (finest) {
+      request.rows = rows;
+      request.columns = columns;
+    }
+    request.kept = 2;
+    request.gradients = finest && late ? 0 : gradients;
+    if (scale + 1 < scales()) request.pooling = pooling;
     request.weights[mean_of(scale)] = 1;
     for (int t = 0; finest && t < kTerms; ++t)
       if (t != kContrastStructure && weights[t] != 0) request.wanted |= int64_t(1) << t;

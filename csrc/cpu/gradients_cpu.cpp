@@ -55,16 +55,12 @@ void scale_into(const Tensor& out, const Tensor& grad, const Tensor& upstream, d
     const Source<A> from = source<T>(grad);
     const Sink<A> to = sink<T>(out);
     const Upstream<A> factors(upstream);
-    const auto factor_at = [&](int64_t n, int64_t c) {
-      return A(factors.at(n, c) * scale / double(count));
-    };
     const bool in_place = from.data == to.data;
-    if (in_place && factors.groups == 1 && factor_at(0, 0) == 1) return;
     const int64_t width = grad.size(3);
     for_rows(grad, [&](int64_t n, int64_t c, int64_t begin, int64_t end) {
-      A* const scratch = workspace<A>(width);
-      const A factor = factor_at(n, c);
+      const A factor = A(factors.at(n, c) * scale / double(count));
       if (in_place && factor == 1) return;
+      A* const scratch = workspace<A>(width);
       for (int64_t r = begin; r < end; ++r) {
         const A* row = from.row(from.plane(n, c), r, 0, width, scratch);
         A* const scaled = to.in_place(n, c, r, 0, scratch);

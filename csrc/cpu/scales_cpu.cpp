@@ -153,17 +153,8 @@ class Space {
 // Makes the images of the next scale and nothing else.
 void pool(const Tensor& x, const Tensor& y, const Settings& settings, int64_t pooling,
           const std::vector<Tensor>& pooled) {
-  const Request request{0,
-                        std::vector<double>(kTerms),
-                        0,
-                        std::nullopt,
-                        std::nullopt,
-                        std::nullopt,
-                        1,
-                        0,
-                        0,
-                        pooling,
-                        false};
+  Request request;
+  request.pooling = pooling;
   Similarity results = new_results(x, y, request);
   std::get<3>(results) = pooled;
   sweep(x, y, settings, request, results);
