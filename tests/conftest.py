@@ -1,13 +1,12 @@
 """Fixtures: every test of values runs once for each backend that this machine has."""
 
-import importlib.util
 import os
 
 import comparison
 import emulated
+import machine
 import pytest
 import torch
-from promises import NO_EXTENSION
 
 from ssimfast import ops, reference
 
@@ -24,8 +23,6 @@ def use_reference(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def use_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls the emulated CUDA kernels and, for the ops that have none, the reference."""
-    if reason := emulated.why_not():
-        pytest.skip(reason)
     use_reference(monkeypatch)
     for name, op in emulated.load().items():
         monkeypatch.setattr(ops, f"_{name}", op)
@@ -33,8 +30,6 @@ def use_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def use_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls the Triton kernels, on the CPU interpreted, and else the reference."""
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("Triton is not installed")
     from ssimfast import triton_backend
 
     use_reference(monkeypatch)
@@ -42,7 +37,17 @@ def use_triton(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ops, f"_{name}", op)
 
 
-@pytest.fixture(params=["cpu", "reference", "cuda-emulated", "cuda", "triton"])
+# What each backend needs of the machine.
+BACKENDS = {
+    "cpu": ("extension",),
+    "reference": (),
+    "cuda-emulated": ("compiler", "sources"),
+    "cuda": ("cuda kernels",),
+    "triton": ("cuda", "triton"),  # test_triton.py interprets
+}
+
+
+@pytest.fixture
 def backend(request, monkeypatch):
     if not request.param.startswith(("cpu", "reference")):
         monkeypatch.setitem(comparison.TOLERANCES, torch.float32, comparison.CUDA_FLOAT32)
@@ -50,19 +55,55 @@ def backend(request, monkeypatch):
         use_reference(monkeypatch)
     elif request.param == "cuda-emulated":
         use_emulated(monkeypatch)
-    elif request.param in ("cuda", "triton"):
-        if not torch.cuda.is_available():
-            pytest.skip("no CUDA device")  # test_triton.py interprets
-        if request.param == "triton":
-            use_triton(monkeypatch)
-        elif ops.backends()["cuda"] != "cuda":
-            pytest.skip("built without CUDA kernels")
+    elif request.param == "triton":
+        use_triton(monkeypatch)
+    if request.param in ("cuda", "triton"):
         with torch.device("cuda"):
             yield request.param
-        return
-    elif ops.extension is None:
-        pytest.skip(NO_EXTENSION)
-    yield request.param
+    else:
+        yield request.param
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for line in (
+        "long: takes too long for `make test`; `make test-all` runs it",
+        "needs(*tools): tools of machine.py without which the test is not collected",
+        "backends(*names): the only backends that the test runs with",
+    ):
+        config.addinivalue_line("markers", line)
+
+
+def pytest_report_header() -> str:
+    tools = ", ".join(machine.missing()) or "nothing"
+    return f"missing here: {tools} (SSIMFAST_REQUIRE=all: what needs it fails)"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames:
+        marker = metafunc.definition.get_closest_marker("backends")
+        names = marker.args if marker else BACKENDS
+        chosen = [pytest.param(name, marks=pytest.mark.needs(*BACKENDS[name])) for name in names]
+        metafunc.parametrize("backend", chosen, indirect=True)
+
+
+def _lacks(item: pytest.Item) -> list[str]:
+    needed = (tool for marker in item.iter_markers("needs") for tool in marker.args)
+    return [tool for tool in needed if not machine.has(tool)]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    kept, left_out = [], []
+    for item in items:
+        optional = any(not machine.is_required(tool) for tool in _lacks(item))
+        (left_out if optional else kept).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if lacking := _lacks(item):
+        pytest.fail(f"needs {', '.join(lacking)}, not found; see SSIMFAST_REQUIRE in machine.py")
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:
