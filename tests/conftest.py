@@ -1,6 +1,9 @@
-"""Fixtures: every test of values runs once for each backend that this machine has."""
+"""What is collected: every test of values once for each backend that this machine has, and of a test
+with several parameters as many items as show each pair of values; the others are long."""
 
 import os
+from collections.abc import Iterator
+from itertools import combinations, groupby
 
 import comparison
 import emulated
@@ -78,6 +81,7 @@ def pytest_report_header() -> str:
     return f"missing here: {tools} (SSIMFAST_REQUIRE=all: what needs it fails)"
 
 
+@pytest.hookimpl(trylast=True)  # backends last: they take turns, and share the oracle's answers
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
         marker = metafunc.definition.get_closest_marker("backends")
@@ -91,6 +95,21 @@ def _lacks(item: pytest.Item) -> list[str]:
     return [tool for tool in needed if not machine.has(tool)]
 
 
+def _beyond_pairs(items: list[pytest.Item]) -> Iterator[pytest.Item]:
+    """The items of one test without which every pair of parameter values still occurs."""
+    pairs = [
+        set(combinations([(name, id(value)) for name, value in item.callspec.params.items()], 2))
+        for item in items
+    ]
+    missing = set().union(*pairs)
+    left = dict(enumerate(pairs))
+    while missing:
+        best = max(left, key=lambda index: len(left[index] & missing))
+        missing -= left.pop(best)
+    yield from (items[index] for index in left)
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` is looked at
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     kept, left_out = [], []
     for item in items:
@@ -99,6 +118,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept
+    for _, group in groupby(items, key=lambda item: (item.path, item.originalname)):
+        same_test = list(group)
+        if hasattr(same_test[0], "callspec") and len(same_test[0].callspec.params) > 1:
+            for item in _beyond_pairs(same_test):
+                item.add_marker(pytest.mark.long)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

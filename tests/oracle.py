@@ -6,9 +6,10 @@ means of squared deviations; gradients are the quotient rule on the textbook for
 by finite differences.
 """
 
-from collections.abc import Iterator
+import pickle
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce, wraps
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,21 @@ SLOPE_BOUND = 1e-4  # MS-SSIM is no steeper in a mean than where the mean is thi
 
 Array = np.ndarray
 Pair = tuple[np.ndarray, np.ndarray]
+
+
+def remembered(function: Callable) -> Callable:
+    """The same function, which computes an answer once for all backends that are asked in turn."""
+
+    @lru_cache(maxsize=64)
+    def answer(question: bytes):
+        arrays, arguments = pickle.loads(question)
+        return function(*arrays, **arguments)
+
+    @wraps(function)
+    def ask(*arrays, **arguments):
+        return answer(pickle.dumps((arrays, arguments)))
+
+    return ask
 
 
 def taps(kind: str, size: int, sigma: float) -> Array:
@@ -162,6 +178,7 @@ class Definition:
         return grad
 
 
+@remembered
 def ssim(
     x: Array,
     y: Array,
@@ -193,6 +210,7 @@ def centres(mask: Array, shape: tuple[int, ...], **definition) -> Array:
     return mask[(..., *[slice(halo, length - halo) for length in shape[2:]])]
 
 
+@remembered
 def components(
     x: Array, y: Array, *, upstream: tuple[Array | float, Array | float] = (1.0, 1.0), **definition
 ) -> tuple[Array, Array, Array, Array]:
@@ -251,6 +269,7 @@ class MultiScale(NamedTuple):
     counts: tuple[int, ...]  # of windows in one mean of each scale
 
 
+@remembered
 def ms_ssim(
     x: Array,
     y: Array,
@@ -315,6 +334,7 @@ class Loss(NamedTuple):
     terms: dict[str, Array]  # those with a factor above 0, (N,) each
 
 
+@remembered
 def similarity_loss(
     x: Array,
     y: Array,

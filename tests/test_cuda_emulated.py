@@ -25,7 +25,7 @@ FOLDER = Path(__file__).parent
 
 
 @pytest.fixture(autouse=True)
-def backend(monkeypatch):
+def emulation(monkeypatch):
     monkeypatch.setitem(comparison.TOLERANCES, torch.float32, comparison.CUDA_FLOAT32)
     use_emulated(monkeypatch)
 

@@ -40,7 +40,7 @@ MEAN = {"reductions": ("mean",)}
 
 
 @pytest.fixture(autouse=True)
-def backend(monkeypatch):
+def triton_kernels(monkeypatch):
     monkeypatch.setitem(comparison.TOLERANCES, torch.float32, comparison.CUDA_FLOAT32)
     use_triton(monkeypatch)
     if torch.cuda.is_available():
