@@ -1,5 +1,5 @@
-"""What is collected: every test of values once for each backend that this machine has, and of a test
-with several parameters as many items as show each pair of values; the others are long."""
+"""Collection: tests of values run once for each backend that this machine has. Of a test with
+several parameters, `make test` runs enough items to show each pair of values; the rest is long."""
 
 import os
 from collections.abc import Iterator
