@@ -72,6 +72,8 @@ class Windowed:
         self._c1 = number("k1", self.k1, least=0.0) ** 2
         self._c2 = number("k2", self.k2, least=0.0) ** 2
         flag("sample_covariance", self.sample_covariance)
+        if self.sample_covariance and len(self._taps) == 1:
+            raise ValueError("sample_covariance needs a window_size of at least 3, got 1")
         choice("padding", self.padding, self._PADDINGS)
 
     def settings(self, x: Tensor) -> reference.Settings:
@@ -80,8 +82,6 @@ class Windowed:
         if self.sample_covariance:
             # n / (n - 1) times the variances, in a quotient in which C2 is the only other summand.
             n = len(self._taps) ** (x.dim() - 2)
-            if n < 2:
-                raise ValueError("sample_covariance needs a window_size of at least 3, got 1")
             c2 = c2 * (n - 1) / n
         low, high = self._range or (0.0, 255.0 if x.dtype == torch.uint8 else 1.0)
         return self._taps, self._c1, c2, low, 1 / (high - low), self.padding == "same"

@@ -72,6 +72,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "long: takes too long for `make test`; `make test-all` runs it",
         "needs(*tools): tools of machine.py without which the test is not collected",
         "backends(*names): the only backends that the test runs with",
+        "long_with(*names): backends with which the test is long",
     ):
         config.addinivalue_line("markers", line)
 
@@ -84,15 +85,26 @@ def pytest_report_header() -> str:
 @pytest.hookimpl(trylast=True)  # backends last: they take turns, and share the oracle's answers
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
-        marker = metafunc.definition.get_closest_marker("backends")
-        names = marker.args if marker else BACKENDS
-        chosen = [pytest.param(name, marks=pytest.mark.needs(*BACKENDS[name])) for name in names]
+        chosen = [pytest.param(b, marks=pytest.mark.needs(*tools)) for b, tools in BACKENDS.items()]
         metafunc.parametrize("backend", chosen, indirect=True)
 
 
 def _lacks(item: pytest.Item) -> list[str]:
     needed = (tool for marker in item.iter_markers("needs") for tool in marker.args)
     return [tool for tool in needed if not machine.has(tool)]
+
+
+def _is_optional(item: pytest.Item) -> bool:
+    return any(not machine.is_required(tool) for tool in _lacks(item))
+
+
+def _backend_of(item: pytest.Item) -> str | None:
+    return item.callspec.params.get("backend") if hasattr(item, "callspec") else None
+
+
+def _runs_with_its_backend(item: pytest.Item) -> bool:
+    backend = _backend_of(item)
+    return backend is None or all(backend in m.args for m in item.iter_markers("backends"))
 
 
 def _beyond_pairs(items: list[pytest.Item]) -> Iterator[pytest.Item]:
@@ -111,18 +123,23 @@ def _beyond_pairs(items: list[pytest.Item]) -> Iterator[pytest.Item]:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` is looked at
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    kept, left_out = [], []
+    items[:] = [item for item in items if _runs_with_its_backend(item)]
+    left_out = [item for item in items if _is_optional(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not _is_optional(item)]
     for item in items:
-        optional = any(not machine.is_required(tool) for tool in _lacks(item))
-        (left_out if optional else kept).append(item)
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = kept
+        if any(_backend_of(item) in marker.args for marker in item.iter_markers("long_with")):
+            item.add_marker(pytest.mark.long)
     for _, group in groupby(items, key=lambda item: (item.path, item.originalname)):
-        same_test = list(group)
-        if hasattr(same_test[0], "callspec") and len(same_test[0].callspec.params) > 1:
-            for item in _beyond_pairs(same_test):
-                item.add_marker(pytest.mark.long)
+        several = [
+            item
+            for item in group
+            if hasattr(item, "callspec")
+            and len(item.callspec.params) > 1
+            and item.get_closest_marker("long") is None
+        ]
+        for item in _beyond_pairs(several):
+            item.add_marker(pytest.mark.long)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

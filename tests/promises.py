@@ -5,15 +5,13 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from comparison import TERMS
 from hypothesis import HealthCheck, settings
 from torch import Tensor
 
 import ssimfast
-from ssimfast import ops
 
-NO_EXTENSION = "the extension was not built: no C++ compiler at install time"
-needs_extension = pytest.mark.skipif(ops.extension is None, reason=NO_EXTENSION)
-
+needs_extension = pytest.mark.needs("extension")
 # The same values laid out in other ways, of images and of volumes.
 LAYOUTS = {
     "channels_last": lambda image: image.contiguous(memory_format=channels_last(image)),
@@ -49,10 +47,17 @@ class Function(NamedTuple):
     of: Callable[..., Tensor | tuple[Tensor, ...]]
     shape: tuple[int, ...]
     arguments: dict
+    emulated: bool = True  # all its ops have CUDA kernels, which the emulator runs
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         result = self.of(x, y, **self.arguments)
         return (result,) if isinstance(result, Tensor) else tuple(result)
+
+    def of_equal_images(self) -> list[float]:
+        """What each of its values is for equal images, and for none."""
+        if self.of is not mixture:
+            return [1.0] * (2 if self.of is ssimfast.ssim_components else 1)
+        return [0.0, *(float("ssim" in name) for name in TERMS if self.arguments[name] > 0)]
 
 
 def _masked(x: Tensor, y: Tensor, **arguments) -> Tensor:
@@ -70,6 +75,7 @@ IMAGES, PYRAMIDS, VOLUMES = (2, 3, 20, 23), (2, 3, 23, 26), (2, 2, 8, 9, 10)
 _ALL = {"ssim": 0.3, "ms_ssim": 0.5, "l1": 0.7, "l2": 0.9, "gaussian_l1": 1.1}
 _PLANES = {"reduction": "none", "padding": "same", "odd": "replicate", "negative": "abs"}
 _JOINT = {"reduction": "batch", "channels": "joint", "odd": "pad", "padding": "reflect"}
+_UNIFORM = {"window": "uniform", "sample_covariance": True, "value_range": (-1, 1)}
 # Every way through the package that has a kernel or an autograd Function of its own.
 FUNCTIONS = {
     "ssim": Function(ssimfast.ssim, IMAGES, {}),
@@ -77,20 +83,35 @@ FUNCTIONS = {
     "map": Function(ssimfast.ssim, IMAGES, {"reduction": "none"}),
     "reflected": Function(ssimfast.ssim, IMAGES, {"padding": "reflect"}),
     "components": Function(ssimfast.ssim_components, IMAGES, {}),
-    "reflected_components": Function(ssimfast.ssim_components, IMAGES, {"padding": "reflect"}),
-    "masked": Function(_masked, IMAGES, {}),
-    "masked_map": Function(_masked, IMAGES, {"reduction": "none", "padding": "same"}),
-    "volume": Function(ssimfast.ssim, VOLUMES, {"window_size": 5}),
-    "volume_map": Function(
-        ssimfast.ssim, VOLUMES, {"window_size": 5, "padding": "reflect", "reduction": "none"}
+    "reflected_components": Function(
+        ssimfast.ssim_components, IMAGES, {"padding": "reflect", **_UNIFORM}
     ),
-    "masked_volume": Function(_masked, VOLUMES, {"window_size": 5}),
+    "masked": Function(_masked, IMAGES, {}, emulated=False),
+    "masked_map": Function(
+        _masked, IMAGES, {"reduction": "none", "padding": "same"}, emulated=False
+    ),
+    "volume": Function(ssimfast.ssim, VOLUMES, {"window_size": 5}, emulated=False),
+    "volume_map": Function(
+        ssimfast.ssim,
+        VOLUMES,
+        {"window_size": 5, "padding": "reflect", "reduction": "none"},
+        emulated=False,
+    ),
+    "masked_volume": Function(_masked, VOLUMES, {"window_size": 5}, emulated=False),
     "ms_ssim": Function(ssimfast.ms_ssim, PYRAMIDS, {"weights": (0.4, 0.6)}),
     "ms_ssim_planes": Function(ssimfast.ms_ssim, PYRAMIDS, {"weights": (0.4, 0.6), **_PLANES}),
     "ms_ssim_joint": Function(ssimfast.ms_ssim, PYRAMIDS, {"weights": (0.4, 0.6), **_JOINT}),
+    "ms_ssim_or_raise": Function(
+        ssimfast.ms_ssim,
+        PYRAMIDS,
+        {"weights": (0.4, 0.6), "negative": "raise", **_UNIFORM},
+        emulated=False,
+    ),
     "mixture": Function(mixture, PYRAMIDS, _ALL),
     "mixture_of_one_scale": Function(mixture, PYRAMIDS, {**_ALL, "weights": (0.9,)}),
-    "mixture_without_ms_ssim": Function(mixture, PYRAMIDS, {**_ALL, "ms_ssim": 0.0}),
+    "mixture_without_ms_ssim": Function(
+        mixture, PYRAMIDS, {**_ALL, "ms_ssim": 0.0, "reduction": "batch"}
+    ),
     "pixels": Function(mixture, PYRAMIDS, {**_ALL, "ssim": 0.0, "ms_ssim": 0.0}),
 }
 
@@ -104,8 +125,6 @@ few = settings(
 
 
 def assert_same_bits_for_every_number_of_threads(run: Callable[[], Iterable[torch.Tensor]]) -> None:
-    if ops.extension is None:
-        pytest.skip(NO_EXTENSION)
     threads = torch.get_num_threads()
     results = []
     try:

@@ -1,13 +1,47 @@
-"""What every function promises beside its values: any layout, no gradient but those that are asked
-for, one derivative, the same under autocast, as meta tensors and compiled in one graph."""
+"""Promises that every function keeps beside its values: for equal images, no images and bad pixels,
+in any layout; which gradients there are, and how often; the same bits for every number of threads;
+under autocast, as meta tensors, and compiled in one graph.
+"""
 
 import pytest
 import torch
-from promises import FUNCTIONS, LAYOUTS, assert_compiles, channels_last, mixture, pair
+from promises import (
+    FUNCTIONS,
+    LAYOUTS,
+    assert_compiles,
+    assert_same_bits_for_every_number_of_threads,
+    channels_last,
+    mixture,
+    needs_extension,
+    pair,
+)
 from torch import Tensor
 from torch.autograd import forward_ad
 
-of_every_function = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+NOT_EMULATED = pytest.mark.backends("cpu", "reference", "cuda", "triton")
+of_every_function = pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(function, id=name, marks=[] if function.emulated else NOT_EMULATED)
+        for name, function in FUNCTIONS.items()
+    ],
+)
+# One function for each autograd Function, and the compositions of them.
+of_every_derivative = pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(
+            FUNCTIONS[name], id=name, marks=[] if FUNCTIONS[name].emulated else NOT_EMULATED
+        )
+        for name in (
+            *("ssim", "map", "reflected", "components", "masked_map", "volume"),
+            *("ms_ssim_joint", "ms_ssim_or_raise", "mixture"),
+        )
+    ],
+)
+on_the_cpu = pytest.mark.backends("cpu")  # what is promised is above the kernels
+by_kernels = pytest.mark.long_with("reference")  # which is made of operations that promise it
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def total(values: tuple[Tensor, ...]) -> Tensor:
@@ -29,43 +63,109 @@ def with_gradients(function, x: Tensor, y: Tensor, lay=lambda image: image) -> l
     return [*(value.detach() for value in values), x.grad, y.grad]
 
 
+# ---- data ---------------------------------------------------------------------------------------
+
+
+@of_every_function
+def test_equal_images_give_exactly_their_value_and_no_gradient(backend, function):
+    size = function.shape[2:]
+    flat = torch.full((1, 1, *size), 0.3)
+    checks = ((torch.arange(size[-2])[:, None] // 6 + torch.arange(size[-1]) // 6) % 2).float()
+    checks = checks.expand(1, 1, *size)
+    for image in (torch.rand(function.shape), flat, flat * 0, checks, flat + 1000):
+        for dtype in DTYPES:
+            x, y = (image.to(dtype).clone().requires_grad_() for _ in range(2))
+            *values, grad_x, grad_y = with_gradients(function, x, y)
+            for value, want in zip(values, function.of_equal_images(), strict=True):
+                assert (value == want).all(), dtype
+            assert not grad_x.any() and not grad_y.any(), dtype
+
+
+@by_kernels
+@of_every_function
+def test_nan_and_infinity_reach_their_image_and_no_other(backend, function):
+    x, y = pair(*function.shape)
+    *clean, clean_grad, _ = with_gradients(function, x.clone().requires_grad_(), y)
+    pixel = (0, 0, *(side // 2 for side in function.shape[2:-1]), 13 % function.shape[-1])
+    for bad in (float("nan"), float("inf")):
+        spoiled = x.clone()
+        spoiled[pixel] = bad
+        *values, grad, _ = with_gradients(function, spoiled.requires_grad_(), y)
+        for value, want in zip(values, clean, strict=True):
+            own = value if value.dim() == 0 else value[0]
+            assert not own.isfinite().all()
+            assert value.dim() == 0 or torch.equal(value[1:], want[1:])
+        assert not grad[pixel].isfinite() and torch.equal(grad[1:], clean_grad[1:])
+
+
+@by_kernels
+@of_every_function
+def test_no_images_or_no_channels(backend, function):
+    for empty in ((0, *function.shape[1:]), (function.shape[0], 0, *function.shape[2:])):
+        x, y = (torch.rand(empty).requires_grad_() for _ in range(2))
+        values = function(x, y)
+        for value, want in zip(values, function.of_equal_images(), strict=True):
+            assert (value == want).all() and value.shape == empty[: value.dim()][:2] + value.shape[
+                2:
+            ]
+        sum(value.sum() for value in values if value.requires_grad).backward()
+        assert x.grad.shape == y.grad.shape == empty
+
+
+@needs_extension
+@of_every_function
+def test_same_bits_for_every_number_of_threads(function):
+    # More than 32768 values, of which PyTorch's own sums are cut into parts; more than one tile.
+    if len(function.shape) == 5:
+        shapes = [(1, 1, 20, 40, 60), (2, 2, 9, 20, 30)]
+    else:
+        shapes = [(2, 3, 150, 130), (1, 1, 150, 1100)]
+    for shape in shapes:
+        x, y = pair(*shape)
+
+        def run(x=x, y=y):
+            return with_gradients(function, x.clone().requires_grad_(), y.clone().requires_grad_())
+
+        assert_same_bits_for_every_number_of_threads(run)
+
+
 # ---- layouts ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@by_kernels
 @of_every_function
-def test_strides(backend, function, layout, dtype):
-    x, y = pair(*function.shape, dtype=dtype)
-    lay = LAYOUTS[layout]
-    assert torch.equal(lay(x), x) and lay(x).stride() != x.stride()
-    want = with_gradients(function, x.clone().requires_grad_(), y.clone().requires_grad_())
-    got = with_gradients(function, lay(x).requires_grad_(), y.requires_grad_(), lay)
-    assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
-
-
-@of_every_function
-def test_expanded_images_and_gradients(backend, function):
-    size = function.shape[2:]
-    x = torch.rand(1, 1, *size).requires_grad_()
-    y = torch.rand(function.shape)
-    total(function(x.expand(y.shape), y)).backward()
-    copied = x.detach().clone().requires_grad_()
-    total(function(copied.repeat(*y.shape[:2], *(1 for _ in size)), y)).backward()
-    torch.testing.assert_close(x.grad, copied.grad)
-
-
-@of_every_function
-def test_gradient_keeps_the_memory_format(backend, function):
+def test_layouts(backend, function):
+    """The same bits from any strides; the gradient keeps the memory format."""
+    for dtype in (torch.float32, torch.bfloat16):
+        x, y = pair(*function.shape, dtype=dtype)
+        want = with_gradients(function, x.clone().requires_grad_(), y.clone().requires_grad_())
+        for layout, lay in LAYOUTS.items():
+            assert torch.equal(lay(x), x) and lay(x).stride() != x.stride()
+            got = with_gradients(function, lay(x).requires_grad_(), y.clone().requires_grad_(), lay)
+            assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True)), layout
     x, y = pair(*function.shape)
     x = LAYOUTS["channels_last"](x).requires_grad_()
     (grad,) = torch.autograd.grad(total(function(x, y)), x)  # x.grad would have it in any case
     assert grad.is_contiguous(memory_format=channels_last(x))
 
 
+@by_kernels
+@of_every_function
+def test_expanded_images_and_gradients(backend, function):
+    size = function.shape[2:]
+    x, y = pair(*function.shape)
+    x = x[:1, :1].clone().requires_grad_()
+    y = 0.3 * y + 0.7 * x.detach()
+    total(function(x.expand(y.shape), y)).backward()
+    copied = x.detach().clone().requires_grad_()
+    total(function(copied.repeat(*y.shape[:2], *(1 for _ in size)), y)).backward()
+    torch.testing.assert_close(x.grad, copied.grad)
+
+
 # ---- which gradients, how often -----------------------------------------------------------------
 
 
+@by_kernels
 @of_every_function
 def test_only_what_is_asked_for(backend, function):
     """Against float64, which other tests compare with the oracle."""
@@ -82,7 +182,8 @@ def test_only_what_is_asked_for(backend, function):
                 assert got is None
 
 
-@of_every_function
+@on_the_cpu
+@of_every_derivative
 def test_no_graph_without_need(backend, function):
     x, y = pair(*function.shape)
     assert not any(value.requires_grad for value in function(x, y))
@@ -90,7 +191,8 @@ def test_no_graph_without_need(backend, function):
         assert not any(value.requires_grad for value in function(x.requires_grad_(), y))
 
 
-@of_every_function
+@by_kernels
+@of_every_derivative
 def test_backward_twice_with_retained_graph(backend, function):
     x, y = pair(*function.shape)
     value = total(function(x.requires_grad_(), y))
@@ -99,7 +201,8 @@ def test_backward_twice_with_retained_graph(backend, function):
     assert torch.equal(first, second)
 
 
-@of_every_function
+@by_kernels
+@of_every_derivative
 def test_an_image_changed_before_backward_is_noticed(backend, function):
     """Backward may compute with the images again; never with other ones."""
     x, y = pair(*function.shape)
@@ -117,7 +220,8 @@ def test_an_image_changed_before_backward_is_noticed(backend, function):
         assert torch.equal(got, want)
 
 
-@of_every_function
+@on_the_cpu
+@of_every_derivative
 def test_second_derivative_is_refused(backend, function):
     x, y = pair(*function.shape)
     values = [value for value in function(x.requires_grad_(), y) if value.requires_grad]
@@ -128,7 +232,8 @@ def test_second_derivative_is_refused(backend, function):
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit")  # deprecated, and used by forward_ad itself
-@of_every_function
+@on_the_cpu
+@of_every_derivative
 def test_forward_mode_is_refused(backend, function):
     x, y = pair(*function.shape)
     with forward_ad.dual_level():
@@ -140,15 +245,15 @@ def test_forward_mode_is_refused(backend, function):
 # ---- PyTorch around it --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@of_every_function
-def test_autocast_does_not_change_the_result(function, dtype):
+@of_every_derivative
+def test_autocast_does_not_change_the_result(function):
     x, y = pair(*function.shape)
     x.requires_grad_()
     want = function(x, y)
-    with torch.autocast("cpu", dtype=dtype):
-        got = function(x, y)
-    assert all(torch.equal(g, w) and g.dtype == w.dtype for g, w in zip(got, want, strict=True))
+    for dtype in (torch.float16, torch.bfloat16):
+        with torch.autocast("cpu", dtype=dtype):
+            got = function(x, y)
+        assert all(torch.equal(g, w) and g.dtype == w.dtype for g, w in zip(got, want, strict=True))
 
 
 @of_every_function
@@ -161,8 +266,10 @@ def test_meta_tensors(function):
 
 # Dynamo calls deprecated parts of torch itself.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-@of_every_function
+@pytest.mark.parametrize(
+    "dynamic", [pytest.param(False, marks=pytest.mark.long), True], ids=["static", "dynamic"]
+)
+@of_every_derivative
 def test_compile_of_a_training_step(function, dynamic):
     batch, channels, *size = function.shape
     layer = torch.nn.Conv2d if len(size) == 2 else torch.nn.Conv3d
