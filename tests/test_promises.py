@@ -19,25 +19,16 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 NOT_EMULATED = pytest.mark.backends("cpu", "reference", "cuda", "triton")
-of_every_function = pytest.mark.parametrize(
-    "function",
-    [
-        pytest.param(function, id=name, marks=[] if function.emulated else NOT_EMULATED)
-        for name, function in FUNCTIONS.items()
-    ],
-)
+EVERY_FUNCTION = [
+    pytest.param(function, id=name, marks=[] if function.emulated else NOT_EMULATED)
+    for name, function in FUNCTIONS.items()
+]
+of_every_function = pytest.mark.parametrize("function", EVERY_FUNCTION)
 # One function for each autograd Function, and the compositions of them.
+DERIVATIVES = {"ssim", "map", "reflected", "components", "masked_map", "volume"}
+DERIVATIVES |= {"ms_ssim_joint", "ms_ssim_or_raise", "mixture"}
 of_every_derivative = pytest.mark.parametrize(
-    "function",
-    [
-        pytest.param(
-            FUNCTIONS[name], id=name, marks=[] if FUNCTIONS[name].emulated else NOT_EMULATED
-        )
-        for name in (
-            *("ssim", "map", "reflected", "components", "masked_map", "volume"),
-            *("ms_ssim_joint", "ms_ssim_or_raise", "mixture"),
-        )
-    ],
+    "function", [function for function in EVERY_FUNCTION if function.id in DERIVATIVES]
 )
 on_the_cpu = pytest.mark.backends("cpu")  # what is promised is above the kernels
 by_kernels = pytest.mark.long_with("reference")  # which is made of operations that promise it
