@@ -13,7 +13,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc ssimfast cyclegan -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CPP := $(shell find csrc tests bench -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test fuzz bench gpu-report docs figures sanitize wheel lint format clean
+.PHONY: demo test test-all fuzz bench gpu-report docs figures sanitize wheel lint format clean
 
 # -I: the installed package, not the sources in this folder, which have no extension beside them.
 CYCLEGAN := $(VENV)/bin/python -I -m cyclegan
@@ -31,13 +31,19 @@ demo: $(VENV)/installed
 	@echo "report: $(DEMO)/run/report.html"
 
 # Several processes of one thread each: threads that wait for each other would share the cores badly.
-test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --maxprocesses=8 --dist=worksteal -p no:benchmark
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --maxprocesses=8 --dist=worksteal -p no:benchmark
 
-# Other calls than those of the ordinary suite, and 2,000 of them.
+test: $(VENV)/installed
+	$(PYTEST)
+
+# The long proofs too: every window and dtype on every backend, narrower instruction sets, machine
+# code of the CUDA kernels, 2,000 random calls, sanitizers.
+test-all: test fuzz sanitize
+	$(PYTEST) -m long
+
+# Random calls other than those of `make test`, which are the same each time.
 fuzz: $(VENV)/installed
-	SSIMFAST_FUZZ_CASES=2000 OMP_NUM_THREADS=1 $(VENV)/bin/pytest tests/test_fuzz.py \
-	  -n auto --maxprocesses=8 -p no:benchmark
+	SSIMFAST_FUZZ_CASES=2000 $(PYTEST) tests/test_fuzz.py
 
 bench: $(VENV)/installed $(VENV)/bench-tools
 	rm -f $(VENV)/bench.json
