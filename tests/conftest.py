@@ -3,6 +3,7 @@ several parameters, `make test` runs enough items to show each pair of values; t
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from itertools import combinations, groupby
 
 import comparison
@@ -25,10 +26,19 @@ def use_reference(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def use_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls the emulated CUDA kernels and, for the ops that have none, the reference."""
+    """Calls the emulated CUDA kernels. The ops that combine scales have none, on a GPU either: they
+    are operations of PyTorch. Any other op without a kernel is a mistake of the test."""
+    kernels = emulated.load()
     use_reference(monkeypatch)
-    for name, op in emulated.load().items():
-        monkeypatch.setattr(ops, f"_{name}", op)
+    for name in ops.SCHEMAS:
+        if name in kernels:
+            monkeypatch.setattr(ops, f"_{name}", kernels[name])
+        elif not name.startswith("combine_scales"):
+            monkeypatch.setattr(ops, f"_{name}", partial(_not_emulated, name))
+
+
+def _not_emulated(name: str, *_: object) -> None:
+    raise AssertionError(f"{name} has no CUDA kernel: backends() must leave cuda-emulated out")
 
 
 def use_triton(monkeypatch: pytest.MonkeyPatch) -> None:
