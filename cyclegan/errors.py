@@ -6,8 +6,10 @@ class UserError(ValueError):
 
 
 def cause(error: Exception) -> str:
-    """One line of what an error says: torch's on weights that do not fit name the first misfit in
-    their second."""
+    """One line of what an error says, without a path if the operating system gives a reason: torch's
+    on weights that do not fit name the first misfit in their second line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[1 if len(lines) > 1 else 0] if lines else type(error).__name__
 
