@@ -28,14 +28,14 @@ UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.Decompressio
 
 
 @contextmanager
-def writing(path: Path, size: int) -> Iterator[None]:
+def writing(path: Path, size: int | None = None) -> Iterator[None]:
     """Turns an OSError in the block, which writes `size` bytes to `path`, into a UserError that
-    says so: those of the operating system often name no file, and none says how much space it
-    takes."""
+    says so: the system's error often names no file, and never how much space it takes."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write {path} ({size / 1e6:,.1f} MB): {cause(error)}") from error
+        takes = "" if size is None else f" ({max(size / 1e6, 0.1):,.1f} MB)"
+        raise UserError(f"cannot write {path}{takes}: {cause(error)}") from error
 
 
 @contextmanager

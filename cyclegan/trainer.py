@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -34,7 +35,7 @@ from cyclegan import checkpoints
 from cyclegan.data import Batches, UnpairedImages, load_test_images
 from cyclegan.errors import UserError
 from cyclegan.evaluate import cycle_scores, mean_scores, round_trips
-from cyclegan.files import fingerprint, to_image, write_png, write_text
+from cyclegan.files import fingerprint, to_image, write_png, write_text, writing
 from cyclegan.guards import Diverged, Watch, check_finite, luminance_correlation
 from cyclegan.image_pool import ImagePool
 from cyclegan.loading import batches_of, ignore_interrupts
@@ -42,7 +43,7 @@ from cyclegan.log import RunLog
 from cyclegan.losses import discriminator_loss, generator_loss
 from cyclegan.networks import PatchDiscriminator, make_generator
 from cyclegan.progress import progress
-from cyclegan.report import sample_grids, write_report
+from cyclegan.report import sample_grids, thin_out_grids, write_report
 from cyclegan.settings import Settings
 
 NETWORKS = ("generator_ab", "generator_ba", "discriminator_a", "discriminator_b")
@@ -52,6 +53,7 @@ LOSSES = tuple(
     for kind in ("gan", "cycle", "identity", "discriminator")
     for domain in ("a", "b")
 )
+TRACKED = "cyclegan"  # project of the trackers, and TensorBoard's folder in run_dir
 GRID_COLUMNS = 8  # test images per direction in a sample grid
 
 
@@ -234,11 +236,9 @@ class Trainer:
             if self.is_main:
                 self._forget_after(self.step)
                 write_text(json.dumps(asdict(s), indent=1), self.run_dir / "settings.json")
+                print(self._introduction(), file=sys.stderr)
             tested = [r["step"] for r in self.log.records() if "test" in r] if self.is_main else []
-            if s.trackers:
-                # A run that begins again is tested again, too.
-                again = {"tensorboard": {"purge_step": self.step + 1 if self.step else 0}}
-                self.accelerator.init_trackers("cyclegan", config=asdict(s), init_kwargs=again)
+            self._init_trackers()
             try:
                 # What training begins from; fails now if it cannot be written.
                 self._test_and_show(unless=self.step in tested)
@@ -246,8 +246,34 @@ class Trainer:
                 with self._signals_noted(), bar, batches_of(self._loader()) as batches:
                     self._loop(batches, bar)
             finally:
-                for tracker in self.accelerator.trackers:  # end_training would part the processes
-                    tracker.finish()
+                with writing(self.run_dir / TRACKED):
+                    for tracker in self.accelerator.trackers:  # end_training parts the processes
+                        tracker.finish()
+
+    def _introduction(self) -> str:
+        s = self.settings
+        images_a, images_b = len(self.pairs.paths_a), len(self.pairs.paths_b)
+        epoch = -(-images_a // (s.batch_size * self.processes))
+        return (
+            f"images: {images_a} of A, {images_b} of B; {epoch} steps an epoch\n"
+            f"device: {self.device}; processes: {self.processes}; in each, "
+            f"threads: {torch.get_num_threads()}, workers: {s.workers}"
+        )
+
+    def _init_trackers(self) -> None:
+        names = self.settings.tracker_names()
+        if names:
+            # A run that begins again is tested again, too.
+            again = {"tensorboard": {"purge_step": self.step + 1 if self.step else 0}}
+            with writing(self.run_dir / TRACKED):
+                self.accelerator.init_trackers(TRACKED, init_kwargs=again)
+        if "wandb" in names:  # TensorBoard would show the settings as another run, an empty one
+            self.accelerator.get_tracker("wandb").store_init_configuration(asdict(self.settings))
+
+    def _track(self, values: dict[str, float]) -> None:
+        if self.settings.trackers:
+            with writing(self.run_dir / TRACKED):
+                self.accelerator.log(values, self.step)
 
     @contextmanager
     def _run_dir_locked(self) -> Iterator[None]:
@@ -380,7 +406,7 @@ class Trainer:
             bar.set_postfix(short, refresh=False)
             record = {"losses": losses, "images_per_second": speed, "seconds": self.seconds}
             self.log.append(step=self.step, **record)
-            self.accelerator.log({**losses, "images_per_second": speed}, self.step)
+            self._track({**losses, "images_per_second": speed})
         return extra[-1] > 0
 
     def _check_weights(self) -> None:
@@ -427,8 +453,8 @@ class Trainer:
             self.save_samples(trips)
             scores = scores_of(trips)
             self.log.append(step=self.step, test=scores)
-            if self.settings.trackers:
-                self.accelerator.log({f"test/{k}": v for k, v in scores.items()}, self.step)
+            self._track({f"test/{name}": score for name, score in scores.items()})
+            thin_out_grids(self.run_dir)
             write_report(self.run_dir)
         self.accelerator.wait_for_everyone()
 
@@ -532,6 +558,13 @@ def make_accelerator(settings: Settings) -> Accelerator:
         raise UserError("precision must be no or bf16 on a CPU; got 'fp16'")
     if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
         raise UserError("the processes do not find each other: Accelerate sees one alone")
+    several = {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= os.environ.keys()  # asked of its launcher
+    if several and "RANK" not in os.environ and accelerator.num_processes == 1:
+        warnings.warn(
+            "accelerate launch starts several processes on GPUs only, and training has one here; "
+            "torchrun --nproc-per-node 2 -m cyclegan ... starts two on a CPU",
+            stacklevel=2,
+        )
     return accelerator
 
 
