@@ -1,12 +1,13 @@
-"""Loader processes: the batches they bring, and how they end."""
+"""Loader processes: the batches that they bring, and how they end."""
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import active_children
 
 from torch.utils.data import DataLoader
 
-from cyclegan.errors import UserError
+from cyclegan.errors import UserError, cause
 
 SHARED_MEMORY = (
     "shared memory is full: fewer workers, a smaller batch_size or a larger /dev/shm (docker run "
@@ -14,8 +15,8 @@ SHARED_MEMORY = (
 )
 # Why a signal may have ended a loader process.
 REASONS = {
-    signal.SIGKILL: "the system may be out of memory: fewer workers need less",
-    signal.SIGBUS: SHARED_MEMORY,
+    "SIGKILL": "the system may be out of memory: fewer workers need less",
+    "SIGBUS": SHARED_MEMORY,
 }
 
 
@@ -32,18 +33,26 @@ def batches_of(loader: DataLoader) -> Iterator[Iterator]:
     whatever ends it.
 
     Raises:
-        UserError: an image cannot be read; a loader process has died, or found no shared memory.
+        UserError: an image cannot be read; a loader process cannot be started, has died, or found
+            no shared memory.
     """
-    batches = iter(loader)
+    before = active_children()
+    try:
+        batches = iter(loader)
+    except OSError as error:
+        for worker in set(active_children()).difference(before):
+            worker.kill()
+            worker.join()
+        raise UserError(f"cannot start {loader.num_workers} workers: {cause(error)}") from error
     try:
         yield batches
     except (EOFError, OSError, RuntimeError, UserError) as error:
         # That a process died shows in several errors, one of which a signal handler of torch raises
         # anywhere in the block; its exit code is sure.
         if died := _end(batches):
-            number = signal.Signals(died[0])
-            reason = REASONS.get(number, "start the run again with --resume auto")
-            raise UserError(f"{number.name} ended a loader process: {reason}") from error
+            name = signal.Signals(died[0]).name
+            reason = REASONS.get(name, "start the run again with --resume auto")
+            raise UserError(f"{name} ended a loader process: {reason}") from error
         message = str(error)
         if "in DataLoader worker process" not in message:
             raise

@@ -49,6 +49,8 @@ class Samples(Dataset):
 
 def loader(then=lambda: None, **options) -> DataLoader:
     options = {"num_workers": 2, "persistent_workers": True, **options}
+    if options["num_workers"]:
+        options["multiprocessing_context"] = "fork"  # which pickles nothing
     return DataLoader(Samples(then), worker_init_fn=ignore_interrupts, **options)
 
 
@@ -103,6 +105,24 @@ def test_loader_processes_end_however_the_block_is_left(workers):
                 assert len(multiprocessing.active_children()) == workers
                 raise error
         assert not multiprocessing.active_children()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch's __del__
+def test_loader_processes_end_where_not_all_can_be_started(monkeypatch):
+    start, started = multiprocessing.process.BaseProcess.start, []
+
+    def start_one(process):
+        if started:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        started.append(process)
+        start(process)
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", start_one)
+    with pytest.raises(
+        UserError, match="^cannot start 2 workers: Resource temporarily unavailable"
+    ):
+        read_all(loader())
+    assert not started[0].is_alive()
 
 
 def test_a_loader_process_that_hangs_is_killed(monkeypatch):
