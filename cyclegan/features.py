@@ -1,7 +1,6 @@
 """Losses between the deep features of two images."""
 
 from collections.abc import Iterable
-from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +105,9 @@ def read_weights(file: str, name: str) -> dict[str, Tensor]:
     """
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, KeyError, AttributeError, UnpicklingError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # bytes that are something else make torch raise nearly anything
         raise UserError(
             f"{name} {file} is no file of weights, which a state_dict that was saved is "
             f"({type(error).__name__})"
