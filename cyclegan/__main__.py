@@ -7,6 +7,7 @@ import warnings
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from torch import distributed
 
@@ -15,7 +16,7 @@ from cyclegan.compare import compare
 from cyclegan.demo_data import write_demo_data
 from cyclegan.download import ARCHIVES, download
 from cyclegan.errors import UserError
-from cyclegan.evaluate import distribution_scores, evaluate, fidelity
+from cyclegan.evaluate import check_inception, distribution_scores, evaluate
 from cyclegan.export import export_onnx
 from cyclegan.settings import Settings
 from cyclegan.trainer import Trainer
@@ -25,17 +26,36 @@ CHECKPOINT_HELP = "a run's folder, of which the latest checkpoint is taken, or a
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. Errors in what the user gave are one line on stderr and exit code 2."""
+    """Run one command. An error that is no bug is one line on stderr and exit code 2; an interrupt
+    is one line and exit code 130."""
     args = make_parser().parse_args(arguments)
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         args.command(args)
         if distributed.is_available() and distributed.is_initialized():
             distributed.destroy_process_group()
-    except (OSError, UserError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (OSError, UserError, RuntimeError) as error:
+        message = message_of(error)
+        if message is None:
+            raise
+        print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
         return 2
     return 0
+
+
+def message_of(error: OSError | UserError | RuntimeError) -> str | None:
+    """What a user needs to know of an error; None for a bug."""
+    if isinstance(error, OSError | UserError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"the GPU is out of memory; smaller images or batches need less: {error}"
+    lost = "/gloo/" in str(error)  # in the place of an error class
+    if lost or distributed.is_available() and isinstance(error, distributed.DistError):
+        return "another process has ended, and this one cannot go on; its own error says why"
+    return None
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -96,7 +116,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--fid", action="store_true", help="FID and KID of translations too (torch-fidelity)"
     )
     score.add_argument(
-        "--inception-weights", help="file with torch-fidelity's weights; none: it downloads them"
+        "--inception-weights",
+        default="",
+        help="file with torch-fidelity's weights; none: it downloads them",
     )
 
     onnx = command(run_export, "export", "write a generator as ONNX, checked with onnxruntime")
@@ -138,8 +160,10 @@ def given_settings(args: argparse.Namespace, **others) -> Settings:
     missing = [n for n, f in names.items() if f.default is MISSING and n not in settings]
     if missing:
         options = ", ".join("--" + name.replace("_", "-") for name in missing)
-        resumes = " (--resume auto would go on with one that is in --run-dir)"
-        raise UserError(f"a new run needs {options}{resumes if 'resume' in args else ''}")
+        which = "a new run"
+        if getattr(args, "resume", "no") == "auto" and "run_dir" in args:
+            which = f"{args.run_dir} holds no checkpoint to go on from, and a new run"
+        raise UserError(f"{which} needs {options}")
     return Settings(**settings)
 
 
@@ -192,10 +216,10 @@ def run_evaluate(args: argparse.Namespace) -> None:
     data = args.data or Path(settings.data)
     size = settings.image_size
     if args.fid:
-        fidelity()  # names now what is not installed
+        check_inception(args.inception_weights)  # names now what is missing
     results = evaluate(generators, data, size, device, args.batch_size)
     if args.fid:
-        options = {"feature_extractor_weights_path": args.inception_weights}
+        options = {"feature_extractor_weights_path": args.inception_weights or None}
         for direction, source, target in (("ab", "testA", "testB"), ("ba", "testB", "testA")):
             place = (data / source, data / target, size, device, args.batch_size)
             results[direction] = distribution_scores(generators[direction], *place, **options)

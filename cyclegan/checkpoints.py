@@ -16,13 +16,12 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from cyclegan.errors import UserError
-from cyclegan.files import fingerprint, write_text
+from cyclegan.files import fingerprint, writing
 
 MANIFEST, CONFIG = "manifest.json", "config.json"
 FORMAT = 1
@@ -48,37 +47,45 @@ def in_run(run_dir: Path) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
-@contextmanager
-def writing(run_dir: Path, step: int, main: bool, wait: Callable[[], None]) -> Iterator[Path]:
-    """Yields the folder that files of the checkpoint are to be written to; it takes its name when
-    all processes have left the block.
+def write(
+    run_dir: Path, step: int, files: Mapping[str, bytes], main: bool, wait: Callable[[], None]
+) -> Path:
+    """Write a checkpoint of the files that all processes bring; it takes its name when every file
+    is on disk.
 
     Args:
+        files: contents by name, of this process.
         main: whether this process is the one that makes and renames the folder.
         wait: waits until every process has called it.
+
+    Raises:
+        UserError: a file cannot be written; the checkpoints before stay as they are.
     """
     final = folder_of(run_dir, step)
     temporary = final.with_name(f".{final.name}.writing")
-    if main:
-        shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
-        temporary.mkdir(parents=True)
-    wait()
     try:
-        yield temporary
-        wait()
-        if main:
-            files = {path.name: fingerprint(path) for path in sorted(temporary.iterdir())}
-            write_text(json.dumps(files, indent=1), temporary / MANIFEST)
-            for path in (*temporary.iterdir(), temporary, final.parent.parent):
-                _force_to_disk(path)
-            if final.exists():  # the run went on from an earlier checkpoint
-                _remove(final)
-            os.replace(temporary, final)
-            _force_to_disk(final.parent)
-        wait()
+        with writing(final, sum(map(len, files.values()))):
+            if main:
+                shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+                temporary.mkdir(parents=True)
+            wait()
+            for name, content in files.items():
+                (temporary / name).write_bytes(content)
+            wait()
+            if main:
+                sums = {path.name: fingerprint(path) for path in sorted(temporary.iterdir())}
+                (temporary / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+                for path in (*temporary.iterdir(), temporary, final.parent.parent):
+                    _force_to_disk(path)
+                if final.exists():  # the run went on from an earlier checkpoint
+                    _remove(final)
+                os.replace(temporary, final)
+                _force_to_disk(final.parent)
+            wait()
     finally:
         if main:
             shutil.rmtree(temporary, ignore_errors=True)
+    return final
 
 
 def keep_latest(run_dir: Path, count: int) -> None:

@@ -34,6 +34,7 @@ class UnpairedImages(Dataset):
     """
 
     def __init__(self, root: Path, image_size: int, samples: int, seed: int):
+        self.root = root
         self.paths_a = usable_images(root / "trainA")
         self.paths_b = usable_images(root / "trainB")
         self.samples = samples
@@ -64,7 +65,8 @@ class UnpairedImages(Dataset):
 
     def digest(self) -> str:
         """Tells apart other images than these, by name."""
-        names = [[path.name for path in paths] for paths in (self.paths_a, self.paths_b)]
+        domains = ((self.root / "trainA", self.paths_a), (self.root / "trainB", self.paths_b))
+        names = [[path.relative_to(root).as_posix() for path in paths] for root, paths in domains]
         return hashlib.sha256(repr(names).encode()).hexdigest()
 
 

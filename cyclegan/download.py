@@ -7,12 +7,12 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
 from cyclegan.errors import UserError
-from cyclegan.files import fingerprint
+from cyclegan.files import fingerprint, writing
+from cyclegan.progress import progress
 
 MIRRORS = (
     "http://efrosgans.eecs.berkeley.edu/cyclegan/datasets",
@@ -94,7 +94,10 @@ def _fetch(name: str, archive: Path, mirrors: tuple[str, ...], known: tuple[int,
             size = partial.stat().st_size
             errors.append(f"{url}: {size} bytes that are not the expected ones")
             partial.unlink()
-    raise UserError(f"no mirror has {name}: {'; '.join(errors)}")
+    raise UserError(
+        f"no mirror has {name}: {'; '.join(errors)}. Fetch it in another way and save it as "
+        f"{archive}; the same command then unpacks it"
+    )
 
 
 def _is_known(path: Path, known: tuple[int, str] | None) -> bool:
@@ -119,13 +122,23 @@ def _transfer(url: str, partial: Path, name: str, known: tuple[int, str] | None)
         total = have + int(length) if length else None
         if known and total is not None and total != known[0]:  # a page that says sorry, for example
             raise OSError(f"{total} bytes where {known[0]} are expected")
-        bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=name)
-        with partial.open("ab" if have else "wb") as file, bar:
-            while block := response.read(1 << 18):
+        missing = 0 if total is None else total - have
+        bar = progress(name, "B", total, have, unit_scale=True)
+        with bar, writing(partial, missing), partial.open("ab" if have else "wb") as file:
+            for block in _blocks(response):
                 file.write(block)
                 bar.update(len(block))
-            if total is not None and file.tell() != total:
-                raise OSError(f"the connection ended after {file.tell()} of {total} bytes")
+            have = file.tell()
+        if total is not None and have != total:
+            raise OSError(f"the connection ended after {have} of {total} bytes")
+
+
+def _blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    try:
+        while block := response.read(1 << 18):
+            yield block
+    except OSError as error:  # not one of the file that the blocks go to
+        raise http.client.HTTPException(str(error)) from error
 
 
 def _unpack(archive: Path, target: Path) -> None:
@@ -136,7 +149,8 @@ def _unpack(archive: Path, target: Path) -> None:
         with zipfile.ZipFile(archive) as bundle:
             for member in bundle.infolist():
                 _check_inside(member)
-            bundle.extractall(temporary)
+            with writing(target, sum(member.file_size for member in bundle.infolist())):
+                bundle.extractall(temporary)
         # Archives hold one folder of the data set's name.
         inner = [path for path in temporary.iterdir() if path.name != "__MACOSX"]
         root = inner[0] if len(inner) == 1 else temporary

@@ -5,11 +5,17 @@ class UserError(ValueError):
     """Something the user gave cannot be used; the message names it and says what could be."""
 
 
+LONGEST = 200  # characters of a cause; torch names every weight that is missing
+
+
 def cause(error: Exception) -> str:
-    """One line of what an error says: torch's on weights that do not fit name the first misfit in
-    their second."""
+    """One line of what an error says: of the operating system's without the path, of torch's on
+    weights that do not fit the second, which names the first misfit."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[1 if len(lines) > 1 else 0] if lines else type(error).__name__
+    line = lines[1 if len(lines) > 1 else 0] if lines else type(error).__name__
+    return line if len(line) <= LONGEST else line[:LONGEST] + "..."
 
 
 def check_seed(seed: int) -> None:

@@ -1,14 +1,18 @@
 """How well a pair of generators does on test images."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from cyclegan.data import centre_crops
-from cyclegan.errors import UserError
+from cyclegan.errors import UserError, cause
+from cyclegan.features import read_weights
 from cyclegan.files import to_8_bit
 from ssimfast import ms_ssim, ssim
 
@@ -103,6 +107,37 @@ def fidelity() -> Callable[..., dict]:
     except ImportError:
         raise UserError("FID and KID need torch-fidelity: pip install torch-fidelity") from None
     return calculate_metrics
+
+
+def check_inception(weights: str) -> None:
+    """Reads the weights that torch-fidelity computes FID and KID with, or downloads them: before
+    it does, which would run what a pickle says, and before images are translated.
+
+    Args:
+        weights: a file; "": torch-fidelity's own, which are downloaded once.
+
+    Raises:
+        UserError: torch-fidelity is not installed, the weights cannot be had, or are others.
+    """
+    fidelity()
+    from torch_fidelity import feature_extractor_inceptionv3 as inception
+
+    if weights:
+        read_weights(weights, "inception_weights")
+    try:
+        with redirect_stdout(sys.stderr):
+            if not weights:
+                torch.hub.load_state_dict_from_url(inception.URL_INCEPTION_V3, weights_only=True)
+            inception.FeatureExtractorInceptionV3(
+                "inception-v3-compat", ["2048"], feature_extractor_weights_path=weights or None
+            )
+    except OSError as error:
+        raise UserError(
+            f"torch-fidelity's weights cannot be downloaded: {cause(error)}; fetch "
+            f"{inception.URL_INCEPTION_V3} in another way, and give the file to --inception-weights"
+        ) from error
+    except (RuntimeError, UnpicklingError) as error:
+        raise UserError(f"inception_weights are of another network: {cause(error)}") from error
 
 
 def distribution_scores(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cyclegan.errors import UserError
-from cyclegan.files import replacing
+from cyclegan.files import replacing, writing
 
 LARGEST_ERROR = 1e-3  # of a pixel in [-1, 1]; 8 bits are 0.008
 
@@ -41,7 +41,7 @@ def export_onnx(generator: nn.Module, image_size: int, path: Path, opset: int = 
         axis: step * torch.export.Dim(f"{name}_in_{step}", min=2) for axis, name in sides.items()
     }
     traced = max(image_size, 2 * step)
-    with replacing(path) as temporary, warnings.catch_warnings():
+    with writing(path), replacing(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.onnx.export(
             generator,

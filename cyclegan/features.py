@@ -1,7 +1,6 @@
 """Losses between the deep features of two images."""
 
 from collections.abc import Iterable
-from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +48,13 @@ class Features(nn.Module):
                 raise UserError(
                     f"feature_layers of {network} must be some of {', '.join(names)}; got {layer!r}"
                 )
-        trunk = make(weights=None if weights_file else "DEFAULT").features
+        try:
+            trunk = make(weights=None if weights_file else "DEFAULT").features
+        except OSError as error:
+            raise UserError(
+                f"the weights of {network} cannot be downloaded: {cause(error)}; --feature-weights "
+                "(feature_weights) takes a file of them"
+            ) from error
         if weights_file:
             _load(trunk, weights_file)
         self.indices = sorted(names[layer] for layer in layers)
@@ -92,14 +97,25 @@ def layer_names(trunk: nn.Sequential) -> dict[str, int]:
     return names
 
 
-def _load(trunk: nn.Sequential, file: str) -> None:
+def read_weights(file: str, name: str) -> dict[str, Tensor]:
+    """The state_dict in a file, which may hold nothing else: no pickle is run.
+
+    Args:
+        name: of the setting that gave the file.
+    """
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, KeyError, AttributeError, UnpicklingError) as error:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # bytes that are something else make torch raise nearly anything
         raise UserError(
-            f"feature_weights {file} is no file of weights, which a state_dict that was saved is "
+            f"{name} {file} is no file of weights, which a state_dict that was saved is "
             f"({type(error).__name__})"
         ) from error
+
+
+def _load(trunk: nn.Sequential, file: str) -> None:
+    state = read_weights(file, "feature_weights")
     prefix = "features."
     try:
         if any(key.startswith(prefix) for key in state):

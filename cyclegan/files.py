@@ -1,9 +1,11 @@
 """Image files: found, read as 8-bit RGB, turned into tensors and back, and written in one step."""
 
 import hashlib
+import io
 import os
 import struct
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,12 +16,26 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from cyclegan.errors import UserError
+from cyclegan.errors import UserError, cause
+from cyclegan.progress import progress
 
 MOST_UNREADABLE = 0.05  # of a folder to train on: more is a mistake, not bad luck
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# What systems and archivers put beside images, in lower case; hidden files such as ._x.png aside.
+SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx")
 # What Pillow raises on files that are damaged, no images, or far too large.
 UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+
+
+@contextmanager
+def writing(path: Path, size: int | None = None) -> Iterator[None]:
+    """Turns an OSError in the block, which writes `size` bytes to `path`, into a UserError that
+    says so: the system's error often names no file, and never how much space it takes."""
+    try:
+        yield
+    except OSError as error:
+        takes = "" if size is None else f" ({max(size / 1e6, 0.1):,.1f} MB)"
+        raise UserError(f"cannot write {path}{takes}: {cause(error)}") from error
 
 
 @contextmanager
@@ -38,13 +54,47 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The image files directly in `folder`, by name; at least one, or an error naming it."""
+    """The image files in `folder` and its subfolders, by name; at least one, or an error naming it.
+
+    Hidden files and those of the system are no images. A warning counts the other files by kind.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise UserError(f"no images in {folder} (looked for {', '.join(SUFFIXES)})")
-    return paths
+    images, others = [], Counter()
+    for path in _files(folder):
+        if path.suffix.lower() in SUFFIXES:
+            images.append(path)
+        else:
+            others[path.suffix.lower() or "without a suffix"] += 1
+    left_out = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+    if not images:
+        found = f"; found {left_out}" if left_out else ""
+        raise UserError(f"no images in {folder} (looked for {', '.join(SUFFIXES)}{found})")
+    if left_out:
+        warnings.warn(
+            f"left out of {folder}, which has {len(images)} images: {left_out}", stacklevel=2
+        )
+    return sorted(images)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The files of a folder and its subfolders, links included; no hidden ones, none of systems."""
+
+    def is_counted(name: str) -> bool:
+        return not name.startswith(".") and name.lower() not in SYSTEM_FILES
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    visited = set()
+    for root, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        real = os.path.realpath(root)
+        if real in visited:  # a link may lead back up
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(filter(is_counted, folders))
+        yield from (Path(root, name) for name in filter(is_counted, names))
 
 
 def usable_images(folder: Path) -> list[Path]:
@@ -54,30 +104,42 @@ def usable_images(folder: Path) -> list[Path]:
         UserError: more than 5 % of them cannot be read. Fewer are named and skipped.
     """
     paths = list_images(folder)
-    with ThreadPoolExecutor() as threads:
-        errors = list(threads.map(_why_unreadable, paths))
+    errors = []
+    bar = progress(f"checking {folder.name}", "image", len(paths), delay=2, leave=False)
+    with ThreadPoolExecutor() as threads, bar:
+        for error in threads.map(_why_unreadable, paths):
+            errors.append(error)
+            bar.update()
     bad = [(path, error) for path, error in zip(paths, errors, strict=True) if error is not None]
     if len(bad) > MOST_UNREADABLE * len(paths):
         names = ", ".join(path.name for path, _ in bad[:5]) + (", ..." if len(bad) > 5 else "")
         raise UserError(
             f"{len(bad)} of {len(paths)} images in {folder} cannot be read: {names} ({bad[0][1]})"
         )
-    for path, error in bad:
-        warnings.warn(f"skipped unreadable image {path}: {error}", stacklevel=2)
+    for _, error in bad:
+        warnings.warn(f"skipped {error}", stacklevel=2)
     return [path for path, error in zip(paths, errors, strict=True) if error is None]
 
 
 def _why_unreadable(path: Path) -> str | None:
     try:
         read_rgb(path)
-    except UNREADABLE as error:
+    except UserError as error:
         return str(error)
     return None
 
 
 def read_rgb(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return to_rgb(image)
+    """The image as `to_rgb` makes it.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return to_rgb(image)
+    except UNREADABLE as error:
+        raise UserError(f"unreadable image {path}: {cause(error)}") from error
 
 
 def readable_images(paths: Iterable[Path]) -> Iterator[tuple[Path, Image.Image]]:
@@ -88,8 +150,8 @@ def readable_images(paths: Iterable[Path]) -> Iterator[tuple[Path, Image.Image]]
     for path in paths:
         try:
             rgb = read_rgb(path)
-        except UNREADABLE as error:
-            warnings.warn(f"skipped unreadable image {path}: {error}", stacklevel=2)
+        except UserError as error:
+            warnings.warn(f"skipped {error}", stacklevel=2)
         else:
             yield path, rgb
 
@@ -138,11 +200,16 @@ def fingerprint(path: Path) -> dict:
         return {"size": file.tell(), "sha256": digest.hexdigest()}
 
 
+def write_bytes(content: bytes, path: Path) -> None:
+    with writing(path, len(content)), replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_png(image: Image.Image, path: Path) -> None:
-    with replacing(path) as temporary:
-        image.save(temporary, format="PNG")
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    write_bytes(buffer.getvalue(), path)
 
 
 def write_text(text: str, path: Path) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(text.encode(), path)

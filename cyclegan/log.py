@@ -9,7 +9,7 @@
 import json
 from pathlib import Path
 
-from cyclegan.files import write_text
+from cyclegan.files import write_text, writing
 
 
 class RunLog:
@@ -18,8 +18,9 @@ class RunLog:
 
     def append(self, **record) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        line = json.dumps(record) + "\n"
+        with writing(self.path, len(line)), self.path.open("a", encoding="utf-8") as file:
+            file.write(line)
 
     def records(self) -> list[dict]:
         """All of them, but for a last line that a kill cut short."""

@@ -12,6 +12,7 @@ from cyclegan.log import RunLog
 Curve = list[tuple[float, float]]
 
 MOST_POINTS = 400  # of a curve; of more, means of neighbours are shown
+MOST_GRIDS = 40  # of the test images, in samples/
 WIDTH, HEIGHT, MARGIN = 420, 200, 44  # of a chart
 COLOURS = ("var(--one)", "var(--two)")
 STYLE = """
@@ -102,6 +103,16 @@ def sample_grids(run_dir: Path) -> list[tuple[int, Path]]:
     files = (run_dir / "samples").glob("step_*.png")
     steps = ((path.stem.removeprefix("step_"), path) for path in files)
     return sorted((int(step), path) for step, path in steps if step.isdigit())
+
+
+def thin_out_grids(run_dir: Path) -> None:
+    """Removes sample grids until MOST_GRIDS are left, evenly spread: each time one between whose
+    neighbours the fewest steps lie, and so never the first or the last."""
+    grids = sample_grids(run_dir)
+    while len(grids) > MOST_GRIDS:
+        gaps = [after[0] - before[0] for before, after in zip(grids, grids[2:], strict=False)]
+        _, path = grids.pop(1 + gaps.index(min(gaps)))
+        path.unlink()
 
 
 def _samples(run_dir: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """Training of CycleGAN (Zhu et al. 2017, arXiv:1703.10593): one step, the loop, exact resume."""
 
 import copy
+import io
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,7 +24,7 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin
 from filelock import FileLock, Timeout
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -33,13 +35,15 @@ from cyclegan import checkpoints
 from cyclegan.data import Batches, UnpairedImages, load_test_images
 from cyclegan.errors import UserError
 from cyclegan.evaluate import cycle_scores, mean_scores, round_trips
-from cyclegan.files import fingerprint, to_image, write_png, write_text
+from cyclegan.files import fingerprint, to_image, write_png, write_text, writing
 from cyclegan.guards import Diverged, Watch, check_finite, luminance_correlation
 from cyclegan.image_pool import ImagePool
+from cyclegan.loading import batches_of, ignore_interrupts
 from cyclegan.log import RunLog
 from cyclegan.losses import discriminator_loss, generator_loss
 from cyclegan.networks import PatchDiscriminator, make_generator
-from cyclegan.report import sample_grids, write_report
+from cyclegan.progress import progress
+from cyclegan.report import sample_grids, thin_out_grids, write_report
 from cyclegan.settings import Settings
 
 NETWORKS = ("generator_ab", "generator_ba", "discriminator_a", "discriminator_b")
@@ -49,6 +53,7 @@ LOSSES = tuple(
     for kind in ("gan", "cycle", "identity", "discriminator")
     for domain in ("a", "b")
 )
+TRACKED = "cyclegan"  # project of the trackers, and TensorBoard's folder in run_dir
 GRID_COLUMNS = 8  # test images per direction in a sample grid
 
 
@@ -231,19 +236,44 @@ class Trainer:
             if self.is_main:
                 self._forget_after(self.step)
                 write_text(json.dumps(asdict(s), indent=1), self.run_dir / "settings.json")
+                print(self._introduction(), file=sys.stderr)
             tested = [r["step"] for r in self.log.records() if "test" in r] if self.is_main else []
-            if s.trackers:
-                # A run that begins again is tested again, too.
-                again = {"tensorboard": {"purge_step": self.step + 1 if self.step else 0}}
-                self.accelerator.init_trackers("cyclegan", config=asdict(s), init_kwargs=again)
+            self._init_trackers()
             try:
                 # What training begins from; fails now if it cannot be written.
                 self._test_and_show(unless=self.step in tested)
-                with self._signals_noted(), self._progress() as progress:
-                    self._loop(progress)
+                bar = progress("training", "step", s.steps, self.step)
+                with self._signals_noted(), bar, batches_of(self._loader()) as batches:
+                    self._loop(batches, bar)
             finally:
-                for tracker in self.accelerator.trackers:  # end_training would part the processes
-                    tracker.finish()
+                with writing(self.run_dir / TRACKED):
+                    for tracker in self.accelerator.trackers:  # end_training parts the processes
+                        tracker.finish()
+
+    def _introduction(self) -> str:
+        s = self.settings
+        images_a, images_b = len(self.pairs.paths_a), len(self.pairs.paths_b)
+        epoch = -(-images_a // (s.batch_size * self.processes))
+        return (
+            f"images: {images_a} of A, {images_b} of B; {epoch} steps an epoch\n"
+            f"device: {self.device}; processes: {self.processes}; in each, "
+            f"threads: {torch.get_num_threads()}, workers: {s.workers}"
+        )
+
+    def _init_trackers(self) -> None:
+        names = self.settings.tracker_names()
+        if names:
+            # A run that begins again is tested again, too.
+            again = {"tensorboard": {"purge_step": self.step + 1 if self.step else 0}}
+            with writing(self.run_dir / TRACKED):
+                self.accelerator.init_trackers(TRACKED, init_kwargs=again)
+        if "wandb" in names:  # TensorBoard would show the settings as another run, an empty one
+            self.accelerator.get_tracker("wandb").store_init_configuration(asdict(self.settings))
+
+    def _track(self, values: dict[str, float]) -> None:
+        if self.settings.trackers:
+            with writing(self.run_dir / TRACKED):
+                self.accelerator.log(values, self.step)
 
     @contextmanager
     def _run_dir_locked(self) -> Iterator[None]:
@@ -288,18 +318,18 @@ class Trainer:
             if of_step > step:
                 path.unlink()
 
-    def _loop(self, progress: tqdm) -> None:
+    def _loop(self, batches: Iterable, bar: tqdm) -> None:
         s = self.settings
         self._last_look, self._recent = (self.step, self.seconds), []
         began = time.perf_counter() - self.seconds
-        for batch in self._loader():
+        for batch in batches:
             real_a, real_b = (
                 images.to(self.device, non_blocking=True, memory_format=self.memory_format)
                 for images in batch
             )
             losses = self.train_step(real_a, real_b)
             self._recent.append(torch.stack([losses[name] for name in LOSSES]))
-            progress.update()
+            bar.update()
             ends = self.step == s.steps
             saves = ends or self.step % s.save_every == 0
             looks = saves or self.step % s.log_every == 0
@@ -307,7 +337,7 @@ class Trainer:
             signalled = self.interrupted is not None and self.processes == 1
             if not (looks or signalled):
                 continue
-            stop = self._look_at_losses(progress, began)
+            stop = self._look_at_losses(bar, began)
             if saves or stop:
                 self._check_weights()
                 self.save_checkpoint()  # first: who sent a signal may not wait for long
@@ -331,12 +361,6 @@ class Trainer:
             generator=torch.Generator(),  # or it would draw from the stream that is resumed
         )
 
-    def _progress(self) -> tqdm:
-        s = self.settings
-        return tqdm(
-            desc="training", unit="step", total=s.steps, initial=self.step, disable=not self.is_main
-        )
-
     @contextmanager
     def _signals_noted(self) -> Iterator[None]:
         """The first SIGINT or SIGTERM is noted; a second one does what it did before."""
@@ -358,7 +382,7 @@ class Trainer:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _look_at_losses(self, progress: tqdm, began: float) -> bool:
+    def _look_at_losses(self, bar: tqdm, began: float) -> bool:
         """Read, check and log the losses since the last look; whether training is to end now.
         The only place in which a step waits for the device."""
         correlations = {n: luminance_correlation(*i) for n, i in self.last_images.items()}
@@ -378,10 +402,11 @@ class Trainer:
             self.watch.look(self.step, losses, dict(zip(correlations, extra, strict=False)))
             images = 2 * (self.step - since) * self.settings.batch_size * self.processes
             speed = images / (self.seconds - seconds)
-            progress.set_postfix({k: f"{v:.3f}" for k, v in in_short(losses, speed).items()})
+            short = {name: f"{value:.3f}" for name, value in in_short(losses, speed).items()}
+            bar.set_postfix(short, refresh=False)
             record = {"losses": losses, "images_per_second": speed, "seconds": self.seconds}
             self.log.append(step=self.step, **record)
-            self.accelerator.log({**losses, "images_per_second": speed}, self.step)
+            self._track({**losses, "images_per_second": speed})
         return extra[-1] > 0
 
     def _check_weights(self) -> None:
@@ -428,8 +453,8 @@ class Trainer:
             self.save_samples(trips)
             scores = scores_of(trips)
             self.log.append(step=self.step, test=scores)
-            if self.settings.trackers:
-                self.accelerator.log({f"test/{k}": v for k, v in scores.items()}, self.step)
+            self._track({f"test/{name}": score for name, score in scores.items()})
+            thin_out_grids(self.run_dir)
             write_report(self.run_dir)
         self.accelerator.wait_for_everyone()
 
@@ -438,23 +463,25 @@ class Trainer:
     def save_checkpoint(self) -> Path:
         """Everything that the rest of the run depends on; returns the checkpoint's folder."""
         place = (self.is_main, self.accelerator.wait_for_everyone)
-        with checkpoints.writing(self.run_dir, self.step, *place) as folder:
-            rank = self.accelerator.process_index
-            torch.save(random_state(self.device), folder / f"process_{rank}.pt")
-            if self.is_main:
-                self._write(folder)
+        folder = checkpoints.write(self.run_dir, self.step, self._files(), *place)
         if self.is_main:
             checkpoints.keep_latest(self.run_dir, self.settings.keep)
             self._known_checkpoints = checkpoints.in_run(self.run_dir)
         self._saved = True
-        return checkpoints.folder_of(self.run_dir, self.step)
+        return folder
 
-    def _write(self, folder: Path) -> None:
+    def _files(self) -> dict[str, bytes]:
+        """The files of a checkpoint that this process writes. (Whole, and then written by Python:
+        where the disk is full, the writers of torch and safetensors raise errors of their own.)"""
+        rank = self.accelerator.process_index
+        files = {f"process_{rank}.pt": to_bytes(random_state(self.device))}
+        if not self.is_main:
+            return files
         modules = {name: getattr(self, name) for name in NETWORKS}
         modules |= {f"averaged_{name}": average for name, average in self.averaged.items()}
         for name, module in modules.items():
             state = {key: value.contiguous() for key, value in module.state_dict().items()}
-            save_file(state, folder / f"{name}.safetensors")
+            files[f"{name}.safetensors"] = save(state)
         config = {
             "format": checkpoints.FORMAT,
             "step": self.step,
@@ -464,14 +491,15 @@ class Trainer:
             "feature_weights": self._feature_weights(),
             "settings": asdict(self.settings),
         }
-        write_text(json.dumps(config, indent=1), folder / checkpoints.CONFIG)
+        files[checkpoints.CONFIG] = json.dumps(config, indent=1).encode()
         scaler = self.accelerator.scaler
         state = {
             "optimizers": [optimizer.optimizer.state_dict() for optimizer in self.optimizers],
             "pools": [self.pool_a.state_dict(), self.pool_b.state_dict()],
             "scaler": None if scaler is None else scaler.state_dict(),
         }
-        torch.save(state, folder / "training.pt")
+        files["training.pt"] = to_bytes(state)
+        return files
 
     def _feature_weights(self) -> dict | None:
         file = self.settings.feature_weights
@@ -530,6 +558,13 @@ def make_accelerator(settings: Settings) -> Accelerator:
         raise UserError("precision must be no or bf16 on a CPU; got 'fp16'")
     if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
         raise UserError("the processes do not find each other: Accelerate sees one alone")
+    several = {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= os.environ.keys()  # asked of its launcher
+    if several and "RANK" not in os.environ and accelerator.num_processes == 1:
+        warnings.warn(
+            "accelerate launch starts several processes on GPUs only, and training has one here; "
+            "torchrun --nproc-per-node 2 -m cyclegan ... starts two on a CPU",
+            stacklevel=2,
+        )
     return accelerator
 
 
@@ -551,10 +586,11 @@ def in_short(losses: dict[str, float], speed: float) -> dict[str, float]:
     return {**sums, "images/s": speed}
 
 
-def ignore_interrupts(_: int) -> None:
-    """Signals to a group reach loader processes too, which are needed until the run has saved."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def to_bytes(state: dict) -> bytes:
+    """What torch.save writes."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
 
 
 def random_state(device: torch.device) -> dict:

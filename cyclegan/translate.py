@@ -61,11 +61,12 @@ def translate_files(
     tile: int = 1024,
     overlap: int | None = None,
 ) -> int:
-    """Translate an image file, or every readable image of a folder, each at its own size.
+    """Translate an image file, or every readable image of a folder and its subfolders, each at its
+    own size.
 
     Args:
         source: a file, or a folder.
-        target: of a file, the PNG to write; of a folder, the folder of target/<name>.png.
+        target: of a file, the PNG to write; of a folder, the folder of the same names with .png.
         tile, overlap: see `translate`.
 
     Returns:
@@ -74,11 +75,13 @@ def translate_files(
     if source.exists() and source.resolve() == target.resolve():
         raise UserError(f"the images would overwrite themselves: IN and OUT are both {source}")
     if source.is_dir():
-        paths = list_images(source)
-        clashes = [stem for stem, n in Counter(path.stem for path in paths).items() if n > 1]
+        # Results in a folder inside of the source are no images to translate.
+        results = target.resolve()
+        paths = [path for path in list_images(source) if results not in path.resolve().parents]
+        targets = {path: target / path.relative_to(source).with_suffix(".png") for path in paths}
+        clashes = [path for path, count in Counter(targets.values()).items() if count > 1]
         if clashes:
-            raise UserError(f"several images would be written to {target / clashes[0]}.png")
-        targets = {path: target / f"{path.stem}.png" for path in paths}
+            raise UserError(f"several images would be written to {clashes[0]}")
     elif source.exists():
         if target.suffix.lower() != ".png":
             raise UserError(f"OUT must be a .png file where IN is a file; got {target}")

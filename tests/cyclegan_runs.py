@@ -1,5 +1,8 @@
 """Fixtures of the smallest runs that train; tests of the trainer import them."""
 
+import resource
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -49,3 +52,14 @@ def data(tmp_path_factory):
 def settings(data, tmp_path):
     run_dir = str(tmp_path / "run")
     return Settings(data=str(data), run_dir=run_dir, steps=4, batch_size=2, **SMALLEST)
+
+
+@contextmanager
+def largest_file(size: int):
+    """Files of this process can grow no larger: writes fail as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -83,9 +83,13 @@ def test_resume_needs_no_settings_again_and_takes_new_ones(trained, tmp_path, ca
 
 def test_settings_that_are_needed_are_named(capsys):
     assert main(["train", "--steps", "3"]) == 2
-    assert "a new run needs --data, --run-dir (--resume auto" in capsys.readouterr().err
+    assert capsys.readouterr().err == "error: a new run needs --data, --run-dir\n"
     assert main(["compare", "--steps", "3", "--cycle-losses", "l1,ssim"]) == 2
     assert capsys.readouterr().err == "error: a new run needs --data, --run-dir\n"
+    # A run that ended before its first checkpoint.
+    assert main(["train", "--run-dir", "nowhere", "--resume", "auto", "--steps", "3"]) == 2
+    error = capsys.readouterr().err
+    assert error == "error: nowhere holds no checkpoint to go on from, and a new run needs --data\n"
 
 
 def test_every_setting_is_an_option_with_its_default(capsys):
@@ -117,7 +121,9 @@ def odd_images(tmp_path):
     Image.fromarray(rng.integers(0, 256, (33, 50), dtype=np.uint8)).save(folder / "gray.png")
     Image.fromarray(rng.integers(0, 256, (7, 5, 4), dtype=np.uint8)).save(folder / "rgba.png")
     Image.fromarray(rng.integers(0, 65536, (18, 31), dtype=np.uint16)).save(folder / "deep.tif")
-    Image.fromarray(rng.integers(0, 256, (1, 1, 3), dtype=np.uint8)).save(folder / "dot.JPG")
+    (folder / "more").mkdir()
+    dot = folder / "more" / "dot.JPG"
+    Image.fromarray(rng.integers(0, 256, (1, 1, 3), dtype=np.uint8)).save(dot)
     (folder / "broken.png").write_text("no image")
     (folder / "notes.txt").write_text("not looked at")
     return folder
@@ -128,15 +134,26 @@ def test_translate_writes_every_readable_image_at_its_size(trained, odd_images, 
     out = tmp_path / "out" / "ab"
     done = cyclegan("translate", "--checkpoint", root / "run", odd_images, out)
     assert f"translated into {out}: 4" in done.stdout
-    [warning] = done.stderr.splitlines()
-    assert warning.startswith(f"warning: skipped unreadable image {odd_images / 'broken.png'}")
-    sizes = {path.name: image.size for path, image in readable_images(out.iterdir())}
-    assert sizes == {
+    left_out, unreadable = done.stderr.splitlines()
+    assert left_out == f"warning: left out of {odd_images}, which has 5 images: 1 .txt"
+    assert unreadable.startswith(f"warning: skipped unreadable image {odd_images / 'broken.png'}")
+    results = readable_images(list_images(out))
+    assert {str(path.relative_to(out)): image.size for path, image in results} == {
         "gray.png": (50, 33),
         "rgba.png": (5, 7),
         "deep.png": (31, 18),
-        "dot.png": (1, 1),
+        "more/dot.png": (1, 1),
     }
+
+
+def test_what_was_translated_into_a_subfolder_is_not_translated_again(trained, tmp_path, capsys):
+    root, _ = trained
+    source = tmp_path / "in"
+    shutil.copytree(root / "data" / "testA", source)
+    command = ["translate", "--checkpoint", root / "run", source, source / "out", "--device=cpu"]
+    for _ in range(2):
+        assert main([str(argument) for argument in command]) == 0
+        assert capsys.readouterr().out == f"translated into {source / 'out'}: 2\n"
 
 
 @pytest.mark.parametrize("direction", ["ab", "ba"])
@@ -144,16 +161,17 @@ def test_translate_uses_the_generator_of_the_direction(trained, tmp_path, direct
     root, _ = trained
     source = root / "data" / "testA"
     options = f"--checkpoint {root / 'run'} --direction {direction} --device cpu"
-    assert main(["translate", *options.split(), str(source), str(tmp_path)]) == 0
+    out = tmp_path / "out"
+    assert main(["translate", *options.split(), str(source), str(out)]) == 0
     single = tmp_path / "one" / "single.png"
     first = next(iter(list_images(source)))
     assert main(["translate", *options.split(), str(first), str(single)]) == 0
-    assert single.read_bytes() == (tmp_path / first.name).read_bytes()
+    assert single.read_bytes() == (out / first.name).read_bytes()
     generator = ResnetGenerator(base_width=4, blocks=1)
     folder = checkpoints.folder_of(root / "run", 3)
     generator.load_state_dict(load_file(folder / f"generator_{direction}.safetensors"))
     for (_, image), (_, got) in zip(
-        readable_images(list_images(source)), readable_images(list_images(tmp_path)), strict=True
+        readable_images(list_images(source)), readable_images(list_images(out)), strict=True
     ):
         expected = translate(generator, to_tensor(image))
         torch.testing.assert_close(to_tensor(got), expected, atol=1.01 / 127.5, rtol=0)
@@ -189,7 +207,7 @@ def test_user_errors_are_one_line_that_names_the_cause(trained, tmp_path, capsys
         ],
         "data set must be one of": ["download", "cats2dogs", out],
         "no such file or folder: nowhere": [*translate, run, "nowhere", out],
-        "no images in": [*translate, run, root / "run", out],
+        "no images in": [*translate, run, run / "checkpoints", out],
         "IN and OUT are both": [*translate, run, data / "testA", data / "testA"],
         f"IN and OUT are both {twins / 'x.png'}": [*translate, run, *[twins / "x.png"] * 2],
         "OUT must be a .png file": [*translate, run, data / "testA" / "0000.png", out],

@@ -215,6 +215,37 @@ def test_missing_and_empty_folders_are_named(tmp_path):
         UnpairedImages(tmp_path, 32, 1, 0)
 
 
+def test_subfolders_are_walked_and_only_images_of_the_user_are_taken(tmp_path):
+    folder = tmp_path / "trainA"
+    for name in ("b.png", "sub/deeper/a.GIF", "sub/c.jfif", "a.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        kind = {".GIF": "GIF", ".jfif": "JPEG"}.get(name[-4:] if "G" in name else name[-5:], "PNG")
+        Image.new("RGB", (8, 8), (200, 100, 40)).save(folder / name, format=kind)
+    system = ("._a.png", ".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX/x.png", ".git/x.png")
+    others = ("x.HEIC", "y.heic", "sub/notes.txt", "LICENSE")
+    for name in (*system, *others):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("not an image")
+    (folder / "sub" / "again").symlink_to(folder)  # a circle
+    with pytest.warns(UserWarning) as warned:
+        found = list_images(folder)
+    names = [path.relative_to(folder).as_posix() for path in found]
+    assert names == ["a.png", "b.png", "sub/c.jfif", "sub/deeper/a.GIF"]
+    [warning] = warned
+    assert str(warning.message) == (
+        f"left out of {folder}, which has 4 images: 2 .heic, 1 .txt, 1 without a suffix"
+    )
+    for _, image in readable_images(found):
+        assert image.getpixel((4, 4)) == pytest.approx((200, 100, 40), abs=3)
+
+
+def test_a_folder_of_other_kinds_says_what_it_has(tmp_path):
+    for name in ("x.heic", "y.HEIC", "._z.png"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(ValueError, match=r"no images in .* \(looked for .bmp, .*; found 2 .heic\)"):
+        list_images(tmp_path)
+
+
 def test_unreadable_images_are_named_and_skipped(flat_root):
     whole = (flat_root / "trainA" / "0.png").read_bytes()
     (flat_root / "trainA" / "0.png").write_bytes(whole[:40])  # a download that broke off
@@ -266,6 +297,10 @@ def test_the_digest_tells_other_images_apart(flat_root):
     digest = UnpairedImages(flat_root, 16, samples=9, seed=0).digest()
     assert UnpairedImages(flat_root, 8, samples=3, seed=1).digest() == digest
     (flat_root / "trainB" / "6.png").rename(flat_root / "trainB" / "7.png")
+    assert UnpairedImages(flat_root, 16, 9, 0).digest() != digest
+    digest = UnpairedImages(flat_root, 16, 9, 0).digest()
+    (flat_root / "trainB" / "sub").mkdir()
+    (flat_root / "trainB" / "7.png").rename(flat_root / "trainB" / "sub" / "7.png")
     assert UnpairedImages(flat_root, 16, 9, 0).digest() != digest
 
 

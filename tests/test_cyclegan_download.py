@@ -10,8 +10,10 @@ import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from cyclegan_runs import largest_file
 
 from cyclegan.download import ARCHIVES, FOLDERS, MIRRORS, download
+from cyclegan.errors import UserError
 
 NAME = "dots2lines"
 
@@ -131,6 +133,8 @@ def test_no_mirror_at_all_is_one_message_with_every_reason(tmp_path):
         mirrors = (down.mirror, liar.mirror)
         with pytest.raises(ValueError, match="503.*; .*12 bytes where .* are expected"):
             download(NAME, tmp_path, mirrors, {NAME: known(content)})
+        with pytest.raises(ValueError, match=f"save it as {tmp_path / NAME}.zip; the same command"):
+            download(NAME, tmp_path, mirrors, {NAME: known(content)})
     assert not list(tmp_path.iterdir())
 
 
@@ -209,6 +213,29 @@ def test_servers_that_speak_no_http_are_passed_over(tmp_path):
         download(NAME, tmp_path, mirrors, {NAME: known(content)})
         thread.join()
     assert_whole(tmp_path)
+
+
+def test_a_full_disk_ends_a_download_and_names_the_file(tmp_path):
+    """It is no fault of the mirror: the next one is not asked."""
+    content = archive()
+    with Server(content) as first, Server(content) as second:
+        mirrors = (first.mirror, second.mirror)
+        with largest_file(5000), pytest.raises(UserError) as raised:
+            download(NAME, tmp_path, mirrors, {NAME: known(content)})
+    part = tmp_path / f"{NAME}.zip.part"
+    assert str(raised.value) == f"cannot write {part} (0.1 MB): File too large"
+    assert (first.requests, second.requests) == ([None], [])
+    assert list(tmp_path.iterdir()) == [part]
+
+
+def test_a_full_disk_while_unpacking_leaves_the_archive(tmp_path):
+    content = archive()
+    mine = tmp_path / f"{NAME}.zip"
+    mine.write_bytes(content)
+    with largest_file(100), pytest.raises(UserError) as raised:
+        download(NAME, tmp_path, (), {NAME: known(content)})
+    assert str(raised.value) == f"cannot write {tmp_path / NAME} (0.1 MB): File too large"
+    assert list(tmp_path.iterdir()) == [mine]
 
 
 def test_unknown_data_sets_are_named_with_the_known_ones(tmp_path):

@@ -13,7 +13,15 @@ from cyclegan_runs import data, one_thread, settings  # noqa: F401 - fixtures
 from cyclegan.compare import compare
 from cyclegan.evaluate import distribution_scores
 from cyclegan.log import RunLog
-from cyclegan.report import MOST_POINTS, chart, thin, write_report
+from cyclegan.report import (
+    MOST_GRIDS,
+    MOST_POINTS,
+    chart,
+    sample_grids,
+    thin,
+    thin_out_grids,
+    write_report,
+)
 from cyclegan.trainer import Trainer
 
 
@@ -110,6 +118,21 @@ def test_a_chart_puts_points_where_they_belong():
     assert second[1][1] < ys[1] and second[0][1] == ys[2]
     assert "ssim: 2, 5" in svg
     assert "nan" not in chart("flat", {"a": [(3, 1.0)]})
+
+
+@pytest.mark.parametrize("count", [MOST_GRIDS, MOST_GRIDS + 1, 10 * MOST_GRIDS + 7])
+def test_sample_grids_of_long_runs_are_thinned_evenly(tmp_path, count):
+    (tmp_path / "samples").mkdir()
+    steps = [1000 * i for i in range(count)]
+    for step in steps:
+        (tmp_path / "samples" / f"step_{step:07d}.png").touch()
+        thin_out_grids(tmp_path)
+    left = [step for step, _ in sample_grids(tmp_path)]
+    assert len(left) == MOST_GRIDS and (left[0], left[-1]) == (0, steps[-1])
+    if count == MOST_GRIDS:
+        assert left == steps
+    gaps = [after - before for before, after in zip(left, left[1:], strict=False)]
+    assert max(gaps) <= 2 * sorted(gaps)[len(gaps) // 2]
 
 
 @pytest.mark.parametrize("count", [1, 2, MOST_POINTS, MOST_POINTS + 1, 10 * MOST_POINTS + 7])

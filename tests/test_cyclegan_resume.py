@@ -291,13 +291,12 @@ def test_a_failing_save_leaves_the_old_checkpoints(run, monkeypatch, when):
     def full(*_):
         raise OSError("disk full")
 
-    if when == "weights":
-        monkeypatch.setattr("cyclegan.trainer.save_file", full)
-    else:
-        monkeypatch.setattr(checkpoints.os, "replace", full)
+    owner, name = (Path, "write_bytes") if when == "weights" else (checkpoints.os, "replace")
+    monkeypatch.setattr(owner, name, full)
     run.step = 5
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"cannot write .*step_0000005 \(\d\.\d MB\): disk full"):
         run.save_checkpoint()
+    monkeypatch.undo()
     assert {p: p.read_bytes() for p in run.run_dir.rglob("*") if p.is_file()} == before
 
 
