@@ -1,5 +1,5 @@
-"""Instruction sets: what kernels are compiled for is what is looked for; the oracle's tests again in
-processes that are held to narrower ones."""
+"""Instruction sets: what kernels are compiled for is what is looked for, and the oracle's tests
+again in processes that are held to narrower ones."""
 
 import os
 import re
