@@ -433,9 +433,10 @@ def combine_scales(
     ms_ssim = powers.prod(-1)
     own = torch.eye(scales, dtype=torch.bool, device=means.device)
     others = powers[..., None, :].masked_fill(own, 1).prod(-1)  # the product of all other powers
-    bounded = torch.where(exponents < 1, size.clamp_min(LEAST_MEAN), size)
-    slopes = others * exponents * bounded ** (exponents - 1)
-    slopes = slopes * (means.sign() if absolute else (means > 0).to(means.dtype))
+    too_steep = (exponents < 1) & (size < LEAST_MEAN)
+    by_size = exponents * torch.where(too_steep, LEAST_MEAN ** (exponents - 1), powers / size)
+    by_size = by_size.masked_fill(size == 0, 0)
+    slopes = others * torch.where(means < 0, -by_size, by_size)
     planes = math.prod((batch, channels)[kept:])  # of which the value is a mean
     counts = torch.tensor(positions, dtype=means.dtype, device=means.device)
     slopes = (slopes * (weights[MS_SSIM] / planes) / counts).expand(batch, channels, scales)
