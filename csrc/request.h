@@ -91,6 +91,10 @@ inline void check(const PyramidRequest& p) {
                   kTerms - kL1, " numbers, got ", p.pixel_weights.size());
   STD_TORCH_CHECK(p.x.has_value() == p.y.has_value() && p.rows.has_value() == p.columns.has_value(),
                   "ssimfast: x and y, rows and columns come in pairs");
+  for (const double weight : p.pixel_weights)
+    STD_TORCH_CHECK(weight == 0 || p.x.has_value(), "ssimfast: pixel_weights need x and y");
+  STD_TORCH_CHECK(p.pixel_weights.back() == 0 || p.rows.has_value(),
+                  "ssimfast: the blurred L1 needs both rows and columns");
   if (p.x.has_value()) {
     check_pair(*p.x, *p.y);
     check_pair(*p.x, finest);
@@ -132,10 +136,14 @@ struct Request {
   }
 };
 
-inline void check(const Request& request) {
+inline void check(const Request& request, const Tensor& x) {
   check_weights(request.weights);
+  check_count(request.count);
   check_kept(request.kept);
+  check_gradients(x, request.gradients);
   check_pooling(request.pooling);
+  STD_TORCH_CHECK(request.wanted >> kTerms == 0, "ssimfast: wanted must be a bit for each of ",
+                  int(kTerms), " terms, got ", request.wanted);
   STD_TORCH_CHECK(request.rows.has_value() == request.columns.has_value() &&
                       (request.rows.has_value() ||
                        (request.weights[kBlurredL1] == 0 && !request.wants(kBlurredL1))),
@@ -182,20 +190,21 @@ struct ScalesRequest {
   }
 };
 
-inline void check(const ScalesRequest& request) {
+inline void check(const ScalesRequest& request, const Tensor& x) {
   STD_TORCH_CHECK(1 <= request.scales() && request.scales() <= kMostScales,
                   "ssimfast: scales must be 1 to ", kMostScales, ", got ", request.scales());
   check_weights(request.weights);
   check_kept(request.kept);
   check_pooling(request.pooling);
   STD_TORCH_CHECK(Pooling(request.pooling) != Pooling::kNone, "ssimfast: scales need a pooling");
+  check_gradients(x, request.gradients);
 }
 
 // Of the images of one of the scales, too.
 inline void check_scale(const Tensor& x, const Tensor& y, const Settings& settings,
                         const Request& request, int scale) {
   check(x, y, settings);
-  check(request);
+  check(request, x);
   STD_TORCH_CHECK(x.numel() > 0, "ssimfast: scale ", scale, " is empty");
 }
 
@@ -266,6 +275,8 @@ template <class Backend>
 struct GradientOps {
   static Tensor scale_grad(const Tensor& grad, const Tensor& upstream, double scale,
                            int64_t count) {
+    check_upstream(grad, upstream);
+    check_count(count);
     const Tensor out = Backend::empty_like(grad);
     Backend::scale_into(out, grad, upstream, scale, count);
     return out;
@@ -273,7 +284,11 @@ struct GradientOps {
 
   static void scale_grad_in_place(const Tensor& grad, const Tensor& upstream, double scale,
                                   int64_t count) {
+    check_upstream(grad, upstream);
+    check_count(count);
+    check_written(grad);
     Backend::scale_into(grad, grad, upstream, scale, count);
+    raise_version(grad);
   }
 
   static Tensor collapse(std::vector<Tensor> grads, const Tensor& slopes, const Tensor& upstream,
@@ -297,7 +312,9 @@ struct GradientOps {
     const auto request =
         checked(std::move(coarser), slopes, upstream, scale, pooling, std::move(x), std::move(y),
                 std::move(pixel_weights), std::move(rows), std::move(columns));
+    check_written(finest);
     Backend::collapse_into(finest, request);
+    raise_version(finest);
   }
 
  private:

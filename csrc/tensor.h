@@ -1,5 +1,6 @@
 // Guards and dispatch for tensors that arrive from torch. Users' mistakes are caught in Python;
-// these checks only keep a direct call of an op from touching memory that is not there.
+// these checks keep a direct call of an op from touching memory that is not there, and from a
+// result that means nothing. checks.py has the same for backends in Python.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -28,6 +29,18 @@ inline void check_device(const Tensor& tensor, const Tensor& like) {
       "ssimfast: all tensors must be on one device");
 }
 
+inline bool is_floating(const Tensor& tensor) {
+  const ScalarType dtype = tensor.scalar_type();
+  return dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
+         dtype == ScalarType::BFloat16;
+}
+
+inline void check_image_dtype(const Tensor& x) {
+  STD_TORCH_CHECK(is_floating(x) || x.scalar_type() == ScalarType::Byte,
+                  "ssimfast: images must be floating point or uint8, got ",
+                  torch::headeronly::toString(x.scalar_type()));
+}
+
 inline void check_pair(const Tensor& x, const Tensor& y) {
   check_device(x, y);
   STD_TORCH_CHECK(x.dim() == 4 && y.dim() == 4, "ssimfast: images must have 4 dimensions, got ",
@@ -36,6 +49,7 @@ inline void check_pair(const Tensor& x, const Tensor& y) {
     STD_TORCH_CHECK(x.size(i) == y.size(i), "ssimfast: x and y differ in dimension ", i, ": ",
                     x.size(i), " and ", y.size(i));
   STD_TORCH_CHECK(x.scalar_type() == y.scalar_type(), "ssimfast: x and y differ in dtype");
+  check_image_dtype(x);
 }
 
 inline void check_window(const Tensor& x, const std::vector<double>& window, bool same,
@@ -86,10 +100,14 @@ inline Tensor new_tensor(const Tensor& x, const std::vector<int64_t>& shape, Sca
   return torch::stable::new_empty(x, {shape.data(), shape.size()}, dtype);
 }
 
-inline std::vector<Tensor> new_gradients(const Tensor& x, const Tensor& y, int64_t count) {
+inline void check_gradients(const Tensor& x, int64_t count) {
   STD_TORCH_CHECK(0 <= count && count <= 2, "ssimfast: gradients must be 0, 1 or 2, got ", count);
   STD_TORCH_CHECK(count == 0 || x.scalar_type() != ScalarType::Byte,
                   "ssimfast: 8-bit images have no gradient");
+}
+
+inline std::vector<Tensor> new_gradients(const Tensor& x, const Tensor& y, int64_t count) {
+  check_gradients(x, count);
   std::vector<Tensor> grads;
   if (count > 0) grads.push_back(torch::stable::empty_like(x));
   if (count > 1) grads.push_back(torch::stable::empty_like(y));
@@ -119,6 +137,11 @@ inline void check_weights(const std::vector<double>& weights) {
                   " numbers, got ", weights.size());
 }
 
+// What sums are divided by.
+inline void check_count(int64_t count) {
+  STD_TORCH_CHECK(count > 0, "ssimfast: count must be positive, got ", count);
+}
+
 inline void check_kept(int64_t kept) {
   STD_TORCH_CHECK(0 <= kept && kept <= 2, "ssimfast: kept must be 0, 1 or 2, got ", kept);
 }
@@ -135,9 +158,29 @@ inline void check_upstream(const Tensor& grad, const Tensor& upstream) {
   check_device(upstream, grad);
   STD_TORCH_CHECK(grad.dim() == 4, "ssimfast: the gradient must have 4 dimensions, got ",
                   grad.dim());
+  STD_TORCH_CHECK(is_floating(grad), "ssimfast: the gradient must be floating point, got ",
+                  torch::headeronly::toString(grad.scalar_type()));
   bool fits = upstream.scalar_type() == arithmetic_dtype(grad) && upstream.dim() <= 2;
   for (int64_t i = 0; fits && i < upstream.dim(); ++i) fits = upstream.size(i) == grad.size(i);
   STD_TORCH_CHECK(fits, "ssimfast: the upstream gradient does not fit the result");
+}
+
+// A tensor that is written in place has memory of its own for each element.
+inline void check_written(const Tensor& tensor) {
+  for (int64_t i = 0; i < tensor.dim(); ++i)
+    STD_TORCH_CHECK(tensor.size(i) <= 1 || tensor.stride(i) != 0,
+                    "ssimfast: an expanded tensor cannot be written in place");
+}
+
+// Raises the version of a tensor that an op has changed, so that autograd notices a change of what
+// was saved. The stable ABI has no function for that, so this calls an in-place op that does
+// nothing else: it swaps a dimension with itself.
+inline void raise_version(const Tensor& tensor) {
+  using torch::stable::detail::from;
+  StableIValue stack[] = {from(tensor), from(int64_t{0}), from(int64_t{0})};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::transpose_", "", stack, TORCH_ABI_VERSION));
+  torch::stable::detail::to<Tensor>(stack[0]);  // takes the reference that the op returns
 }
 
 }  // namespace ssimfast

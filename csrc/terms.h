@@ -12,7 +12,8 @@ namespace ssimfast {
 constexpr int kMaxWindow = 33;
 constexpr int kMostScales = 16;  // MOST_SCALES of ssimfast/reference.py
 
-// Powers of smaller means are taken to be as steep as here: LEAST_MEAN of ssimfast/reference.py.
+// A root is infinitely steep at 0: below this mean it is taken to be as steep as here. LEAST_MEAN
+// of ssimfast/reference.py.
 constexpr double kLeastMean = 1e-4;
 
 // Four windows in a row share one centre only if the Gaussian is wide: sigma of about 1.15 or more.
@@ -41,11 +42,13 @@ SSIMFAST_INLINE double base_of_power(double mean, bool absolute) {
   return absolute ? fabs(mean) : mean < 0 ? 0.0 : mean;  // NaN stays
 }
 
-// What that product changes by with the mean.
-SSIMFAST_INLINE double slope_of_power(double exponent, double product, double mean, bool absolute) {
+// Derivative of `power`, which is base_of_power(mean, absolute)^exponent, by the mean.
+SSIMFAST_INLINE double slope_of_power(double exponent, double power, double mean, bool absolute) {
   const double base = base_of_power(mean, absolute);
-  const double by_mean = mean > 0 ? 1.0 : absolute && mean < 0 ? -1.0 : 0.0;
-  return exponent * product / (base < kLeastMean ? kLeastMean : base) * by_mean;
+  if (base == 0) return 0;
+  const bool too_steep = exponent < 1 && base < kLeastMean;
+  const double slope = exponent * (too_steep ? pow(kLeastMean, exponent - 1) : power / base);
+  return mean < 0 ? -slope : slope;
 }
 
 struct PooledAxis {

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._pytree import tree_leaves
 from typing_extensions import Unpack
 
 from ssimfast import reference
+from ssimfast.checks import checked
 from ssimfast.schemas import DIGEST, SCHEMAS
 
 _FOLDER = Path(__file__).parent
@@ -62,7 +64,8 @@ extension = _load_extension()  # before ops are defined: a second import then sa
 
 def _implement(name: str, function: Callable[..., Any]) -> None:
     """For every device for which nothing better is registered: the dispatcher's fallback."""
-    torch.library.impl(f"ssimfast::{name}", "CompositeExplicitAutograd")(function)
+    op = checked(name, function)
+    torch.library.impl(f"ssimfast::{name}", "CompositeExplicitAutograd")(op)
 
 
 for _name, _schema in SCHEMAS.items():
@@ -135,12 +138,17 @@ def backends() -> dict[str, str]:
 # ---- fake kernels: shapes, dtypes and strides of the results ------------------------------------
 
 
-def _check_devices(x: Tensor, y: Tensor) -> None:
-    torch._check(x.device == y.device, lambda: f"x is on {x.device}, y on {y.device}")
+def _on_one_device(fake: Callable[..., Any]) -> Callable[..., Any]:
+    def kernel(*arguments: Any) -> Any:
+        tensors = (leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor))
+        devices = sorted({str(tensor.device) for tensor in tensors})
+        torch._check(len(devices) < 2, lambda: f"ssimfast: tensors are on {' and '.join(devices)}")
+        return fake(*arguments)
+
+    return kernel
 
 
 def _fake_map(x: Tensor, y: Tensor, window: list[float], *settings: Any) -> Tensor:
-    _check_devices(x, y)
     lost = 0 if settings[-1] else len(window) - 1  # the last one is `same`
     shape = (*x.shape[:2], *(size - lost for size in x.shape[2:]))
     return x.new_empty(shape, dtype=reference.result_dtype(x.dtype))
@@ -153,7 +161,6 @@ def _fake_grads(x: Tensor, y: Tensor, gradients: int) -> list[Tensor]:
 def _fake_similarity(
     x: Tensor, y: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-    _check_devices(x, y)
     *_, kept, gradients, pooling, _ = arguments
     dtype = reference.result_dtype(x.dtype)
     value = x.new_empty(x.shape[:kept], dtype=dtype)
@@ -172,7 +179,6 @@ def new_pooled(x: Tensor, pooling: int) -> Tensor:
 
 
 def _fake_sweep_scales(x: Tensor, y: Tensor, *arguments: Any) -> _Sweep:
-    _check_devices(x, y)
     scale_weights, pooling, *_, kept, gradients, late = arguments[6:]  # the first are settings
     widest = reference.widest_dtype(x)
     value = x.new_empty(x.shape[:kept], dtype=reference.result_dtype(x.dtype))
@@ -221,7 +227,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
 }
 
 for _name, _fake in _FAKES.items():
-    torch.library.register_fake(f"ssimfast::{_name}")(_fake)
+    torch.library.register_fake(f"ssimfast::{_name}")(_on_one_device(_fake))
 
 
 # ---- autograd -----------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ MS_SSIM = CONTRAST_STRUCTURE  # in a mixture it stands in the place of its fines
 # How scales are pooled where their size is odd: see `pool`.
 POOLINGS = {"none": 0, "floor": 1, "pad": 2, "replicate": 3}
 MOST_SCALES = 16  # of which the finest has 32768 pixels for each of the coarsest
-# The slope of a power of a mean is bounded by taking the mean for at least this.
+# A root is infinitely steep at 0: below this mean it is taken to be as steep as here.
 LEAST_MEAN = 1e-4
 
 _WITHOUT_FLOAT64 = {"mps", "xpu"}  # kinds of device
@@ -429,9 +429,14 @@ def combine_scales(
     scales = len(terms)
     exponents = torch.tensor(scale_weights, dtype=means.dtype, device=means.device)
     size = means.abs() if absolute else means.clamp_min(0)
-    ms_ssim = (size**exponents).prod(-1)
-    slopes = exponents * ms_ssim[..., None] / size.clamp_min(LEAST_MEAN)
-    slopes = slopes * (means.sign() if absolute else (means > 0).to(means.dtype))
+    powers = size**exponents
+    ms_ssim = powers.prod(-1)
+    own = torch.eye(scales, dtype=torch.bool, device=means.device)
+    others = powers[..., None, :].masked_fill(own, 1).prod(-1)  # the product of all other powers
+    too_steep = (exponents < 1) & (size < LEAST_MEAN)
+    by_size = exponents * torch.where(too_steep, LEAST_MEAN ** (exponents - 1), powers / size)
+    by_size = by_size.masked_fill(size == 0, 0)
+    slopes = others * torch.where(means < 0, -by_size, by_size)
     planes = math.prod((batch, channels)[kept:])  # of which the value is a mean
     counts = torch.tensor(positions, dtype=means.dtype, device=means.device)
     slopes = (slopes * (weights[MS_SSIM] / planes) / counts).expand(batch, channels, scales)

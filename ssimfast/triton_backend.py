@@ -8,21 +8,21 @@ window, dtype and request (not for a size); ``warmup`` does that ahead.
 import math
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from typing_extensions import Unpack
 
 from ssimfast import ops, reference, triton_kernels
-from ssimfast.arguments import MAX_WINDOW_SIZE
+from ssimfast.checks import checked
 
 _RESIDENT_THREADS = 384  # of a multiprocessor, in blocks of 128, as registers allow
 _LEAST_ROWS = 16
 _LANES = 256  # that add up records
 _BLOCK = 1024  # elements of a program of the kernels that do one element at a time
-_Given = TypeVar("_Given", Tensor, Tensor | None)
 _ARITHMETIC = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
@@ -44,28 +44,8 @@ def _multiprocessors(device: torch.device) -> int:
     return 64
 
 
-def _check_pair(x: Tensor, y: Tensor, size: int, same: bool, gradients: int) -> None:
-    """What would read outside of the images. (The public functions say more, and sooner.)"""
-    if x.shape != y.shape or x.dtype != y.dtype or x.device != y.device or x.dim() != 4:
-        kinds = [f"{tuple(i.shape)} {i.dtype} on {i.device}" for i in (x, y)]
-        raise RuntimeError(f"ssimfast: the images differ, or are no (N, C, H, W): {kinds}")
-    if not x.is_floating_point() and x.dtype != torch.uint8:
-        raise RuntimeError(f"ssimfast: images must be floating point or uint8, got {x.dtype}")
-    if not x.is_floating_point() and gradients > 0:
-        raise RuntimeError("ssimfast: 8-bit images have no gradient")
-    if size % 2 == 0 or size > MAX_WINDOW_SIZE:
-        raise RuntimeError(f"ssimfast: the window must be odd, to {MAX_WINDOW_SIZE}, got {size}")
-    if not same and min(x.shape[2:]) < size and x.numel() > 0:
-        raise RuntimeError(f"ssimfast: no window of {size} fits into {tuple(x.shape[2:])}")
-
-
-def _numbers(given: _Given, shape: tuple[int, ...], like: Tensor) -> _Given:
-    """An optional argument, contiguous, checked."""
-    if given is None:
-        return given
-    if tuple(given.shape) != shape or given.device != like.device:
-        raise RuntimeError(f"ssimfast: {tuple(given.shape)} numbers for {shape}")
-    return given.contiguous()
+def _contiguous(given: Tensor | None) -> Tensor | None:
+    return given if given is None else given.contiguous()
 
 
 def _alike_in_memory(
@@ -143,7 +123,6 @@ class _Sweep:
         same: bool,
         gradients: int = 0,
     ) -> None:
-        _check_pair(x, y, len(window), same, gradients)
         self.given = x, y
         self.x, self.y = _alike(x, y)
         self.window, self.gradients = tuple(window), gradients
@@ -267,7 +246,7 @@ def _map_gradients(
     upstreams: list[Tensor], x: Tensor, y: Tensor, *request: Unpack[reference.GradRequest]
 ) -> list[Tensor]:
     sweep = _Sweep(x, y, *request)
-    sweep.upstreams = [_numbers(upstream, sweep.map_shape(), x) for upstream in upstreams]
+    sweep.upstreams = [upstream.contiguous() for upstream in upstreams]
     sweep.grad_scale = request[4]
     sweep.launch()
     return sweep.gradients_as_promised()
@@ -315,8 +294,8 @@ def similarity(
     of_plane = math.prod(sweep.map_shape()[2:])
     per_pixel = of_plane / max(1, math.prod(x.shape[2:]))
     sweep.wanted = wanted
-    sweep.plane_weights = _numbers(plane_weights, (*x.shape[:2], 2), x)
-    sweep.rows, sweep.columns = _numbers(rows, x.shape[2:3], x), _numbers(columns, x.shape[3:], x)
+    sweep.plane_weights = _contiguous(plane_weights)
+    sweep.rows, sweep.columns = _contiguous(rows), _contiguous(columns)
     bound = 1.0 if finished else reference.bound_of(weights)
     sweep.grad_scale = settings[4] / count if finished else 1.0
     sweep.weights = [
@@ -414,7 +393,9 @@ def scale_grad(grad: Tensor, upstream: Tensor, scale: float, count: int) -> Tens
 
 
 def scale_grad_(grad: Tensor, upstream: Tensor, scale: float, count: int) -> None:
-    if _dense(grad) is not grad or not _scale_into(grad, grad, upstream, scale / count):
+    if _dense(grad) is grad and _scale_into(grad, grad, upstream, scale / count):
+        increment_version(grad)
+    else:
         reference.scale_grad_(grad, upstream, scale, count)
 
 
@@ -448,6 +429,7 @@ def collapse_(
 ) -> None:
     if _dense(finest) is finest:
         _collapse_into(finest, [finest, *coarser], *request)
+        increment_version(finest)
     else:
         finest.copy_(collapse([finest, *coarser], *request))
 
@@ -471,6 +453,9 @@ def _collapse_into(
         return
     if x is not None and y is not None:
         x, y = _laid_out_like(out, x), _laid_out_like(out, y)
+    rows, columns = (
+        finest if counts is None else counts.contiguous() for counts in (rows, columns)
+    )
     batch, channels, height, width = finest.shape
     arithmetic = reference.result_dtype(finest.dtype)
     per_pixel = upstream.numel() / finest.numel()
@@ -478,7 +463,7 @@ def _collapse_into(
         triton_kernels.collapse[(math.ceil(finest.numel() / _BLOCK),)](
             (finest, *(grad.contiguous() for grad in grads[1:])),
             *(finest if x is None else x, finest if y is None else y, out, slopes.contiguous()),
-            *(upstream, *((finest, finest) if rows is None else (rows, columns))),
+            *(upstream, rows, columns),
             *(finest.numel(), channels, height, width, *finest.stride()),
             *(*_upstream_strides(upstream), scale, per_pixel, *pixel_weights),
             SCALES=len(grads),
@@ -489,4 +474,4 @@ def _collapse_into(
         )
 
 
-OPS = {name: globals()[name] for name in ops.TRITON_OPS}
+OPS = {name: checked(name, globals()[name]) for name in ops.TRITON_OPS}

@@ -565,6 +565,7 @@ def combine_scales(
     first = tl.program_id(0).to(tl.int64) * planes
     means = ()
     sizes = ()
+    powers = ()
     ms_ssim = tl.full((), 1, tl.float64)
     for j in tl.static_range(SCALES):
         mean = tl.full((), 0, tl.float64)
@@ -573,15 +574,25 @@ def combine_scales(
             mean += tl.load(terms + j * count * _TERMS + at).to(tl.float64)
         mean = mean / planes
         size = tl.abs(mean) if ABSOLUTE else tl.where(mean < 0, 0, mean)  # NaN stays
+        power = tl.full((), 1, tl.float64)
         if EXPONENTS[j] != 0:
-            ms_ssim *= tl.exp(EXPONENTS[j] * tl.log(size))
+            power = tl.exp(EXPONENTS[j] * tl.log(size))
+        ms_ssim *= power
         means = means + (mean,)
         sizes = sizes + (size,)
+        powers = powers + (power,)
     for i in range(0, planes):
         plane = first + i
         for j in tl.static_range(SCALES):
-            slope = EXPONENTS[j] * ms_ssim / tl.where(sizes[j] < least_mean, least_mean, sizes[j])
-            slope *= tl.where(means[j] > 0, 1, tl.where(means[j] < 0, -1 if ABSOLUTE else 0, 0))
+            slope = EXPONENTS[j] * powers[j] / sizes[j]
+            if EXPONENTS[j] < 1:  # bounded
+                log_least = tl.log(tl.full((), least_mean, tl.float64))
+                steepest = EXPONENTS[j] * tl.exp((EXPONENTS[j] - 1) * log_least)
+                slope = tl.where(sizes[j] < least_mean, steepest, slope)
+            slope = tl.where(sizes[j] == 0, 0, tl.where(means[j] < 0, -slope, slope))
+            for other in tl.static_range(SCALES):
+                if other != j:
+                    slope *= powers[other]
             tl.store(slopes + plane * SCALES + j, slope * weight / positions[j])
         for t in tl.static_range(_TERMS):
             term = ms_ssim

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 WANG = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-SLOPE_BOUND = 1e-4  # MS-SSIM is no steeper in a mean than where the mean is this large
+SLOPE_BOUND = 1e-4  # a power of a mean with an exponent below 1 is no steeper than at this mean
 
 Array = np.ndarray
 Pair = tuple[np.ndarray, np.ndarray]
@@ -299,12 +299,17 @@ def ms_ssim(
         raise ValueError("negative mean")
     sizes = np.abs(means) if negative == "abs" else np.maximum(means, 0)
     exponents = np.asarray(weights, np.float64).reshape(-1, *[1] * (means.ndim - 1))
-    value = (sizes**exponents).prod(0)
+    powers = sizes**exponents
+    value = powers.prod(0)
     if upstream is None:
         upstream = np.ones_like(value)
 
-    slopes = exponents * value / np.maximum(sizes, SLOPE_BOUND)
+    slopes = exponents * np.where(exponents < 1, np.maximum(sizes, SLOPE_BOUND), sizes) ** (
+        exponents - 1
+    )
     slopes = slopes * (np.sign(means) if negative == "abs" else means > 0)
+    for scale in range(len(weights)):
+        slopes[scale] *= np.delete(powers, scale, 0).prod(0)
     counts = tuple(one.size // value.size for one in averaged)
     grad_x = grad_y = None
     for scale in reversed(range(len(weights))):

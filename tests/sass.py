@@ -670,8 +670,10 @@ int main(int, char** arguments) {
   for (int i = 0; i < WINDOW; ++i) job.taps[i] = job.weighted_taps[i] = 1.0f / WINDOW;
   job.twice_c1 = job.twice_c2 = 1e-3f;
   const auto kernel = sweep<ELEMENT, WINDOW, Pass::PASS, PLAIN>;
+  using Size = Sizes<WINDOW, Pass::PASS>;
+  emulator::allow_shared(kernel, Size::shared_bytes(kMostThreads));
   emulator::launch(kernel, plan.strips * plan.runs, plan.threads,
-                   Sizes<WINDOW, Pass::PASS>::shared_bytes(plan.threads), job, plan);
+                   Size::shared_bytes(plan.threads), job, plan);
   probe::finish_block();
   std::printf("{\\"threads\\": %d, \\"strips\\": %d, \\"strip_step\\": %d, \\"runs\\": %d, ",
               whole.threads, whole.strips, whole.strip_step, whole.runs);

@@ -6,6 +6,7 @@ Budgets of docs/cuda.md, launches, every order of threads and blocks, and saniti
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import comparison
@@ -187,6 +188,23 @@ def test_the_sign_of_a_tiny_difference():
     x.requires_grad_()
     ssimfast.similarity_loss(x, torch.zeros_like(x), ssim=0.0, l1=1.0).backward()
     torch.testing.assert_close(x.grad, torch.full_like(x, 1 / x.numel()))
+
+
+def test_two_host_threads_with_plans_of_their_own(monkeypatch):
+    """Blocks of 224 and of 256 threads, whose shared memory a kernel must be allowed, both times as
+    much: else one thread would take it from the other."""
+    monkeypatch.setenv("SSIMFAST_EMULATED_MULTIPROCESSORS", "1")
+
+    def gradient(width: int) -> torch.Tensor:
+        x, y = torch.linspace(0, 1, 2 * 16 * width).view(2, 1, 1, 16, width)
+        x.requires_grad_()
+        return torch.autograd.grad(ssimfast.ssim(x, y, padding="same"), x)[0]
+
+    widths = [208, 240] * 2
+    want = [gradient(width) for width in widths]
+    with ThreadPoolExecutor(2) as threads:
+        for got, alone in zip(threads.map(gradient, widths), want, strict=True):
+            assert torch.equal(got, alone)
 
 
 def test_direct_calls_are_guarded():

@@ -372,6 +372,27 @@ def unguarded(code: str) -> list[str]:
     return found
 
 
+def _pointers(code: str, array: str = "") -> set[str]:
+    """The names that are declared as pointers, or as arrays of them."""
+    declared = rf"[\w>]\* *(?:const +)?(\w+)(?= *{array or '[;,=)({]'})"
+    return set(re.findall(declared, without_comments(code)))
+
+
+def raw_accesses(code: str, others: str = "") -> list[str]:
+    """Device code that uses memory by itself, not through device.cuh, so that the emulator neither
+    checks nor counts it. ``others``: code whose members it uses, too."""
+    own, arrays = _pointers(code), _pointers(code + others, r"\[")
+    names, members, arrays = (
+        "|".join(some) or "(?!)" for some in (own, own | _pointers(others), arrays)
+    )
+    return lines_with(
+        rf"(?<![.\w])({names})\[|\.({members})\[|\b({arrays})\[[^]]*\]\["  # an element
+        rf"|(^|[\s([!&{{,=-])\*[\w(]|->|_cast<[^;]*\*>\([^;]*\)\["  # what is pointed to
+        rf"|\bmem(cpy|set|move)\([^;]*(?<!&)\b({members})\b|\b__ldg\b|\b__shared__\b|\bemulator::",
+        code,
+    )
+
+
 def sources() -> dict[str, str]:
     paths = [
         path for path in sorted(sass.KERNELS.iterdir()) if path.suffix in (".cu", ".cuh", ".h")
@@ -387,6 +408,19 @@ RULES = [waits_or_allocates, adds_in_any_order, default_streams, unguarded]
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_sources(rule):
     found = {name: rule(code) for name, code in sources().items()}
+    assert not {name: lines for name, lines in found.items() if lines}
+
+
+@needs_sources
+def test_device_code_uses_memory_through_the_accessors():
+    device = {
+        name: code
+        for name, code in sources().items()
+        if "SSIMFAST_DEVICE" in code and name != "device.cuh"
+    }
+    assert len(device) == 6
+    shared = device["job.cuh"] + device["image.cuh"]
+    found = {name: raw_accesses(code, shared) for name, code in device.items()}
     assert not {name: lines for name, lines in found.items() if lines}
 
 
@@ -428,6 +462,16 @@ def test_every_launch_goes_through_the_launcher():
         (default_streams, "f<<<1, 32, 0, stream> > >(x);"),  # by clang-format
         (default_streams, "g(cudaStreamLegacy);"),
         (default_streams, "cudaStream_t stream = nullptr;"),
+        (raw_accesses, "void f(const float* from) { g(from[2]); }"),
+        (raw_accesses, "struct P {\nA* out;\n};\np.out[i] = a;"),
+        (raw_accesses, "A* pooled[2];\njob.pooled[0][i] = a;"),
+        (raw_accesses, "const float v = *from;"),
+        (raw_accesses, "*(to + i) = v;"),
+        (raw_accesses, "g(to->s0);"),
+        (raw_accesses, "v = reinterpret_cast<const uint4*>(from + 1)[0];"),
+        (raw_accesses, "const T* from = p;\nmemcpy(&v, from, sizeof v);"),
+        (raw_accesses, "v = __ldg(from);"),
+        (raw_accesses, "__shared__ float words[32];"),
         (unguarded, '  asm("mov.u32 %0, 1;" : "=r"(v));'),
         (unguarded, "#if defined(__HIP_PLATFORM_AMD__)\nasm volatile(x);\n#endif"),
         (unguarded, "#if !defined(__HIP_PLATFORM_AMD__)\n#else\nasm(x);\n#endif"),
@@ -448,6 +492,9 @@ def test_rules_find_what_is_planted(rule, planted):
         (waits_or_allocates, 'check(ok, "cudaMalloc() failed");'),
         (default_streams, "f<<<unsigned(g(a, b)), threads, bytes, stream>>>(x, y);"),
         (default_streams, "stream = static_cast<cudaStream_t>(current);"),
+        (raw_accesses, "A* const to = p.to + 2 * i;\nwrite(to + 1, a * b * (c) + read(from));"),
+        (raw_accesses, "A* pooled[2];\nA values[4];\nwrite(job.pooled[0] + 1, values[2]);"),
+        (raw_accesses, "T values[4];\nmemcpy(&word, values, sizeof word);"),
         (unguarded, "#if defined(__HIP_PLATFORM_AMD__)\nint a;\n#else\nasm(x);\n#endif"),
         (
             unguarded,

@@ -1,6 +1,8 @@
-"""The oracle's tests again in processes that are held to narrower instruction sets."""
+"""Instruction sets: what kernels are compiled for is what is looked for, and the oracle's tests
+again in processes that are held to narrower ones."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,3 +38,19 @@ def test_instruction_sets(instruction_set, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.needs("sources")
+def test_every_feature_that_is_used_is_looked_for():
+    """Kernels are compiled for the lists in dispatch.h, in which each feature has its test."""
+    root = FOLDER.parent
+    code = "".join(path.read_text() for path in (root / "csrc").rglob("*") if path.is_file())
+    features = re.findall(r'^ +X\("(\w+)", (.+)\)(?: +\\)?$', code, re.MULTILINE)
+    assert len(features) == 7
+    for name, is_there in features:
+        assert is_there in (f'__builtin_cpu_supports("{name}")', f"supports_{name}()")
+    assert re.findall(r"\btarget\((.+)\)\)\)$", code, re.MULTILINE) == [
+        f'"sse2" SSIMFAST_{isa}_FEATURES(SSIMFAST_NAME)' for isa in ("AVX2", "AVX512")
+    ]
+    assert code.count("__attribute__((target") == 2 and "pragma GCC target" not in code
+    assert not re.search(r"-m(arch|avx|fma|f16c|sse)", (root / "setup.py").read_text())

@@ -254,6 +254,34 @@ def test_slope_is_bounded_where_a_mean_vanishes(backend, mean, negative):
         assert a.grad.isfinite().all() and b.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("weights", [(1.0,), (0.0, 1.0)])
+def test_an_exponent_of_one_has_the_slope_of_ssim(backend, weights):
+    """The product is then SSIM of the coarsest scale, however small: it needs no bound."""
+    x, y = torch.rand(2, 1, 2, 24, 25, dtype=torch.float64)
+    x, y = (image.repeat_interleave(2, 2).repeat_interleave(2, 3) for image in (x, y))
+    x, y = (1e-3 * x).requires_grad_(), 0.5 + 0.5 * y
+    value = ssimfast.ms_ssim(x, y, weights=weights, reduction="none")
+    a, b = x, y
+    for _ in weights[1:]:
+        a, b = torch.nn.functional.avg_pool2d(a, 2), torch.nn.functional.avg_pool2d(b, 2)
+    want = ssimfast.ssim(a, b, reduction="none").mean((2, 3))
+    assert 0 < want.max() < 1e-4  # where smaller exponents are bounded
+    torch.testing.assert_close(value, want, rtol=1e-9, atol=0)
+    got, by_ssim = (torch.autograd.grad(result.sum(), x)[0] for result in (value, want))
+    torch.testing.assert_close(got, by_ssim, rtol=1e-6, atol=1e-9)
+
+
+def test_slope_below_the_least_mean_is_that_of_its_power_there(backend):
+    """0.3 * 1e-4 ** -0.7, whatever the mean: analytic, times the gradient of the mean."""
+    x, y = next_to_zero(3e-5)
+    gradients = []
+    for weights, slope in (((1.0,), 1.0), ((0.3,), 0.3 * 1e-4**-0.7)):
+        image = x.clone().requires_grad_()
+        ssimfast.ms_ssim(image, y, weights=weights, window_size=5).backward()
+        gradients.append(image.grad / slope)
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=0)
+
+
 def related(offset: float, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Noise and other noise that shares most of it: no mean of a scale is next to 0, where the
     value's slope would multiply every error."""

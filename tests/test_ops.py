@@ -185,7 +185,7 @@ def test_a_direct_call_is_guarded():
     for message, (a, b) in bad.items():
         with pytest.raises(RuntimeError, match=message):
             call(a, b, *SETTINGS, False)
-    with pytest.raises(RuntimeError, match="x is on cpu, y on meta"):
+    with pytest.raises(RuntimeError, match="tensors are on cpu and meta"):
         call(x, x.to("meta"), *SETTINGS, False)
     for window in ([0.5, 0.5], [1.0] * 35, [0.1, 0.2, 0.3], []):
         with pytest.raises(RuntimeError, match="window"):

@@ -109,6 +109,22 @@ def test_pyramids_of_every_pooling(pooling, height, width):
         torch.testing.assert_close(finest, got, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("absolute", [False, True])
+def test_slopes_where_means_vanish(absolute):
+    """Below the bound and above it, negative, 0 and NaN; exponents around 1."""
+    means = torch.tensor([3e-5, 0.5, -2e-5, -0.3, 0.0, float("nan")], dtype=torch.float64)
+    terms = torch.zeros(3, 1, 6, reference.TERMS, dtype=torch.float64)
+    terms[0, 0, :, reference.CONTRAST_STRUCTURE] = means
+    terms[1, 0, :, reference.CONTRAST_STRUCTURE] = means.flip(0).nan_to_num(0.7)
+    terms[2, 0, :, reference.SSIM] = 0.2
+    for exponents in ([0.3, 1.0, 0.5], [1.0, 0.3, 2.0], [0.0, 1.5, 0.2]):
+        request = (list(terms), exponents, absolute, False)
+        rest = ([0.1, 0.9, 0.0, 0.0, 0.0], 0.0, 2, [9, 4, 1])
+        got = triton_backend.combine_scales(*request, *rest)
+        want = reference.combine_scales(*request, *rest)
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=0, equal_nan=True)
+
+
 # ---- values and gradients -----------------------------------------------------------------------
 
 

@@ -5,18 +5,30 @@
 #include <string>
 #include <type_traits>
 
+#if SSIMFAST_X86
+#include <cpuid.h>
+#endif
+
 namespace ssimfast::cpu {
 namespace {
 
 const char* const kIsaNames[] = {"baseline", "avx2", "avx512"};
 
 #if SSIMFAST_X86
+// Where clang's __builtin_cpu_supports does not know the name. The system keeps its registers if it
+// keeps those of AVX2.
+bool supports_f16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+
 Isa widest() {
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
-  return avx2 && avx512 ? Isa::kAvx512 : avx2 ? Isa::kAvx2 : Isa::kBaseline;
+#define SSIMFAST_IS_THERE(name, is_there) &&is_there
+  if (true SSIMFAST_AVX512_FEATURES(SSIMFAST_IS_THERE)) return Isa::kAvx512;
+  if (true SSIMFAST_AVX2_FEATURES(SSIMFAST_IS_THERE)) return Isa::kAvx2;
+#undef SSIMFAST_IS_THERE
+  return Isa::kBaseline;
 }
 #else
 Isa widest() { return Isa::kBaseline; }

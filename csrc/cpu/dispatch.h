@@ -3,11 +3,24 @@
 
 #include "tile.h"
 
+// The features of each instruction set: X(name, whether this processor and its system have it).
+// Kernels are compiled for them and chosen by them, so that none is used which was not looked for.
 #if defined(__GNUC__) && defined(__x86_64__)
 #define SSIMFAST_X86 1
-#define SSIMFAST_TARGET_AVX2 __attribute__((target("avx2,fma")))
+#define SSIMFAST_AVX2_FEATURES(X)           \
+  X("avx2", __builtin_cpu_supports("avx2")) \
+  X("fma", __builtin_cpu_supports("fma"))   \
+  X("f16c", supports_f16c())
+#define SSIMFAST_AVX512_FEATURES(X)                 \
+  SSIMFAST_AVX2_FEATURES(X)                         \
+  X("avx512f", __builtin_cpu_supports("avx512f"))   \
+  X("avx512vl", __builtin_cpu_supports("avx512vl")) \
+  X("avx512bw", __builtin_cpu_supports("avx512bw")) \
+  X("avx512dq", __builtin_cpu_supports("avx512dq"))
+#define SSIMFAST_NAME(name, is_there) "," name
+#define SSIMFAST_TARGET_AVX2 __attribute__((target("sse2" SSIMFAST_AVX2_FEATURES(SSIMFAST_NAME))))
 #define SSIMFAST_TARGET_AVX512 \
-  __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")))
+  __attribute__((target("sse2" SSIMFAST_AVX512_FEATURES(SSIMFAST_NAME))))
 #endif
 
 namespace ssimfast::cpu {

@@ -492,6 +492,9 @@ std::vector<int64_t> map_sizes(const Tensor& x, const Tensor& y, const Mask& mas
   const int64_t count = static_cast<int64_t>(window.size());
   STD_TORCH_CHECK(x.dim() == 4 || x.dim() == 5,
                   "ssimfast: images must have 4 or 5 dimensions, got ", x.dim());
+  check_image_dtype(x);
+  check_device(y, x);
+  if (mask) check_device(*mask, x);
   std::vector<int64_t> sizes;
   for (int64_t i = 0; i < x.dim(); ++i) sizes.push_back(x.size(i));
   STD_TORCH_CHECK(has_sizes(y, sizes) && y.scalar_type() == x.scalar_type(),
@@ -568,6 +571,7 @@ std::vector<Tensor> ssim_nd_map_grad(const Tensor& upstream, const Tensor& x, co
                                      double c2, double low, double scale, bool same,
                                      int64_t gradients) {
   const std::vector<int64_t> sizes = map_sizes(x, y, mask, window, same);
+  check_device(upstream, x);
   STD_TORCH_CHECK(has_sizes(upstream, sizes) && upstream.scalar_type() == arithmetic_dtype(x),
                   "ssimfast: the gradient of the map does not fit the map");
   STD_TORCH_CHECK(gradients > 0, "ssimfast: gradients must be 1 or 2, got ", gradients);
@@ -590,6 +594,7 @@ std::tuple<Tensor, std::vector<Tensor>> ssim_nd_mean(const Tensor& x, const Tens
                                                      int64_t count, int64_t kept,
                                                      int64_t gradients) {
   map_sizes(x, y, std::nullopt, window, same);
+  check_count(count);
   check_kept(kept);
   const Tensor value = new_tensor(x, kept_shape(x, kept), arithmetic_dtype(x));
   const std::vector<Tensor> grads = new_gradients(x, y, gradients);

@@ -33,17 +33,19 @@ struct Scale {
 // Of one group of planes, whose means are averaged: the product of the powers, and its slopes.
 double product_of_powers(const std::vector<Scale>& scales, int64_t first, int64_t planes,
                          bool absolute, double* slopes) {
-  double product = 1;
+  double powers[kMostScales], product = 1;
   for (size_t j = 0; j < scales.size(); ++j) {
     double mean = 0;
     for (int64_t p = first; p < first + planes; ++p)
       mean += scales[j].terms[p * kTerms + scales[j].mean];
     mean /= double(planes);
-    product *= std::pow(base_of_power(mean, absolute), scales[j].exponent);
-    slopes[j] = mean;  // till the product is known
+    powers[j] = std::pow(base_of_power(mean, absolute), scales[j].exponent);
+    product *= powers[j];
+    slopes[j] = slope_of_power(scales[j].exponent, powers[j], mean, absolute);
   }
   for (size_t j = 0; j < scales.size(); ++j)
-    slopes[j] = slope_of_power(scales[j].exponent, product, slopes[j], absolute);
+    for (size_t other = 0; other < scales.size(); ++other)
+      if (other != j) slopes[j] *= powers[other];
   return product;
 }
 
@@ -57,6 +59,8 @@ Combined combine_scales(std::vector<Tensor> terms, std::vector<double> scale_wei
                   " scales, got ", count, ", ", scale_weights.size(), " and ", positions.size());
   check_weights(weights);
   check_kept(kept);
+  for (const int64_t number : positions)
+    STD_TORCH_CHECK(number > 0, "ssimfast: positions must be positive, got ", number);
   for (const Tensor& of_scale : terms) {
     check_device(of_scale, terms[0]);
     STD_TORCH_CHECK(of_scale.dim() == 3 && of_scale.size(0) == terms[0].size(0) &&
@@ -177,7 +181,7 @@ void set_finest_weights(const ScalesRequest& request, double positions, int64_t 
 }  // namespace
 
 SweptScales sweep_scales(Tensor x, Tensor y, Settings settings, const ScalesRequest& request) {
-  check(request);
+  check(request, x);
   const int scales = request.scales();
   const Tensor finest_x = x, finest_y = y;
   const Settings finest_settings = settings;

@@ -200,7 +200,7 @@ namespace {
 Similarity similarity(const Tensor& x, const Tensor& y, const Settings& settings,
                       const Request& request) {
   check(x, y, settings);
-  check(request);
+  check(request, x);
   Similarity results = new_results(x, y, request);
   auto& [value, terms, grads, pooled] = results;
   for (int i = 0; i < (Pooling(request.pooling) == Pooling::kNone ? 0 : 2); ++i)

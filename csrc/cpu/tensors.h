@@ -46,10 +46,10 @@ void write_row(const Arithmetic<T>* from, int64_t n, void* to, int64_t stride) {
 }
 
 #if SSIMFAST_X86
-// Rows of float16 by the instructions for it, which every processor with AVX2 has: the compiler
-// takes the conversion in software to pieces, and a step would be half as long again.
-__attribute__((target("avx2,f16c"))) inline void read_halves(const void* from, int64_t stride,
-                                                             int64_t n, float* to) {
+// Rows of float16 by the instructions for it: the compiler takes the conversion in software to
+// pieces, and a step would be half as long again.
+SSIMFAST_TARGET_AVX2 inline void read_halves(const void* from, int64_t stride, int64_t n,
+                                             float* to) {
   const auto* source = static_cast<const torch::headeronly::Half*>(from);
   int64_t i = 0;
   for (; stride == 1 && i + 8 <= n; i += 8) {
@@ -59,8 +59,8 @@ __attribute__((target("avx2,f16c"))) inline void read_halves(const void* from, i
   read_row<torch::headeronly::Half>(source + i * stride, stride, n - i, to + i);
 }
 
-__attribute__((target("avx2,f16c"))) inline void write_halves(const float* from, int64_t n,
-                                                              void* to, int64_t stride) {
+SSIMFAST_TARGET_AVX2 inline void write_halves(const float* from, int64_t n, void* to,
+                                              int64_t stride) {
   auto* target = static_cast<torch::headeronly::Half*>(to);
   int64_t i = 0;
   for (; stride == 1 && i + 8 <= n; i += 8) {

@@ -23,13 +23,13 @@ struct Four {
 // Written by one kernel and read by the next.
 template <class A>
 SSIMFAST_DEVICE Four<A> read_four(const Four<A>* from) {
-  const A* const at = &from->s0;
+  const A* const at = reinterpret_cast<const A*>(from);
   return {read(at), read(at + 1), read(at + 2), read(at + 3)};
 }
 
 template <class A>
 SSIMFAST_DEVICE void write_four(Four<A>* to, const Four<A>& four) {
-  A* const at = &to->s0;
+  A* const at = reinterpret_cast<A*>(to);
   write(at, four.s0);
   write(at + 1, four.s1);
   write(at + 2, four.d0);
@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(kPixelThreads, 1)
     }
   }
   if (p.inside && to != nullptr) write_four(to + p.at(job, p.row, p.column), partial);
-  if (job.partial != nullptr) write_sums(job, p.tile, sums, Shared<double>(dynamic_shared()));
+  if (job.partial != nullptr) write_sums(job, p.tile, sums, Shared<double>::dynamic());
 }
 
 // One filter of the adjoint: the sum over a window of partials around (row, column), moved from

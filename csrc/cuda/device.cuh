@@ -51,7 +51,15 @@ SSIMFAST_DEVICE void write(V* to, V value) {
 template <class V>
 class Shared {
  public:
-  SSIMFAST_DEVICE explicit Shared(void* first) : first(static_cast<V*>(first)) {}
+  // The dynamic shared memory of the block, aligned to 16 bytes.
+  static SSIMFAST_DEVICE Shared dynamic() {
+#if defined(SSIMFAST_EMULATED)
+    return Shared(emulator::dynamic_shared());
+#else
+    extern __shared__ uint4 ssimfast_dynamic_shared[];
+    return Shared(ssimfast_dynamic_shared);
+#endif
+  }
 
   SSIMFAST_DEVICE V operator[](int i) const {
     SSIMFAST_WATCH(emulator::shared_read(first + i, sizeof(V)));
@@ -69,18 +77,13 @@ class Shared {
   }
 
  private:
+  template <class W>
+  friend class Shared;
+
+  SSIMFAST_DEVICE explicit Shared(void* first) : first(static_cast<V*>(first)) {}
+
   V* first;
 };
-
-// The dynamic shared memory of the block, aligned to 16 bytes.
-SSIMFAST_DEVICE void* dynamic_shared() {
-#if defined(SSIMFAST_EMULATED)
-  return emulator::dynamic_shared();
-#else
-  extern __shared__ uint4 ssimfast_dynamic_shared[];
-  return ssimfast_dynamic_shared;
-#endif
-}
 
 // ---- warps ----------------------------------------------------------------------------------
 

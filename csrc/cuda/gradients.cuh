@@ -265,7 +265,8 @@ struct Collapse {
   int64_t upstream_by_image = 0, upstream_by_plane = 0;
   double scale = 1;
   double pixel_slopes[kPixelTerms] = {};  // what sign(x - y), x - y, counts * sign(x - y) count
-  const A *rows = nullptr, *columns = nullptr;
+  const A* rows = nullptr;
+  const A* columns = nullptr;
   int64_t channels = 0;
   // Patches begin that many pixels outside the image.
   int row_shift = 0, column_shift = 0;
@@ -287,7 +288,7 @@ struct PlaneState {
   static constexpr int64_t kBytes =
       kPlaces * sizeof(int64_t) + (kMostScales + kPixelTerms) * sizeof(A);
 
-  SSIMFAST_DEVICE explicit PlaneState(void* memory)
+  SSIMFAST_DEVICE explicit PlaneState(const Shared<int64_t>& memory)
       : places(memory),
         factors((places + kPlaces).template as<A>()),
         pixel_factors(factors + kMostScales) {}
@@ -381,7 +382,7 @@ SSIMFAST_DEVICE void collapse_patch(const Collapse<A>& p, const PlaneState<A>& p
 
 template <class A>
 __global__ void __launch_bounds__(kCollapseThreads) collapse_pyramid(const Collapse<A> p) {
-  const PlaneState<A> plane(dynamic_shared());
+  const PlaneState<A> plane(Shared<int64_t>::dynamic());
   const int thread = int(threadIdx.x);
   for (int64_t item = blockIdx.x; item < p.items; item += gridDim.x) {
     if (thread < kWarp) plane.set(p, item, thread);

@@ -25,6 +25,9 @@
 
 namespace ssimfast::cuda {
 
+// Bytes of dynamic shared memory that a block of any kernel may have; for more, see allow_shared().
+constexpr int64_t kSharedOfAnyKernel = 48 * 1024;
+
 #if defined(SSIMFAST_EMULATED)
 
 inline bool is_chosen() { return true; }
@@ -37,6 +40,11 @@ class Launcher {
   int multiprocessors() const {
     const char* wanted = std::getenv("SSIMFAST_EMULATED_MULTIPROCESSORS");
     return wanted == nullptr ? 8 : std::atoi(wanted);
+  }
+
+  template <class... P>
+  void allow_shared(void (*kernel)(P...), int64_t most_bytes) const {
+    emulator::allow_shared(kernel, most_bytes);
   }
 
   template <class... P>
@@ -77,14 +85,18 @@ class Launcher {
     return count;
   }
 
+  // Allows launches of the kernel up to so many bytes. It must always be the same number: the
+  // kernel has one limit on a device, and another thread's launch may be about to need it.
+  template <class... P>
+  void allow_shared(void (*kernel)(P...), int64_t most_bytes) const {
+    STD_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                        cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        static_cast<int>(most_bytes)));
+  }
+
   template <class... P>
   void operator()(void (*kernel)(P...), int64_t blocks, int threads, int64_t shared_bytes,
                   const std::type_identity_t<P>&... arguments) const {
-    constexpr int64_t kAlwaysThere = 48 * 1024;
-    if (shared_bytes > kAlwaysThere)
-      STD_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                          cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                          static_cast<int>(shared_bytes)));
     const void* pointers[] = {&arguments..., nullptr};
     STD_CUDA_CHECK(cudaLaunchKernel(reinterpret_cast<const void*>(kernel),
                                     dim3(static_cast<unsigned>(blocks)), dim3(threads),

@@ -21,12 +21,13 @@ struct Job {
   Image<A> upstream[2];  // gradients by the maps, one element a position
   int maps, upstreams;
   Image<A> grad[2];
-  A grad_scale;             // of the gradients on the way out: 1 for those that are not finished
-  bool wanted[kTerms];      // by the sums
-  A weight[kTerms];         // in the gradient, of plain sums
-  const A* plane_weight;    // if given, two numbers a plane in place of the first two weights
-  const A *rows, *columns;  // kBlurredL1 only: the product of two is what a pixel counts
-  Pooling pooling;          // x and y of the next scale, in unit range, contiguous
+  A grad_scale;           // of the gradients on the way out: 1 for those that are not finished
+  bool wanted[kTerms];    // by the sums
+  A weight[kTerms];       // in the gradient, of plain sums
+  const A* plane_weight;  // if given, two numbers a plane in place of the first two weights
+  const A* rows;          // kBlurredL1 only: a pixel counts rows[r] * columns[c]
+  const A* columns;
+  Pooling pooling;  // x and y of the next scale, in unit range, contiguous
   PooledAxis pooled_rows, pooled_columns;
   A* pooled[2];
   int64_t planes, channels, height, width;

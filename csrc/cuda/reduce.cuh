@@ -70,10 +70,10 @@ struct ValueOf {
   double constant;
 };
 
-SSIMFAST_DEVICE double weighted_sum(const ValueOf& value_of, const Shared<double>& terms) {
+SSIMFAST_DEVICE double weighted_sum(const ValueOf& value_of, const Shared<double>& means) {
   double value = 0;
   for (int t = 0; t < kTerms; ++t)
-    if (value_of.weights[t] != 0) value += value_of.weights[t] * terms[t];
+    if (value_of.weights[t] != 0) value += value_of.weights[t] * means[t];
   return value + value_of.constant;
 }
 
@@ -92,7 +92,7 @@ struct FoldRecords {
 };
 
 static __global__ void __launch_bounds__(kSumThreads, 1) fold_records(const FoldRecords p) {
-  const Shared<double> rows(dynamic_shared());
+  const auto rows = Shared<double>::dynamic();
   const int thread = int(threadIdx.x);
   for (int64_t item = blockIdx.x; item < p.groups * p.runs(); item += gridDim.x) {
     const int64_t group = item / p.runs(), begin = item % p.runs() * p.run;
@@ -122,7 +122,7 @@ struct FinishTerms {
 
 template <class A>
 __global__ void __launch_bounds__(kSumThreads, 1) finish_terms(const FinishTerms<A> p) {
-  const Shared<double> rows(dynamic_shared()), terms = rows + kSumWarps * kTerms;
+  const auto rows = Shared<double>::dynamic(), terms = rows + kSumWarps * kTerms;
   const int thread = int(threadIdx.x);
   for (int64_t group = blockIdx.x; group < p.groups; group += gridDim.x) {
     sum_warps(
@@ -176,7 +176,7 @@ struct CombinePlanes {
 
 template <class A>
 __global__ void __launch_bounds__(kSumThreads, 1) combine_planes(const CombinePlanes<A> p) {
-  const Shared<double> rows(dynamic_shared()), sums = rows + kSumWarps * kTerms;
+  const auto rows = Shared<double>::dynamic(), sums = rows + kSumWarps * kTerms;
   const Shared<double> powers = sums + kMostScales;
   const int thread = int(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
   const ScaleRecords& finest = p.scales[0];
@@ -215,12 +215,16 @@ __global__ void __launch_bounds__(kSumThreads, 1) combine_planes(const CombinePl
       powers.set(thread, pow(base_of_power(mean, p.absolute), p.exponents[thread]));
     }
     __syncthreads();
-    double ms_ssim = 1;
-    for (int j = 0; j < p.scale_count; ++j) ms_ssim *= powers[j];
-    double slope = thread < p.scale_count
-                       ? slope_of_power(p.exponents[thread], ms_ssim, mean, p.absolute) * p.slope /
-                             p.scales[thread].positions
-                       : 0.0;
+    double ms_ssim = 1, others = 1;  // than the power of this thread's scale
+    for (int j = 0; j < p.scale_count; ++j) {
+      const double power = powers[j];
+      ms_ssim *= power;
+      if (j != thread) others *= power;
+    }
+    double slope = 0;
+    if (thread < p.scale_count)
+      slope = others * slope_of_power(p.exponents[thread], powers[thread], mean, p.absolute) *
+              p.slope / p.scales[thread].positions;
     FinestWeights finest_weights{};
     if (p.finest_weights != nullptr && thread == 0) {
       finest_weights = finest_weights_of(p.mean_of(0), slope, p.by_ssim, p.value_positions);
@@ -250,7 +254,7 @@ struct CombineGroups {
 
 template <class A>
 __global__ void __launch_bounds__(kSumThreads, 1) combine_groups(const CombineGroups<A> p) {
-  const Shared<double> rows(dynamic_shared()), terms = rows + kSumWarps * kTerms;
+  const auto rows = Shared<double>::dynamic(), terms = rows + kSumWarps * kTerms;
   const int thread = int(threadIdx.x);
   for (int64_t group = blockIdx.x; group < p.groups; group += gridDim.x) {
     sum_warps(sum_records(p.plane_terms + group * p.planes * kTerms, p.planes, kEveryTerm, thread,

@@ -99,8 +99,10 @@ std::optional<Records> sweep_images(Job<A> job, Pass pass, bool with_sums, const
                     launch.multiprocessors());
       const int64_t tiles = int64_t(plan.strips) * plan.runs;
       new_records(tiles);
-      launch(fused.kernel, job.planes * tiles, plan.threads, fused.shared_bytes(plan.threads), job,
-             plan);
+      const int64_t shared_bytes = fused.shared_bytes(plan.threads);
+      if (shared_bytes > kSharedOfAnyKernel)
+        launch.allow_shared(fused.kernel, fused.shared_bytes(kMostThreads));
+      launch(fused.kernel, job.planes * tiles, plan.threads, shared_bytes, job, plan);
       return records;
     }
   }
@@ -242,7 +244,7 @@ std::vector<Tensor> map_gradients(const std::vector<Tensor>& upstream, const Ten
 Similarity similarity(const Tensor& x, const Tensor& y, const Settings& settings,
                       const Request& request) {
   check(x, y, settings);
-  check(request);
+  check(request, x);
   const Tensor value = output(x, kept_shape(x, request.kept), arithmetic_dtype(x));
   const Tensor terms = new_terms(x, request.kept);
   const std::vector<Tensor> pooled = new_pooled(x, request.pooling);
@@ -284,7 +286,7 @@ Similarity similarity(const Tensor& x, const Tensor& y, const Settings& settings
 // All scales of MS-SSIM and what makes one loss of them: see `_compose_scales` in ssimfast/ops.py,
 // which is the same in terms of the other ops.
 SweptScales sweep_scales(Tensor x, Tensor y, Settings settings, const ScalesRequest& request) {
-  check(request);
+  check(request, x);
   const Request finest = request.sweep_of(0);
   check_scale(x, y, settings, finest, 0);
   const int scales = request.scales();

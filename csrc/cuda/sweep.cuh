@@ -123,7 +123,7 @@ class Sweep {
         first_row(int(blockIdx.x) / plan.strips % plan.runs * plan.run_rows - kHalo -
                   Size::kSpread),
         first_column(plan.first_column + int(blockIdx.x) % plan.strips * plan.strip_step),
-        exchange(dynamic_shared()),
+        exchange(Shared<float4>::dynamic()),
         ring((exchange + Size::exchange_size(threads)).template as<float>()),
         pitch(Size::pitch(threads)),
         stride(Size::stride(threads)) {
@@ -278,8 +278,8 @@ class Sweep {
 
   // Means and variances of four windows of values that stand one apart. The values may have
   // variances of their own; `more` is added to the results.
-  template <bool kOwn>
-  SSIMFAST_DEVICE void moments(const float* v, const float* own, float (&means)[4],
+  template <bool kOwn, int n>
+  SSIMFAST_DEVICE void moments(const float (&v)[n], const float (&own)[n], float (&means)[4],
                                float (&variances)[4], float more = 0) const {
     const float near = v[kNear];
     float sum[4] = {}, square[4] = {more, more, more, more};
@@ -318,7 +318,7 @@ class Sweep {
         v[4 * i + 2] = four.z;
         v[4 * i + 3] = four.w;
       }
-      moments<false>(v, nullptr, m[map], u[map]);
+      moments<false>(v, v, m[map], u[map]);
     }
 #pragma unroll
     for (int b = 0; b < 4; ++b)

@@ -8,7 +8,9 @@
 //   - shared memory out of the block's bounds, or read before anything was written there;
 //   - a misaligned access, in shared or global memory;
 //   - global memory that two threads write, or that is both read and written in one launch;
-//   - a barrier or a shuffle that not all threads reach, or that they reach at different lines.
+//   - a barrier or a shuffle that not all threads reach, or that they reach at different lines;
+//   - a launch with more than 48 KiB of shared memory that its kernel was not allowed, or was
+//     allowed by two different numbers: host threads would take it from each other.
 // Bounds of global memory are AddressSanitizer's to check; fibers are announced to it.
 //
 // Shared memory is checked by words of 4 bytes: two threads that write two halves of one word are
@@ -176,6 +178,8 @@ struct Options {
   bool check_uninitialised = true;   // of shared memory
   size_t max_shared_bytes = 232448;  // a block's; of compute capability 9.0
 };
+
+constexpr size_t kSharedOfAnyKernel = 48 << 10;
 
 struct Counters {
   int64_t launches = 0, blocks = 0, threads = 0;
@@ -508,6 +512,7 @@ class GlobalMemory {
 struct Machine {
   std::mutex mutex;  // one launch at a time
   Options options;
+  std::unordered_map<const void*, size_t> allowed_shared;  // by kernel
   Counters total, last;
 
   // Of the launch that is running:
@@ -1060,7 +1065,7 @@ inline bool in_reverse() {
   return order == "reverse";
 }
 
-inline void check_launch(size_t shared_bytes) {
+inline void check_launch(const void* kernel, size_t shared_bytes) {
   const int64_t threads = int64_t{blockDim.x} * blockDim.y * blockDim.z;
   if (threads < 1 || threads > 1024 || blockDim.z > 64)
     fail("a block has 1 to 1024 threads, not ", threads);
@@ -1069,6 +1074,11 @@ inline void check_launch(size_t shared_bytes) {
     fail("no such grid: ", gridDim.x, " x ", gridDim.y, " x ", gridDim.z, " blocks");
   if (shared_bytes > machine.options.max_shared_bytes)
     fail("too much shared memory: ", shared_bytes, " bytes");
+  const auto allowed = machine.allowed_shared.find(kernel);
+  const size_t most =
+      allowed == machine.allowed_shared.end() ? kSharedOfAnyKernel : allowed->second;
+  if (shared_bytes > most)
+    fail("more shared memory than the kernel is allowed: ", shared_bytes, " of ", most, " bytes");
 }
 
 inline void run_blocks(size_t shared_bytes) {
@@ -1091,8 +1101,8 @@ inline void run_blocks(size_t shared_bytes) {
   }
 }
 
-inline void run(void (*body)(void*), void* data, const dim3& blocks, const dim3& threads,
-                size_t shared_bytes) {
+inline void run(void (*body)(void*), void* data, const void* kernel, const dim3& blocks,
+                const dim3& threads, size_t shared_bytes) {
   const std::lock_guard lock(machine.mutex);
   gridDim = blocks;
   blockDim = threads;
@@ -1112,7 +1122,7 @@ inline void run(void (*body)(void*), void* data, const dim3& blocks, const dim3&
     machine.total += machine.last;
   };
   try {
-    check_launch(shared_bytes);
+    check_launch(kernel, shared_bytes);
     machine.threads_per_block = int(threads.x * threads.y * threads.z);
     machine.last.launches = 1;
     for (const auto& block : machine.blocks) block->count = 0;
@@ -1151,8 +1161,19 @@ void launch(void (*kernel)(Parameters...), Blocks blocks, dim3 threads, size_t s
   static_assert((sizeof(Parameters) + ... + 0) <= 4096, "parameters have room for 4096 bytes");
   std::tuple<Parameters...> parameters(std::forward<Arguments>(arguments)...);
   auto body = [&] { std::apply(kernel, std::as_const(parameters)); };
-  detail::run([](void* data) { (*static_cast<decltype(body)*>(data))(); }, &body, blocks, threads,
-              shared_bytes);
+  detail::run([](void* data) { (*static_cast<decltype(body)*>(data))(); }, &body,
+              reinterpret_cast<const void*>(kernel), blocks, threads, shared_bytes);
+}
+
+// Lets launches of the kernel ask for so much shared memory, as cudaFuncSetAttribute does.
+template <class... Parameters>
+void allow_shared(void (*kernel)(Parameters...), size_t most_bytes) {
+  const std::lock_guard lock(detail::machine.mutex);
+  const auto [place, is_first] =
+      detail::machine.allowed_shared.try_emplace(reinterpret_cast<const void*>(kernel), most_bytes);
+  if (!is_first && place->second != most_bytes)
+    detail::fail("a kernel is allowed ", place->second, " bytes of shared memory, and then ",
+                 most_bytes, ": launches of two host threads would take them from each other");
 }
 
 }  // namespace emulator

@@ -34,7 +34,7 @@ void expect(bool right, const char* what, int line = __builtin_LINE()) {
 
 template <class T>
 SSIMFAST_DEVICE Shared<T> shared() {
-  return Shared<T>(ssimfast::cuda::dynamic_shared());
+  return Shared<T>::dynamic();
 }
 
 // ---- races --------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ __global__ void read_null() { read(static_cast<const float*>(nullptr)); }
 
 __global__ void read_shared_as_global() {
   shared<float>().set(0, 1.0f);
-  read(static_cast<const float*>(ssimfast::cuda::dynamic_shared()));
+  read(static_cast<const float*>(emulator::dynamic_shared()));
 }
 
 void copies(int count, int reach) {
@@ -577,6 +577,21 @@ std::map<std::string, Case> cases() {
       {"too_many_threads", [] { launch(lane_outside_mask, 1, 1025, 0); }},
       {"no_blocks", [] { launch(lane_outside_mask, int64_t{0}, 32, 0); }},
       {"too_much_shared", [] { launch(lane_outside_mask, 1, 32, 1 << 20); }},
+      {"shared_allowed",
+       [] {
+         for (const int kib : {60, 64, 50}) {
+           emulator::allow_shared(touch_shared, 64 << 10);
+           launch(touch_shared, 1, 1, kib << 10, 256 * kib - 1, true);
+         }
+       }},
+      {"shared_not_allowed", [] { launch(touch_shared, 1, 1, 49 << 10, 0, true); }},
+      {"shared_allowed_by_each_launch",
+       [] {
+         for (const int kib : {60, 50}) {
+           emulator::allow_shared(touch_shared, kib << 10);
+           launch(touch_shared, 1, 1, kib << 10, 0, true);
+         }
+       }},
       {"environment", environment},
   };
 }

@@ -1,0 +1,166 @@
+"""Ops called directly, on every backend: with arguments that the public functions never give, which
+must be refused before memory is touched; and in place, which autograd must notice."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import emulated
+import pytest
+import test_ops
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from ssimfast import ops
+
+Op = Callable[..., Any]
+
+
+def by_reference(name: str) -> Op:
+    """The op as a device without kernels of its own gets it."""
+    op = getattr(torch.ops.ssimfast, name).default
+    device = torch._C.DispatchKeySet(torch._C.DispatchKey.MPS)
+    return lambda *arguments: op.redispatch(device, *arguments)
+
+
+def by_triton(name: str) -> Op:
+    from ssimfast import triton_backend
+
+    return triton_backend.OPS[name]
+
+
+class Kernels(NamedTuple):
+    """The ops of a backend."""
+
+    names: list[str]
+    needs: tuple[str, ...]
+    op: Callable[[str], Op]
+
+
+_FUSED = [name for name in ops.SCHEMAS if "_nd_" not in name and "combine" not in name]
+KERNELS = {
+    "cpu": Kernels(
+        list(ops.SCHEMAS), ("extension",), lambda name: getattr(torch.ops.ssimfast, name)
+    ),
+    "reference": Kernels(list(ops.SCHEMAS), (), by_reference),
+    "cuda-emulated": Kernels(_FUSED, ("compiler", "sources"), lambda name: emulated.load()[name]),
+    "triton": Kernels(ops.TRITON_OPS, ("triton",), by_triton),
+}
+every_backend = pytest.mark.parametrize(
+    "kernels",
+    [pytest.param(of, id=id, marks=pytest.mark.needs(*of.needs)) for id, of in KERNELS.items()],
+)
+# Lanes of interpreted Triton kernels that no result depends on hold anything.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+
+
+def arguments(name: str) -> dict[str, Any]:
+    """Arguments of an op, by their names, with everything that is optional."""
+    schema = getattr(torch.ops.ssimfast, name).default._schema
+    values = test_ops.arguments(name, True, torch.float32, "contiguous")
+    return dict(zip((argument.name for argument in schema.arguments), values, strict=True))
+
+
+# ---- what must be refused -----------------------------------------------------------------------
+
+# Arguments of which every value has a meaning.
+FREE = {"c1", "c2", "low", "scale", "same", "constant", "absolute", "joint", "late", "finished"}
+BAD_NUMBERS = {
+    "window": [[], [0.5, 0.5], [1.0] * 35, [0.1, 0.2, 0.7]],
+    "scale_weights": [[], [0.5] * 17],
+    "weights": [[1.0] * 4, []],
+    "pixel_weights": [[1.0] * 2, []],
+    "positions": [[], [9, 9, 0], [9, 9, -9]],
+    "wanted": [-1, 32],
+    "count": [0, -72],
+    "kept": [-1, 3],
+    "gradients": [-1, 3],
+    "pooling": [-1, 4],
+}
+
+
+def kind(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
+
+
+def bad_tensors(tensor: Tensor) -> list[Tensor]:
+    """Of another shape, of a dtype that no op takes there, elsewhere."""
+    shape = tensor[..., 1:] if tensor.dim() else tensor[None]
+    return [shape, tensor.to(torch.uint8), tensor.to("meta")]
+
+
+def bad_values(argument: str, value: Any) -> list[Any]:
+    """What must be refused in the place of a value."""
+    if argument in BAD_NUMBERS:
+        return BAD_NUMBERS[argument]
+    if isinstance(value, Tensor):
+        bad = bad_tensors(value)
+        return bad[1:] if argument == "grad" else bad  # which may have any shape
+    lists = [
+        [*value[:i], bad, *value[i + 1 :]]
+        for i in range(len(value))
+        for bad in bad_tensors(value[i])
+    ]
+    return [*lists, [], value * 17]
+
+
+def bad_changes(right: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Changes of arguments, by name, each of which must be refused."""
+    for argument, value in right.items():
+        if argument not in FREE:
+            yield from ({argument: bad} for bad in bad_values(argument, value))
+    if "window" in right:
+        x, y = right["x"], right["y"]
+        yield {"x": x.int(), "y": y.int()}
+        yield {"x": x[0, 0], "y": y[0, 0]}
+        yield {"x": x[..., :4, :4], "y": y[..., :4, :4], "same": False}
+        if "gradients" in right:
+            yield {"x": x.byte(), "y": y.byte()}
+        if "upstream" in right or "by_luminance" in right:
+            yield {"gradients": 0}
+    if "rows" in right:
+        yield {"rows": None}
+        yield {"rows": None, "columns": None}  # which the weights of `right` need, or a pair
+    for grad in {"grad", "finest"} & right.keys():
+        yield {grad: right[grad][0]}
+    if "scale_weights" in right and "x" in right:
+        yield {"pooling": 0}
+        yield {"x": right["x"][..., :1, :], "y": right["y"][..., :1, :], "pooling": 1}
+    if "coarser" in right or "grads" in right:
+        yield {"y": None}
+
+
+@every_backend
+def test_what_would_break_an_op_is_refused(kernels):
+    for name in kernels.names:
+        op, right = kernels.op(name), arguments(name)
+        for change in bad_changes(right):
+            with pytest.raises(RuntimeError, match="ssimfast"):
+                op(*(right | change).values())
+                pytest.fail(f"{name} accepts {tree_map_only(Tensor, kind, change)}")
+
+
+# ---- in place -----------------------------------------------------------------------------------
+
+IN_PLACE = [name for name in ops.SCHEMAS if name.endswith("_")]
+
+
+@every_backend
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_autograd_notices_an_op_in_place(kernels, name):
+    changed, *rest = arguments(name).values()
+    saved = changed.clone().requires_grad_() * 1
+    square = saved.square().sum()
+    kernels.op(name)(saved.detach(), *rest)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        square.backward()
+
+
+@every_backend
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_an_expanded_tensor_is_not_written_in_place(kernels, name):
+    changed, *rest = arguments(name).values()
+    one = changed[:, :1].clone()
+    with pytest.raises(RuntimeError, match="expanded|single memory location"):
+        kernels.op(name)(one.expand(changed.shape), *rest)
+    assert torch.equal(one, changed[:, :1])
