@@ -44,8 +44,12 @@ def _has_cuda_kernels() -> bool:
     return torch.cuda.is_available() and ops.backends()["cuda"] == "cuda"
 
 
+def chromium() -> str | None:
+    return shutil.which("chromium") or shutil.which("google-chrome")
+
+
 def _has_browser() -> bool:
-    return bool(shutil.which("chromium") and shutil.which("chromedriver") and find_spec("selenium"))
+    return bool(chromium() and shutil.which("chromedriver") and find_spec("selenium"))
 
 
 # For each tool: whether this machine has it.

@@ -15,6 +15,7 @@ import machine
 import pytest
 import test_ops
 import torch
+from budgets import beyond
 from promises import pair
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -67,18 +68,30 @@ def of_forward(loss, x, y) -> emulated.Counters:
     return emulated.counters()
 
 
-# One multiprocessor and one plane stand for a device that is full.
-@pytest.mark.parametrize("side", [512, 768])
-def test_budget_of_the_one_pass_kernel(side, monkeypatch):
-    monkeypatch.setenv("SSIMFAST_EMULATED_MULTIPROCESSORS", "1")
-    x, y = pair(1, 1, side, side)
-    count = of_forward(ssimfast.ssim, x, y)
-    pixels = x.numel()
-    assert 8 * pixels <= count.unique_global_bytes_read <= 8.1 * pixels
-    assert count.global_bytes_read + count.global_bytes_written <= 14.5 * pixels
-    assert 12 * pixels <= count.global_bytes_read + count.global_bytes_written
-    assert count.shared_words_read + count.shared_words_written <= 45 * pixels
-    assert count.block_barriers <= 3 * pixels / (4 * 72)  # three for four rows of a strip
+def measured() -> dict[str, float]:
+    """What the forward pass of SSIM with a gradient moves, for a pixel. One multiprocessor and one
+    plane stand for a device that is full."""
+    figures: dict[str, float] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        emulated.use(patch)
+        patch.setenv("SSIMFAST_EMULATED_MULTIPROCESSORS", "1")
+        for side in (512, 768):
+            count = of_forward(ssimfast.ssim, *pair(1, 1, side, side))
+            for name, total in {
+                "different bytes read": count.unique_global_bytes_read,
+                "bytes": count.global_bytes_read + count.global_bytes_written,
+                "words of shared memory": count.shared_words_read + count.shared_words_written,
+                "barriers of 288 pixels": 288 * count.block_barriers,  # four rows of a strip
+            }.items():
+                figures[name] = max(figures.get(name, 0), total / side**2)
+    return figures
+
+
+def test_budget_of_the_one_pass_kernel():
+    figures = measured()
+    assert beyond("emulated, a pixel", figures) == {}
+    # Two images must be read, and a gradient written; less would be a miscount.
+    assert figures["different bytes read"] >= 8 and figures["bytes"] >= 12
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)

@@ -242,7 +242,7 @@ def test_nothing_in_a_step_reads_from_the_device(settings, batch, monkeypatch):
             reading()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.needs("cuda")
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_nothing_in_a_step_waits_on_cuda(settings, batch, precision):
     settings = replace(settings, clip_norm=1.0, ema_decay=0.9, precision=precision)
