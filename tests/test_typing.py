@@ -29,12 +29,14 @@ def run_mypy(name: str, *arguments: str, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.long  # mypy reads torch: half a minute
 @pytest.mark.needs("mypy", "sources")
 def test_the_package_is_strictly_typed():
     output = run_mypy("package", "--config-file=pyproject.toml")
     assert output.startswith("Success: no issues found"), output
 
 
+@pytest.mark.long  # mypy reads torch: half a minute
 @pytest.mark.needs("mypy")
 def test_a_strict_program_sees_types_and_mistakes_are_refused():
     program = ROOT / "tests" / "typed_program.py"
