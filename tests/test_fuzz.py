@@ -34,7 +34,7 @@ from comparison import (
     value_dtype,
 )
 from conftest import use_reference
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -809,29 +809,40 @@ CHOICES = {
 }
 FLAGS = ("sample_covariance", "return_terms")
 NUMBERS = ("data_range", "sigma", "k1", "k2", *TERMS)
-# What might be taken; of most of it a part is.
-scalars = st.one_of(
-    st.floats(0.01, 2.0),
-    st.sampled_from([1, 2, np.float32(0.5), np.float64(0.3), np.int64(1), Fraction(1, 2)]),
-    st.sampled_from([0, True, np.bool_(True), "0.5", -0.5, np.inf, np.nan, 1e16, 0.5j]),
-)
-pairs = st.one_of(
-    st.sampled_from([(0, 1), [-1.0, 1.0], (np.float32(0), np.int64(255)), (Fraction(1, 2), 2)]),
-    st.sampled_from([(1, 0), (0, 0), (0,), (0, 1, 2), (False, 1), ("0", "1"), "01", range(0, 2)]),
-)
-sizes = st.sampled_from([1, 3, 5, 11, np.int64(5), np.uint8(7), True, 3.0, 4, 0, -3, 35, "7"])
-exponents = st.sampled_from(
-    ["auto", (1,), [0.5, 0.5], (np.float32(0.3), 1), range(1, 3), (Fraction(1, 3),), b"\1"]
-    + [(), (True,), ("1",), "1", 1.0, np.ones(1), {1.0}, (-0.1,), (0.1,) * 17, bytearray(b"\1")]
-)
-likely: dict[str, st.SearchStrategy] = {
-    "window_size": sizes,
-    "value_range": pairs,
-    "weights": exponents,
-    **dict.fromkeys(CHOICES, st.sampled_from(sorted({c for of in CHOICES.values() for c in of}))),
-    **dict.fromkeys(FLAGS, st.sampled_from([True, False, 0, 1, np.bool_(True), "True"])),
-    **dict.fromkeys(NUMBERS, scalars),
-    "mask": st.sampled_from([torch.ones(()), torch.tensor(True), torch.ones(1, 1, dtype=int)]),
+# Values that are taken where the rest of the call goes with them, and such that never are.
+good: dict[str, st.SearchStrategy] = {
+    "window_size": st.sampled_from([1, 3, 5, 11, np.int64(5), np.uint8(7)]),
+    "value_range": st.sampled_from(
+        [(0, 1), [-1.0, 1.0], (np.float32(0), np.int64(255)), (Fraction(1, 2), 2), None]
+    ),
+    "weights": st.sampled_from(
+        ["auto", (1,), [0.5, 0.5], (np.float32(0.3), 1), range(1, 3), (Fraction(1, 3),)]
+    ),
+    "mask": st.sampled_from([torch.ones(()), torch.tensor(True), torch.full((1, 1), 0.3), None]),
+    **{name: st.sampled_from(choices) for name, choices in CHOICES.items()},
+    **dict.fromkeys(FLAGS, st.booleans()),
+    **dict.fromkeys(
+        NUMBERS,
+        st.one_of(
+            st.floats(0.01, 0.5),
+            st.sampled_from([1, 2, np.float32(0.5), np.float64(0.3), np.int64(1), Fraction(1, 2)]),
+        ),
+    ),
+}
+bad: dict[str, st.SearchStrategy] = {
+    "window_size": st.sampled_from([True, 3.0, 4, 0, -3, 35, "7"]),
+    "value_range": st.sampled_from(
+        [(1, 0), (0, 0), (0,), (0, 1, 2), (False, 1), ("0", "1"), "01", range(0, 2)]
+    ),
+    "weights": st.sampled_from(
+        [(), (True,), ("1",), "1", 1.0, np.ones(1), (-0.1,), (0.1,) * 17, b"\1", bytearray(b"\1")]
+    ),
+    "mask": st.sampled_from([torch.ones(1, 1, dtype=int), 1.0, True]),
+    **{name: st.sampled_from(["", "median", name, b"valid"]) for name in CHOICES},
+    **dict.fromkeys(FLAGS, st.sampled_from([0, 1, np.bool_(True), "True"])),
+    **dict.fromkeys(
+        NUMBERS, st.sampled_from([True, np.bool_(True), "0.5", -0.5, np.inf, np.nan, 1e16, 0.5j])
+    ),
 }
 
 
@@ -925,17 +936,19 @@ def assert_names(error: Exception, name: str, call: Call, given: dict) -> None:
 @given(calls(), st.data())
 def test_any_value_of_an_argument_is_taken_or_refused_by_name(call, data):
     name = data.draw(st.sampled_from(sorted(known_of(call.function) - {"x", "y"})))
-    value = data.draw(st.one_of(likely[name], likely[name], anything))
+    value = data.draw(st.one_of(good[name], good[name], bad[name], anything))
     given = {**call.arguments, name: value}
     try:
         getattr(ssimfast, call.function)(call.x, call.y, **given)
     except (TypeError, ValueError) as error:
         if not str(error).startswith('negative="raise": '):  # of these images; see `compare`
             assert_names(error, name, call, given)
+            event("refused")
             return
     taken = in_their_place(call, name, value)
     assume(is_moderate(taken))
     check(taken, ON_CPU)
+    event("taken")
 
 
 def test_values_of_arguments_that_are_taken_and_refused():
@@ -959,14 +972,16 @@ def test_values_of_arguments_that_are_taken_and_refused():
             function(*images, **{name: value})
     call = Call("ssim", "noise", (1, 1, 16, 16), torch.float32, ("contiguous",) * 2, (False,) * 2,
                 0, {})  # fmt: skip
-    for name, message in {
-        "k1": "k12 must be a number",
-        "k2": "x is 16 x 16 pixels, smaller than window_size 11",
-        "padding": "x is 16 x 16 pixels, smaller than window_size 11",
-        "preset": "value_range must be a pair",
-    }.items():
+    too_small = "x is 16 x 16 pixels, smaller than window_size 11"
+    for name, value, message in (
+        ("k1", -1, "k12 must be a number"),
+        ("k2", 0.1, too_small),
+        ("preset", "tf", too_small),
+        ("preset", "tf", "value_range must be a pair"),
+        ("weights", (1,), "x and y must have the same shape"),
+    ):
         with pytest.raises(AssertionError):
-            assert_names(ValueError(message), name, call, {name: "tf"})
+            assert_names(ValueError(message), name, call, {name: value})
 
 
 def spoiled(call: Call, how: str) -> tuple:
