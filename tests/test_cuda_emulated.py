@@ -203,6 +203,7 @@ def test_torch_runs_nothing_of_its_own_in_a_training_step(name):
     assert others <= {"aten.detach.default", "aten.ones_like.default"}, others
 
 
+@pytest.mark.long  # two million threads
 def test_more_planes_than_a_grid_has_rows():
     x, y = pair(1, 66_000, 7, 7)
     got = ssimfast.ssim(x, y, window_size=7, reduction="none")
