@@ -201,7 +201,7 @@ class Pyramid(Windowed):
         choice("channels", self.channels, _CHANNELS)
         choice("reduction", self.reduction, self._REDUCTIONS)
         weights = self.weights
-        if not isinstance(weights, Sequence):
+        if not isinstance(weights, Sequence) or isinstance(weights, (bytes, bytearray, memoryview)):
             raise TypeError(f"weights must be a sequence of numbers, got {weights!r}")
         self._weights: list[float] | None = None
         if isinstance(weights, str):

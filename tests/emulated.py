@@ -8,7 +8,6 @@ import ctypes
 import fcntl
 import hashlib
 import os
-import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -16,6 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+import machine
+import pytest
 import torch
 from torch.utils import cpp_extension
 
@@ -26,17 +27,6 @@ TESTS = Path(__file__).parent
 KERNELS = TESTS.parent / "csrc" / "cuda"
 # Set for a process in which AddressSanitizer is preloaded: see test_cuda_emulated.py.
 SANITIZE = os.environ.get("SSIMFAST_EMULATED_SANITIZE") == "1"
-
-
-def compiler() -> str | None:
-    return next((c for c in (os.environ.get("CXX"), "g++", "c++") if c and shutil.which(c)), None)
-
-
-def why_not() -> str | None:
-    """Why the kernels cannot be emulated here, if so."""
-    if not KERNELS.is_dir():
-        return "the sources of the kernels are not beside the tests"
-    return None if compiler() else "no C++ compiler"
 
 
 def _flags() -> list[str]:
@@ -58,7 +48,7 @@ def _sources() -> list[Path]:
 
 def _digest() -> str:
     """Of everything that the library is made of."""
-    digest = hashlib.sha256(repr([compiler(), _flags(), torch.__version__]).encode())
+    digest = hashlib.sha256(repr([machine.compiler(), _flags(), torch.__version__]).encode())
     for folder in (KERNELS.parent, TESTS / "emulator"):
         for path in sorted(folder.rglob("*.*")):
             if path.suffix in (".cu", ".cuh", ".h", ".cpp"):
@@ -75,13 +65,21 @@ def _build(library: Path) -> None:
     with TemporaryDirectory(dir=library.parent) as folder, ThreadPoolExecutor(2) as pool:
         objects = [str(Path(folder) / f"{source.stem}.o") for source in _sources()]
         commands = [
-            [compiler(), *_flags(), "-x", "c++", "-c", str(source), "-o", out]
+            [machine.compiler(), *_flags(), "-x", "c++", "-c", str(source), "-o", out]
             for source, out in zip(_sources(), objects, strict=True)
         ]
         list(pool.map(_run, commands))
         linked = str(Path(folder) / library.name)
         torch_libraries = Path(torch.__file__).parent / "lib"
-        link = [compiler(), "-shared", *_flags(), "-o", linked, *objects, f"-L{torch_libraries}"]
+        link = [
+            machine.compiler(),
+            "-shared",
+            *_flags(),
+            "-o",
+            linked,
+            *objects,
+            f"-L{torch_libraries}",
+        ]
         _run([*link, "-ltorch", "-ltorch_cpu", "-lc10"])
         os.replace(linked, library)
 
@@ -109,6 +107,20 @@ def load() -> dict:
     names = [name for name in ops.SCHEMAS if has_kernel(f"{NAMESPACE}::{name}", "CPU")]
     namespace = getattr(torch.ops, NAMESPACE)
     return {name: getattr(namespace, name).default for name in names}
+
+
+def use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls the emulated kernels. A call of an op that has none fails: nothing else stands in."""
+
+    def without_kernel(name: str):
+        def op(*arguments):
+            raise AssertionError(f"{name} has no CUDA kernel: this call does not run on one")
+
+        return op
+
+    kernels = load()
+    for name in ops.SCHEMAS:
+        monkeypatch.setattr(ops, f"_{name}", kernels.get(name) or without_kernel(name))
 
 
 class Counters(NamedTuple):

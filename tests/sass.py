@@ -13,7 +13,8 @@ from and to global memory). Each such trace finds the path through the machine c
 same; among several the one of most floating-point instructions, so that counts are bounds from
 above. What a block does once, before and after the loop, is not counted.
 
-``python tests/sass.py`` prints the tables of docs/cuda.md.
+``python tests/sass.py`` prints the tables of docs/cuda.md; ``python tests/budgets.py`` renews the
+budgets that tests hold the figures to.
 """
 
 import json
@@ -758,11 +759,46 @@ def cost_of(loop: Loop, march: Path, shape: Shape, multiprocessors: int) -> Cost
     return Cost(**{k: v / (shape.height * shape.width) for k, v in sums.items()}, plan=plan)
 
 
-# ---- tables -------------------------------------------------------------------------------------
+# ---- what has a budget --------------------------------------------------------------------------
 
 SHAPES = (Shape(32, 3, 512, 512), Shape(8, 3, 1024, 1024), Shape(8, 3, 1080, 1920),
           Shape(4, 3, 2160, 3840), Shape(1, 3, 1080, 1920))  # fmt: skip
 DEVICES = {"H100": 132, "RTX 4090": 128, "RTX 3060": 28}
+PLAIN = "sweep<float, 11, kGradientX, true>"
+
+
+def budget_of(name: str) -> str:
+    """The budget of a kernel: one for all element types of a sweep, and for others whose
+    arithmetic makes no difference."""
+    if name.startswith(("statistics", "collapse_pyramid")):
+        return name
+    return re.sub(r"<(float|double|__half|__nv_bfloat16)", "<*", name)
+
+
+def measured(kernels: list[Kernel], folder: Path) -> dict[str, dict[str, float]]:
+    """The most that any architecture takes: registers by kernel; by shape, for a pixel of one
+    channel on an H100, FP instructions (FFMA, FADD, FMUL, MUFU) of the plain sweep and words of
+    shared memory that it reads or writes; by pass, barriers of an iteration."""
+    figures: dict[str, dict[str, float]] = {}
+
+    def note(section: str, name: str, value: float) -> None:
+        of = figures.setdefault(section, {})
+        of[name] = max(of.get(name, 0), value)
+
+    for kernel in kernels:
+        note("registers", budget_of(kernel.name), kernel.registers)
+        if kernel.name.startswith("sweep<float, 11,"):
+            loop = loop_of(kernel)
+            note("barriers of an iteration", variant(kernel.name)[2], len(loop.phases))
+            if kernel.name == PLAIN and kernel.architecture in EVERY_KERNEL_FOR:
+                for shape in SHAPES:
+                    cost = cost_of(loop, march_of(PLAIN, folder), shape, DEVICES["H100"])
+                    note("FP instructions of a pixel", str(shape), cost.fp)
+                    note("words of shared memory of a pixel", str(shape), cost.words)
+    return figures
+
+
+# ---- tables -------------------------------------------------------------------------------------
 
 
 def row(*cells: object) -> str:
@@ -829,11 +865,7 @@ def main() -> None:
         print(registers_table(kernels), end="\n\n")
         print(variants_table(kernels, folder), end="\n\n")
         for architecture in (80, 90):
-            (kernel,) = (
-                k
-                for k in kernels
-                if k.name == "sweep<float, 11, kGradientX, true>" and k.architecture == architecture
-            )
+            (kernel,) = (k for k in kernels if k.name == PLAIN and k.architecture == architecture)
             print(shapes_table(kernel, folder), end="\n\n")
 
 

@@ -2,15 +2,13 @@
 
 import json
 import os
-import platform
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import machine
 import pytest
-from promises import needs_extension
 
 BENCH = Path(__file__).parents[1] / "bench"
 
@@ -31,10 +29,9 @@ def run(*command: str) -> str:
     return done.stdout
 
 
-@needs_extension
+@pytest.mark.long
+@pytest.mark.needs("extension", "pytest_benchmark", "matplotlib", "pytorch_msssim")
 def test_a_group_and_its_report(tmp_path):
-    for needed in ("pytest_benchmark", "matplotlib", "pytorch_msssim"):
-        pytest.importorskip(needed)
     results = tmp_path / "results.json"
     chosen = "1x3x64x64"
     printed = run("-m", "pytest", "test_kernels.py", "-k", chosen, f"--benchmark-json={results}")
@@ -63,12 +60,10 @@ def test_a_group_and_its_report(tmp_path):
     ]
 
 
-@pytest.mark.skipif(
-    platform.machine() != "x86_64" or shutil.which("c++") is None, reason="needs a compiler for x86"
-)
+@pytest.mark.needs("x86", "compiler")
 @pytest.mark.parametrize("flags", [["-mavx2", "-mfma"], ["-mavx512f"]], ids=lambda flags: flags[0])
 def test_the_probe_of_multiply_adds_keeps_more_chains_than_the_latency_needs(flags):
     """A compiler that finds chains alike keeps one, whose latency would pass for the peak."""
-    command = ["c++", "-O2", "-std=c++17", *flags, "-S", str(BENCH / "limits.cpp"), "-o", "-"]
-    code = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    command = [machine.compiler(), "-O2", "-std=c++17", *flags, "-S", str(BENCH / "limits.cpp")]
+    code = subprocess.run([*command, "-o", "-"], check=True, capture_output=True, text=True).stdout
     assert len(set(re.findall(r"\tvfmadd\d+ps\t.*%([yz]mm\d+)$", code, re.MULTILINE))) >= 10

@@ -7,14 +7,16 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import comparison
 import emulated
+import machine
 import pytest
 import test_ops
 import torch
-from conftest import use_emulated
+from budgets import beyond
 from promises import pair
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,12 +25,13 @@ from ssimfast import ops, reference
 from ssimfast.arguments import gaussian_taps
 
 FOLDER = Path(__file__).parent
+pytestmark = pytest.mark.needs("compiler", "sources")
 
 
 @pytest.fixture(autouse=True)
 def emulation(monkeypatch):
     monkeypatch.setitem(comparison.TOLERANCES, torch.float32, comparison.CUDA_FLOAT32)
-    use_emulated(monkeypatch)
+    emulated.use(monkeypatch)
 
 
 TAPS = gaussian_taps(5, 1.5)
@@ -39,12 +42,24 @@ def test_which_ops_have_kernels():
     assert sorted(emulated.load()) == sorted(OPS)
 
 
-@pytest.mark.parametrize("layout", test_ops.LAYOUTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("name", OPS)
-def test_kernel_and_reference_give_the_same_tensors(name, dtype, layout, monkeypatch):
-    kernel = emulated.load()[name]
-    test_ops.assert_same_tensors(name, kernel, dtype, layout, monkeypatch)
+def test_kernel_and_reference_give_the_same_tensors(name, monkeypatch):
+    """In every layout, in every dtype; all pairs of them are below."""
+    for dtype, layout in {
+        (torch.float32, "contiguous"),
+        (torch.float32, "expanded"),
+        (torch.bfloat16, "channels_last"),
+        (torch.float64, "transposed"),
+    }:
+        test_ops.assert_same_tensors(name, emulated.load()[name], dtype, layout, monkeypatch)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", OPS)
+def test_kernel_and_reference_give_the_same_tensors_in_every_layout(name, monkeypatch):
+    dtypes = (torch.float32, torch.bfloat16, torch.float64)
+    for dtype, layout in product(dtypes, test_ops.LAYOUTS):
+        test_ops.assert_same_tensors(name, emulated.load()[name], dtype, layout, monkeypatch)
 
 
 def of_forward(loss, x, y) -> emulated.Counters:
@@ -54,18 +69,30 @@ def of_forward(loss, x, y) -> emulated.Counters:
     return emulated.counters()
 
 
-# One multiprocessor and one plane stand for a device that is full.
-@pytest.mark.parametrize("side", [512, 768])
-def test_budget_of_the_one_pass_kernel(side, monkeypatch):
-    monkeypatch.setenv("SSIMFAST_EMULATED_MULTIPROCESSORS", "1")
-    x, y = pair(1, 1, side, side)
-    count = of_forward(ssimfast.ssim, x, y)
-    pixels = x.numel()
-    assert 8 * pixels <= count.unique_global_bytes_read <= 8.1 * pixels
-    assert count.global_bytes_read + count.global_bytes_written <= 14.5 * pixels
-    assert 12 * pixels <= count.global_bytes_read + count.global_bytes_written
-    assert count.shared_words_read + count.shared_words_written <= 45 * pixels
-    assert count.block_barriers <= 3 * pixels / (4 * 72)  # three for four rows of a strip
+def measured() -> dict[str, float]:
+    """What the forward pass of SSIM with a gradient moves, for a pixel. One multiprocessor and one
+    plane stand for a device that is full."""
+    figures: dict[str, float] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        emulated.use(patch)
+        patch.setenv("SSIMFAST_EMULATED_MULTIPROCESSORS", "1")
+        for side in (512, 768):
+            count = of_forward(ssimfast.ssim, *pair(1, 1, side, side))
+            for name, total in {
+                "different bytes read": count.unique_global_bytes_read,
+                "bytes": count.global_bytes_read + count.global_bytes_written,
+                "words of shared memory": count.shared_words_read + count.shared_words_written,
+                "barriers of 288 pixels": 288 * count.block_barriers,  # four rows of a strip
+            }.items():
+                figures[name] = max(figures.get(name, 0), total / side**2)
+    return figures
+
+
+def test_budget_of_the_one_pass_kernel():
+    figures = measured()
+    assert beyond("emulated, a pixel", figures) == {}
+    # Two images must be read, and a gradient written; less would be a miscount.
+    assert figures["different bytes read"] >= 8 and figures["bytes"] >= 12
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
@@ -97,9 +124,12 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
-def test_every_order_gives_the_same_bits(settings, dtype, monkeypatch):
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, torch.float16, pytest.param(torch.float64, marks=pytest.mark.long)],
+    ids=str,
+)
+def test_every_order_gives_the_same_bits(dtype, monkeypatch):
     x, y = pair(2, 2, 37, 90, dtype=dtype)
 
     def results():
@@ -110,10 +140,12 @@ def test_every_order_gives_the_same_bits(settings, dtype, monkeypatch):
         return loss.detach(), a.grad, b.grad
 
     want = results()
-    for name, value in SETTINGS[settings].items():
-        monkeypatch.setenv(name, value)
-    for got, expected in zip(results(), want, strict=True):
-        assert torch.equal(got, expected)
+    for name, settings in SETTINGS.items():
+        with monkeypatch.context() as patch:
+            for variable, value in settings.items():
+                patch.setenv(variable, value)
+            same = [torch.equal(got, one) for got, one in zip(results(), want, strict=True)]
+        assert all(same), name
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 40])
@@ -172,6 +204,7 @@ def test_torch_runs_nothing_of_its_own_in_a_training_step(name):
     assert others <= {"aten.detach.default", "aten.ones_like.default"}, others
 
 
+@pytest.mark.long  # two million threads
 def test_more_planes_than_a_grid_has_rows():
     x, y = pair(1, 66_000, 7, 7)
     got = ssimfast.ssim(x, y, window_size=7, reduction="none")
@@ -248,7 +281,12 @@ def test_offsets_of_more_than_32_bits():
     torch.testing.assert_close(got, ssimfast.ssim(x.contiguous(), y, reduction="none"))
 
 
-@pytest.mark.parametrize("seed", range(40))
+SHORT_SEEDS = (10, 14, 17, 22, 31, 39)  # quick ones, of every kind and dtype
+
+
+@pytest.mark.parametrize(
+    "seed", [pytest.param(s, marks=[] if s in SHORT_SEEDS else pytest.mark.long) for s in range(40)]
+)
 def test_inputs_that_nobody_chose(seed, monkeypatch):
     """Random shapes, strides, dtypes and options."""
     random = torch.Generator().manual_seed(seed)
@@ -296,24 +334,20 @@ def test_inputs_that_nobody_chose(seed, monkeypatch):
 
 
 # Every kernel on odd shapes; memory that is not there, and what C++ does not define.
-SANITIZED = (
-    "(test_every_shape and odd) or test_every_dtype or test_every_mixture or blocks_interleaved"
-)
+SANITIZED = ("test_every_shape", "test_every_dtype", "test_every_mixture", "test_every_order")
 
 
+@pytest.mark.long
+@pytest.mark.needs("address sanitizer")
 def test_kernels_under_sanitizers(tmp_path):
-    library = subprocess.run(
-        [emulated.compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True
-    ).stdout.strip()
-    if not Path(library).is_file():
-        pytest.skip(f"no AddressSanitizer beside {emulated.compiler()}")
     files = [f"test_{name}.py" for name in ("components", "ms_ssim", "similarity_loss", "ssim")]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    chosen = f"({' or '.join(SANITIZED)}) and emulated"
+    command = [sys.executable, "-m", "pytest", "-v", "-x", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, *files, "test_cuda_emulated.py", "-k", f"({SANITIZED}) and (emulated)"],
+        [*command, *files, "test_cuda_emulated.py", "-k", chosen],
         env={
             **os.environ,
-            "LD_PRELOAD": library,
+            "LD_PRELOAD": str(machine.address_sanitizer()),
             "ASAN_OPTIONS": f"detect_leaks=0:log_path={tmp_path}/asan",
             "SSIMFAST_EMULATED_SANITIZE": "1",
             "HYPOTHESIS_STORAGE_DIRECTORY": str(tmp_path),
@@ -324,4 +358,5 @@ def test_kernels_under_sanitizers(tmp_path):
     )
     found = "".join(log.read_text() for log in tmp_path.glob("asan*"))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:] + found[:3000]
-    assert "passed" in done.stdout
+    for name in SANITIZED:
+        assert f"::{name}" in done.stdout, f"no {name} ran"

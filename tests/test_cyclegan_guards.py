@@ -3,6 +3,7 @@
 import math
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -150,12 +151,19 @@ def test_a_log_forgets_what_came_after_and_lines_that_were_cut(tmp_path):
     assert [record["step"] for record in log.records()] == [0, 1, 2, 3, 9]
 
 
+def accumulated(folder: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return events
+
+
+@pytest.mark.needs("tensorboard")
 def test_losses_go_to_tensorboard(settings):
-    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     trainer = Trainer(replace(settings, steps=4, log_every=2, trackers="tensorboard"))
     trainer.train()
-    events = reader.EventAccumulator(str(trainer.run_dir / "cyclegan"))
-    events.Reload()
+    events = accumulated(trainer.run_dir / "cyclegan")
     looks = [record for record in trainer.log.records() if "losses" in record]
     for name in LOSSES:
         found = [(event.step, event.value) for event in events.Scalars(name)]
@@ -163,16 +171,15 @@ def test_losses_go_to_tensorboard(settings):
     assert [event.step for event in events.Scalars("test/ssim")] == [0, 4]
 
 
+@pytest.mark.needs("tensorboard")
 def test_tensorboard_shows_the_beginning_of_a_run_that_begins_again_once(settings, monkeypatch):
-    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     settings = replace(settings, steps=2, trackers="tensorboard")
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
         first = Trainer(settings)
         patch.setattr(first, "train_step", Mock(side_effect=RuntimeError("killed")))
         first.train()
     Trainer(settings, resume="auto").train()
-    events = reader.EventAccumulator(str(first.run_dir / "cyclegan"))
-    events.Reload()
+    events = accumulated(first.run_dir / "cyclegan")
     assert [event.step for event in events.Scalars("test/ssim")] == [0, 2]
 
 

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import machine
 import pytest
 import torch
 from cyclegan_runs import data, one_thread, settings  # noqa: F401 - fixtures
@@ -28,17 +29,14 @@ from cyclegan.trainer import Trainer
 @pytest.fixture(scope="module")
 def browser():
     """Chromium without a window, from Debian's chromium-driver or the like."""
-    chromium = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
-    driver = shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("no Chromium with its driver here")
-    webdriver = pytest.importorskip("selenium.webdriver")
+    from selenium import webdriver
+
     options = webdriver.ChromeOptions()
-    options.binary_location = chromium
+    options.binary_location = machine.chromium()
     for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,900"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    chrome = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
     yield chrome
     chrome.quit()
 
@@ -64,6 +62,7 @@ def run(settings):
     return trainer
 
 
+@pytest.mark.needs("browser")
 def test_the_report_of_a_run_opens_and_its_slider_goes_through_the_samples(run, browser):
     page = run.run_dir / "report.html"
     assert_shows(browser, page)
@@ -86,6 +85,7 @@ def test_the_report_of_a_run_opens_and_its_slider_goes_through_the_samples(run, 
     assert browser.get_log("browser") == []
 
 
+@pytest.mark.needs("browser")
 def test_a_report_can_be_moved_and_made_before_anything_is_logged(run, browser, tmp_path):
     moved = tmp_path / "elsewhere and away"
     shutil.copytree(run.run_dir, moved)
@@ -145,6 +145,7 @@ def test_long_curves_are_thinned_to_means(count):
         assert all(y == pytest.approx(0.5, abs=0.1) for _, y in got[:-2])
 
 
+@pytest.mark.needs("browser")
 def test_losses_are_compared_on_one_page(settings, browser):
     losses = ["l1", "ssim", "0.84*ssim+0.16*l1"]
     settings = replace(settings, steps=2)
@@ -187,8 +188,9 @@ def test_a_comparison_names_what_it_cannot_compare(settings):
     assert not Path(settings.run_dir).exists()
 
 
+@pytest.mark.needs("torch_fidelity")
 def test_distances_between_distributions_come_from_torch_fidelity(data, tmp_path):
-    fidelity = pytest.importorskip("torch_fidelity")
+    import torch_fidelity
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
     class Means(FeatureExtractorBase):  # in the place of 90 MB of Inception
@@ -213,7 +215,7 @@ def test_distances_between_distributions_come_from_torch_fidelity(data, tmp_path
             assert x.dtype == torch.uint8
             return (torch.nn.functional.adaptive_avg_pool2d(x.float(), 2).flatten(1) / 255,)
 
-    fidelity.register_feature_extractor("means", Means)
+    torch_fidelity.register_feature_extractor("means", Means)
     options = {"feature_extractor": "means", "feature_layer_fid": "means"}
     options["feature_layer_kid"] = "means"
     place = (data / "trainA", data / "trainA", 32, torch.device("cpu"), 2)

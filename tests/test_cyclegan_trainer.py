@@ -215,6 +215,22 @@ def test_other_ways_to_compute_come_near(settings, batch, changes, monkeypatch):
     assert [*trainer.generator_ab.state_dict()] == [*ResnetGenerator(4, 1).state_dict()]
 
 
+@pytest.mark.long  # the compilers take a minute
+@pytest.mark.needs("compiler")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor", "ignore::DeprecationWarning")
+def test_networks_compiled_by_inductor_train_as_plain_ones_do(settings, batch):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    plain, compiled = Trainer(settings), Trainer(replace(settings, compile=True))
+    for _ in range(2):  # the second step sees what the gradients of the first did
+        want, got = plain.train_step(*batch), compiled.train_step(*batch)
+        for name in LOSSES:
+            torch.testing.assert_close(got[name], want[name], atol=1e-3, rtol=1e-3)
+    networks = {type(getattr(compiled, name)) for name in NETWORKS}
+    assert networks == {ResnetGenerator, PatchDiscriminator}
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= len(NETWORKS)
+
+
 def test_nothing_in_a_step_reads_from_the_device(settings, batch, monkeypatch):
     """On a GPU each reading waits for it; here every one is an error."""
     trainer = Trainer(replace(settings, clip_norm=1.0, ema_decay=0.9, pool_size=2))
@@ -242,7 +258,7 @@ def test_nothing_in_a_step_reads_from_the_device(settings, batch, monkeypatch):
             reading()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.needs("cuda")
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_nothing_in_a_step_waits_on_cuda(settings, batch, precision):
     settings = replace(settings, clip_norm=1.0, ema_decay=0.9, precision=precision)

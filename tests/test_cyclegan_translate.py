@@ -99,9 +99,13 @@ def test_a_checkpoint_translates_with_the_averaged_generator_if_there_is_one(set
         assert not any(parameter.requires_grad for parameter in generator.parameters())
 
 
-@pytest.mark.parametrize("network", [ResnetGenerator(4, 1), UnetGenerator(4, 5)])
+@pytest.mark.needs("onnxruntime")
+@pytest.mark.parametrize(
+    "network", [pytest.param(ResnetGenerator(4, 1), marks=pytest.mark.long), UnetGenerator(4, 5)]
+)
 def test_exported_generators_compute_the_same_at_every_size(network, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
+    import onnxruntime
+
     path = tmp_path / "generator.onnx"
     assert export_onnx(network, 32, path) < 1e-4
     assert [p.name for p in tmp_path.iterdir()] == ["generator.onnx"]  # weights inside
@@ -117,8 +121,10 @@ def test_exported_generators_compute_the_same_at_every_size(network, tmp_path):
             np.testing.assert_allclose(got, network(image), atol=1e-4)
 
 
+@pytest.mark.needs("onnxruntime")
 def test_an_export_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
-    onnxruntime = pytest.importorskip("onnxruntime")
+    import onnxruntime
+
     run = onnxruntime.InferenceSession.run
     monkeypatch.setattr(
         onnxruntime.InferenceSession,

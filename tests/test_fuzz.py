@@ -1,15 +1,18 @@
 """Calls drawn at random, against the oracle: every function, argument, dtype and layout.
 
-The ordinary suite draws the same few every time; ``make fuzz`` draws 2,000 others.
+The short suite draws the same few every time. SSIMFAST_FUZZ_CASES=2000 draws so many others.
 """
 
 import faulthandler
 import functools
 import inspect
 import os
+import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from numbers import Integral, Real
+from typing import NamedTuple, get_args
 
 import emulated
 import numpy as np
@@ -30,21 +33,21 @@ from comparison import (
     to_oracle,
     value_dtype,
 )
-from conftest import use_emulated, use_reference
-from hypothesis import HealthCheck, assume, given, settings
+from conftest import use_reference
+from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 import ssimfast
-from ssimfast import ops, presets
+from ssimfast import ops, presets, typing
 
 CASES = os.environ.get("SSIMFAST_FUZZ_CASES")
 
 
 def drawn(share: float):
-    """The settings of a test of that share of the cases."""
+    """The settings of a test of that share of the cases, but of ten at least."""
     return settings(
-        max_examples=max(1, int(share * int(CASES or 150))),
+        max_examples=max(10, int(share * int(CASES or 40))),
         deadline=None,
         derandomize=CASES is None,
         print_blob=True,
@@ -139,6 +142,7 @@ class Call:
     seed: int
     arguments: dict
     mask: str | None = None
+    given: dict | None = None  # what the function gets, where that is not `arguments` themselves
     x: Tensor = field(init=False, repr=False)
     y: Tensor = field(init=False, repr=False)
 
@@ -182,7 +186,8 @@ class Call:
         return arguments
 
     def run(self, x: Tensor, y: Tensor):
-        result = getattr(ssimfast, self.function)(x, y, **self.arguments)
+        arguments = self.arguments if self.given is None else self.given
+        result = getattr(ssimfast, self.function)(x, y, **arguments)
         return torch.stack(result) if self.function == "ssim_components" else result
 
 
@@ -631,11 +636,16 @@ def expected(call: Call) -> Expected:
 
 
 HANGS = 300  # a call that has not returned after so many seconds
-USE = {"cpu": lambda _: None, "reference": use_reference, "cuda-emulated": use_emulated}
+USE = {"cpu": lambda _: None, "reference": use_reference, "cuda-emulated": emulated.use}
 
 
 def check(call: Call, backends: list[str]) -> None:
-    """The value, the terms and the gradients of a call, on each of the backends."""
+    """The value, the terms and the gradients of a call, on each of the backends.
+
+    A case does not count, though what can be compared is, where the oracle cannot tell a gradient
+    (a mean of MS-SSIM may be 0 within rounding, where the slope of its power jumps) or whether the
+    call is refused.
+    """
     want = expected(call)
     for backend in backends:
         with pytest.MonkeyPatch.context() as patch:
@@ -645,6 +655,8 @@ def check(call: Call, backends: list[str]) -> None:
                 compare(call, want, backend)
             finally:
                 faulthandler.cancel_dump_traceback_later()
+    limits = [limit for limit, need in zip(want.of_gradients, call.needs, strict=True) if need]
+    assume(want.refused is not None and np.isfinite(limits).all())
 
 
 def compare(call: Call, want: Expected, backend: str) -> None:
@@ -679,21 +691,29 @@ def compare(call: Call, want: Expected, backend: str) -> None:
             continue
         assert image.grad.dtype == call.dtype and image.grad.isfinite().all()
         assert not equal or not image.grad.any()
-        if np.isfinite(limit):  # else a mean is 0, where the slope of its power jumps
-            assert_near(image.grad, gradient, limit, f"{backend}: gradient by {name}")
+        assert_near(image.grad, gradient, limit, f"{backend}: gradient by {name}")
+
+
+ON_CPU = ["reference"] if ops.extension is None else ["cpu", "reference"]
 
 
 @drawn(1)
 @given(calls())
 def test_calls(call):
-    check(call, ["reference"] if ops.extension is None else ["cpu", "reference"])
+    check(call, ON_CPU)
 
 
+def has_cuda_kernels(call: Call) -> bool:
+    """All others use operations of PyTorch on GPUs, at least in part."""
+    settled = settle(call)
+    plain = call.mask is None and len(call.shape) == 4
+    return plain and settled.get("padding") != "reflect" and settled.get("negative") != "raise"
+
+
+@pytest.mark.needs("compiler", "sources")
 @drawn(0.1)
-@given(calls())
+@given(calls().filter(has_cuda_kernels))
 def test_calls_of_emulated_cuda_kernels(call):
-    if reason := emulated.why_not():
-        pytest.skip(reason)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TOLERANCES, torch.float32, CUDA_FLOAT32)
         check(call, ["cuda-emulated"])
@@ -709,16 +729,27 @@ def test_calls_without_images(call, planes):
     call.arguments.pop("mask", None)
     result = call.run(x, y)
     value = result[0] if isinstance(result, tuple) else result
-    reduction = call.arguments.get("reduction", "mean")
-    assert value.dtype == value_dtype(x)
+    settled = settle(call)
+    reduction = "none" if call.function == "ssim_components" else settled.get("reduction", "mean")
+    lost = settled.get("window_size", 11) - 1 if settled.get("padding", "valid") == "valid" else 0
+    everything = {
+        "ssim": (*planes, *(side - lost for side in call.shape[2:])),
+        "ssim_components": (2, *planes, *(side - lost for side in call.shape[2:])),
+        "ms_ssim": planes[: 1 if settled.get("channels") == "joint" else 2],
+        "similarity_loss": planes[:1],
+    }[call.function]
+    shape = {"none": everything, "batch": planes[:1]}.get(reduction, ())
+    assert value.dtype == value_dtype(x) and value.shape == shape
+    assert value.requires_grad == any(call.needs)
     if call.function == "similarity_loss" or (call.function == "ssim" and reduction == "sum"):
         assert not value.any()
     elif reduction != "sum":
         assert (value == 1).all()
     if value.requires_grad:
         value.sum().backward()
-        for image in (x, y):
-            assert image.grad is None or image.grad.shape == image.shape
+        for image, need in zip((x, y), call.needs, strict=True):
+            assert (image.grad is not None) == need
+            assert not need or image.grad.shape == image.shape
 
 
 def result_or_refusal(run: Callable):
@@ -767,24 +798,190 @@ anything = st.one_of(
     st.just(torch.zeros(2)),
     st.just(np.zeros(2)),
 )
+CHOICES = {
+    "window": get_args(typing.Window),
+    "padding": get_args(typing.Padding),
+    "reduction": get_args(typing.Reduction),
+    "odd": get_args(typing.Odd),
+    "negative": get_args(typing.Negative),
+    "channels": get_args(typing.Channels),
+    "preset": tuple(presets.PRESETS),
+}
+FLAGS = ("sample_covariance", "return_terms")
+NUMBERS = ("data_range", "sigma", "k1", "k2", *TERMS)
+# Values that are taken where the rest of the call goes with them, and such that never are.
+good: dict[str, st.SearchStrategy] = {
+    "window_size": st.sampled_from([1, 3, 5, 11, np.int64(5), np.uint8(7)]),
+    "value_range": st.sampled_from(
+        [(0, 1), [-1.0, 1.0], (np.float32(0), np.int64(255)), (Fraction(1, 2), 2), None]
+    ),
+    "weights": st.sampled_from(
+        ["auto", (1,), [0.5, 0.5], (np.float32(0.3), 1), range(1, 3), (Fraction(1, 3),)]
+    ),
+    "mask": st.sampled_from([torch.ones(()), torch.tensor(True), torch.full((1, 1), 0.3), None]),
+    **{name: st.sampled_from(choices) for name, choices in CHOICES.items()},
+    **dict.fromkeys(FLAGS, st.booleans()),
+    **dict.fromkeys(
+        NUMBERS,
+        st.one_of(
+            st.floats(0.01, 0.5),
+            st.sampled_from([1, 2, np.float32(0.5), np.float64(0.3), np.int64(1), Fraction(1, 2)]),
+        ),
+    ),
+}
+bad: dict[str, st.SearchStrategy] = {
+    "window_size": st.sampled_from([True, 3.0, 4, 0, -3, 35, "7"]),
+    "value_range": st.sampled_from(
+        [(1, 0), (0, 0), (0,), (0, 1, 2), (False, 1), ("0", "1"), "01", range(0, 2)]
+    ),
+    "weights": st.sampled_from(
+        [(), (True,), ("1",), "1", 1.0, np.ones(1), (-0.1,), (0.1,) * 17, b"\1", bytearray(b"\1")]
+    ),
+    "mask": st.sampled_from([torch.ones(1, 1, dtype=int), 1.0, True]),
+    **{name: st.sampled_from(["", "median", name, b"valid"]) for name in CHOICES},
+    **dict.fromkeys(FLAGS, st.sampled_from([0, 1, np.bool_(True), "True"])),
+    **dict.fromkeys(
+        NUMBERS, st.sampled_from([True, np.bool_(True), "0.5", -0.5, np.inf, np.nan, 1e16, 0.5j])
+    ),
+}
 
 
-@drawn(2)
-@given(calls(), st.data(), anything)
-def test_any_value_of_an_argument_is_taken_or_refused_by_name(call, data, value):
+def meaning(name: str, value) -> object:
+    """A value that is taken, as the oracle is told it; fails for what must not be taken."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if value is None and name in ("value_range", "data_range", "mask", "preset"):
+        return None
+    if name in NUMBERS and number:
+        return float(value)
+    if name == "window_size" and number and isinstance(value, Integral):
+        return int(value)
+    if name in FLAGS and isinstance(value, bool):
+        return value
+    if name in CHOICES and isinstance(value, str) and value in CHOICES[name]:
+        return value
+    if name == "mask" and isinstance(value, Tensor):
+        return value
+    if name == "weights" and value == "auto":
+        return value
+    of_numbers = isinstance(value, (tuple, list, range)) and not any(
+        isinstance(v, bool) or not isinstance(v, Real) for v in value
+    )
+    if (name == "weights" or (name == "value_range" and len(value) == 2)) and of_numbers:
+        return tuple(map(float, value))
+    raise AssertionError(f"{name}={value!r} was taken")
+
+
+def is_moderate(call: Call) -> bool:
+    """Whether the tolerances hold: they are those of numbers that people use."""
+    settled = call.resolved()
+    own = to_oracle(settled)
+    length = own["high"] - own["low"]
+    flat = call.kind not in PLAIN or settled.get("window_size", 11) == 1
+    least = 1e-3 if flat or "mask" in settled else 0.0  # without constants flat images give NaN
+    weights = settled.get("weights", oracle.WANG)
+    return (
+        0.05 <= length <= 500
+        and abs(own["low"]) <= length
+        and 0.3 <= settled.get("sigma", 1.5) <= 1e3
+        and all(least <= settled.get(name, 0.01) <= 0.5 for name in ("k1", "k2"))
+        and (weights == "auto" or max(weights) <= 3)
+        and all(settled.get(name, 0.0) <= 30 for name in TERMS)
+    )
+
+
+def in_their_place(call: Call, name: str, value) -> Call:
+    """The call with another value of an argument, which may be what it likes."""
+    given = {**call.arguments, name: value}
+    wanted = meaning(name, value)
+    arguments = {key: own for key, own in given.items() if key != name}
+    if wanted is not None:
+        arguments[name] = wanted
+    return replace(call, arguments=arguments, mask=None, given=given)
+
+
+def is_too_small(call: Call, arguments: dict) -> bool:
+    """Whether some scale has no window."""
+    settled = presets.resolve(dict(arguments), known_of(call.function))
+    size, padding = settled.get("window_size", 11), settled.get("padding", "valid")
+    scales = call.function == "ms_ssim" or settled.get("ms_ssim", 0) > 0
+    if call.function == "similarity_loss" and not scales and not settled.get("ssim", 1):
+        return False
+    weights = settled.get("weights", oracle.WANG) if scales else (1.0,)
+    side, up = min(call.shape[2:]), settled.get("odd", "floor") != "floor"
+    count = 1 if weights == "auto" else len(weights)
+    for scale in range(count):
+        finer = scale < count - 1 and padding == "reflect"
+        if side < least_side(size, "valid" if finer else padding):
+            return True
+        side = (side + up) // 2
+    return False
+
+
+def assert_names(error: Exception, name: str, call: Call, given: dict) -> None:
+    """The message has the name, as a word, or it is one of a few that rightly name another."""
+    message = str(error)
+    if re.search(rf"\b{name}\b", message):
+        return
+    deciding_sizes = ("preset", "weights", "odd", "padding", "ssim", "ms_ssim")
+    if message.startswith("x is ") and name in deciding_sizes:
+        assert is_too_small(call, given), message  # it says which images would do
+        return
+    assert name == "preset", f"{name}={given[name]!r}: {message}"  # what it stands for is named
+    meant = presets.PRESETS[given["preset"]]
+    named = [word for word in meant if re.search(rf"\b{word}\b", message) and word not in given]
+    assert named, message
+
+
+@drawn(1)
+@given(calls(), st.data())
+def test_any_value_of_an_argument_is_taken_or_refused_by_name(call, data):
     name = data.draw(st.sampled_from(sorted(known_of(call.function) - {"x", "y"})))
-    raises = call.arguments.get("negative") == "raise"
-    call.arguments[name] = value
+    value = data.draw(st.one_of(good[name], good[name], bad[name], anything))
+    given = {**call.arguments, name: value}
     try:
-        call.run(call.x, call.y)
+        getattr(ssimfast, call.function)(call.x, call.y, **given)
     except (TypeError, ValueError) as error:
-        # A range is one thing of two names, and a preset or window may ask for larger images.
-        names = {name, *({"value_range", "data_range"} if "range" in name else ())}
-        names |= {"x is"} if name in ("window_size", "preset", "padding", "weights") else set()
-        names |= {"sample_covariance needs"} if name in ("window_size", "preset") else set()
-        names |= {"padding"} if name in ("mask", "preset") else set()
-        names |= {'negative="raise": '} if raises else set()
-        assert any(word in str(error) for word in names), error
+        if not str(error).startswith('negative="raise": '):  # of these images; see `compare`
+            assert_names(error, name, call, given)
+            event("refused")
+            return
+    taken = in_their_place(call, name, value)
+    assume(is_moderate(taken))
+    check(taken, ON_CPU)
+    event("taken")
+
+
+def test_values_of_arguments_that_are_taken_and_refused():
+    """That `meaning` and `assert_names` notice what is wrong, for what the above draws seldom."""
+    for name, value in (
+        ("window_size", True),
+        ("window_size", 3.0),
+        ("k1", np.bool_(True)),
+        ("sample_covariance", 1),
+        ("weights", b"\1"),
+        ("weights", (True,)),
+        ("value_range", (0, 1, 2)),
+        ("padding", "mean"),
+        ("sigma", None),
+    ):
+        with pytest.raises(AssertionError, match="was taken"):
+            meaning(name, value)
+        images = torch.rand(2, 1, 1, 16, 16)
+        function = ssimfast.ms_ssim if name == "weights" else ssimfast.ssim
+        with pytest.raises((TypeError, ValueError), match=rf"\b{name}\b"):
+            function(*images, **{name: value})
+    call = Call("ssim", "noise", (1, 1, 16, 16), torch.float32, ("contiguous",) * 2, (False,) * 2,
+                0, {})  # fmt: skip
+    too_small = "x is 16 x 16 pixels, smaller than window_size 11"
+    for name, value, message in (
+        ("k1", -1, "k12 must be a number"),
+        ("k2", 0.1, too_small),
+        ("preset", "tf", too_small),
+        ("preset", "tf", "value_range must be a pair"),
+        ("weights", (1,), "x and y must have the same shape"),
+    ):
+        with pytest.raises(AssertionError):
+            assert_names(ValueError(message), name, call, {name: value})
 
 
 def spoiled(call: Call, how: str) -> tuple:

@@ -38,9 +38,9 @@ def never(context: Context) -> None:
     raise AssertionError("a section runs in a process of its own")
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Iterator[tuple[subprocess.Popen, Path]]:
-    """One run of everything. It goes on beside the other tests; the last ones look at it."""
+    """One run of everything."""
     chosen = tmp_path_factory.mktemp("chosen") / "test_chosen.py"
     chosen.write_text("def test_on_cuda(): pass\ndef test_on_cuda_emulated(): assert False\n")
     out = tmp_path_factory.mktemp("whole") / "report.md"
@@ -96,6 +96,7 @@ def test_a_section_that_raises_is_reported_and_the_others_run(tmp_path):
     assert "third" in part(text, "Section c")
 
 
+@pytest.mark.long
 def test_a_section_over_its_time_is_cut_with_what_it_started(tmp_path):
     late = tmp_path / "late"
     child = f"import time; time.sleep(4); open({str(late)!r}, 'w')"
@@ -106,7 +107,7 @@ def test_a_section_over_its_time_is_cut_with_what_it_started(tmp_path):
     start = time.monotonic()
     code, text = write(tmp_path / "report.md", {"a": hangs, "b": "print('on')"}, seconds=4)
     assert code == 1
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 50  # it did not wait for what slept for a minute
     shown = part(text, "Section a")
     assert "| Section a | **out of time** |" in text
     assert "| 1 |" in shown and "cut off after 2 s" in shown and "~~~~\nwhy\n~~~~" in shown
@@ -131,9 +132,12 @@ def test_time_that_is_not_used_is_passed_on(tmp_path, capsys):
     assert limits[0] == 10 and limits == sorted(limits) and limits[-1] > 25
 
 
-def test_a_skipped_section_is_no_failure(tmp_path):
-    code, text = write(tmp_path / "report.md", {"a": "print('Skipped: no'); raise SystemExit(77)"})
-    assert code == 0 and "| Section a | skipped |" in text and "Skipped: no" in text
+def test_a_section_that_could_not_run_is_no_success(tmp_path, capsys):
+    skips = "print('Skipped: no'); raise SystemExit(77)"
+    code, text = write(tmp_path / "report.md", {"a": "print('fine')", "b": skips})
+    assert code == 1 and "| Section b | skipped |" in text and "Skipped: no" in text
+    assert "| Section a | ran |" in text
+    assert "not all sections ran: b: skipped\n" in capsys.readouterr().out
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -212,21 +216,22 @@ def test_no_test_at_all_is_a_failure(tmp_path):
         run_tests(tmp_path, "")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN], ids=["", "job"])
 def test_tests_that_hang_are_stopped_and_the_finished_ones_counted(tmp_path, capsys, handler):
     code = "import time\ndef test_right(): pass\ndef test_hangs(): time.sleep(600)\n"
     before = signal.signal(signal.SIGINT, handler)  # background jobs of a shell ignore it
     try:
         with pytest.raises(Failed, match="stopped at its limit"):
-            run_tests(tmp_path, code, seconds=20)  # of which a tenth and five seconds are kept
+            run_tests(tmp_path, code, seconds=30)  # of which a tenth and five seconds are kept
     finally:
         signal.signal(signal.SIGINT, before)
     assert "| passed | failed | skipped |\n|---|---|---|\n| 1 | 0 | 0 |" in capsys.readouterr().out
 
 
+@pytest.mark.needs("triton")
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 def test_triton_is_timed_beside_the_compiled_kernels(monkeypatch, capsys):
-    pytest.importorskip("triton")
     from ssimfast import ops, triton_backend
 
     calls = []
@@ -290,8 +295,6 @@ def test_the_workload_calls_every_function_in_every_dtype(monkeypatch):
 @pytest.fixture
 def checker(tmp_path) -> Callable[[int], str]:
     """A stand-in for compute-sanitizer that prints its arguments and exits with a code."""
-    if os.name != "posix":
-        pytest.skip("a shell script")
 
     def write_script(code: int) -> str:
         tool = tmp_path / "compute-sanitizer"
@@ -304,6 +307,7 @@ def checker(tmp_path) -> Callable[[int], str]:
     return write_script
 
 
+@pytest.mark.needs("posix")
 def test_sanitizer_reports_each_check(checker, capsys):
     gpu_report.sanitize(checker(0), quick())
     shown = capsys.readouterr().out
@@ -311,6 +315,7 @@ def test_sanitizer_reports_each_check(checker, capsys):
         assert re.search(rf"\| {check} \| exit code 0; ERROR SUMMARY: 0 errors \| \d+ \|", shown)
 
 
+@pytest.mark.needs("posix")
 def test_sanitizer_fails_with_what_it_found(checker):
     with pytest.raises(Failed) as failure:
         gpu_report.sanitize(checker(9), quick())
@@ -467,13 +472,17 @@ def test_a_loss_that_varies_from_run_to_run_is_found(monkeypatch, capsys):
 # ---- the whole ----------------------------------------------------------------------------------
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def text(whole) -> str:
     process, out = whole
-    assert process.wait() == 0, (out.parent / "output").read_text()
+    code, printed = process.wait(), (out.parent / "output").read_text()
+    assert code == 1 and printed.endswith(
+        "not all sections ran: graphs: skipped, sanitizer: skipped\n"
+    ), printed
     return out.read_text()
 
 
+@pytest.mark.long
 def test_every_section_is_there_and_in_the_summary(text):
     titles = re.findall(r"^## (.*)$", text, re.MULTILINE)
     assert titles == [section.title for section in gpu_report.SECTIONS]
@@ -486,25 +495,28 @@ def test_every_section_is_there_and_in_the_summary(text):
 NEED_A_GPU = ("CUDA graphs and streams", "compute-sanitizer")
 
 
-@pytest.mark.parametrize("section", gpu_report.SECTIONS, ids=lambda section: section.name)
-def test_every_section_has_a_table_with_numbers_or_says_why_not(text, section):
-    shown = part(text, section.title)
-    if section.title in NEED_A_GPU:
-        assert re.search(r"^Skipped: .*GPU", shown, re.MULTILINE)
-    else:
-        assert re.search(r"^\|(---\|)+\n\|.*\d.*\|$", shown, re.MULTILINE)
+@pytest.mark.long
+def test_every_section_has_a_table_with_numbers_or_says_why_not(text):
+    for section in gpu_report.SECTIONS:
+        wanted = r"^\|(---\|)+\n\|.*\d.*\|$"
+        if section.title in NEED_A_GPU:
+            wanted = "^Skipped: .*GPU"
+        assert re.search(wanted, part(text, section.title), re.MULTILINE), section.name
 
 
+@pytest.mark.long
 def test_tables_are_rectangular(text):
     for table in re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE):
         assert len({line.count("|") for line in table.splitlines()}) == 1, table
 
 
+@pytest.mark.long
 def test_it_says_that_the_cpu_stands_in(text):
     assert "**There was no GPU: the CPU stands in for the card, and nothing" in text
     assert "| card | none: the CPU stands in" in text
 
 
+@pytest.mark.long
 def test_it_names_versions_and_the_chosen_tests(text):
     machine = part(text, "The machine")
     assert f"| torch | {torch.__version__} |" in machine
@@ -513,6 +525,7 @@ def test_it_names_versions_and_the_chosen_tests(text):
     assert "| 1 | 0 | 0 |" in part(text, "Tests on the card")
 
 
+@pytest.mark.long
 def test_every_loss_is_timed_and_compared(text):
     speed = part(text, "Speed")
     assert "| loss | images | dtype | ssimfast | pytorch-msssim |" in speed
@@ -521,6 +534,7 @@ def test_every_loss_is_timed_and_compared(text):
         assert re.search(row, speed, re.MULTILINE), loss
 
 
+@pytest.mark.long
 def test_nothing_else_is_written(whole, text):
     _, out = whole
     assert sorted(path.name for path in out.parent.iterdir()) == ["output", "report.md"]

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import get_type_hints
 
@@ -16,8 +15,6 @@ from ssimfast import typing
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(ssimfast.__file__).parent
-
-needs_mypy = pytest.mark.skipif(find_spec("mypy") is None, reason="mypy is not installed")
 
 
 def run_mypy(name: str, *arguments: str, **environment: str) -> str:
@@ -32,15 +29,15 @@ def run_mypy(name: str, *arguments: str, **environment: str) -> str:
     return done.stdout
 
 
-@needs_mypy
+@pytest.mark.long  # mypy reads torch: half a minute
+@pytest.mark.needs("mypy", "sources")
 def test_the_package_is_strictly_typed():
-    if not (ROOT / "ssimfast").is_dir():
-        pytest.skip("the sources are not beside the tests")
     output = run_mypy("package", "--config-file=pyproject.toml")
     assert output.startswith("Success: no issues found"), output
 
 
-@needs_mypy
+@pytest.mark.long  # mypy reads torch: half a minute
+@pytest.mark.needs("mypy")
 def test_a_strict_program_sees_types_and_mistakes_are_refused():
     program = ROOT / "tests" / "typed_program.py"
     # Installed, it is found where every package is, and believed for its py.typed.
