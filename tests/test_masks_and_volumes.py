@@ -51,12 +51,12 @@ def masks(batch: int, channels: int, height: int, width: int) -> dict[str, torch
 
 
 @pytest.mark.long_with("reference")
-@pytest.mark.parametrize("padding", ["valid", "same"])
 @pytest.mark.parametrize("kind", masks(2, 3, 4, 4))
-def test_every_mask(backend, kind, padding):
+def test_every_mask(backend, kind):
     x, y = pair(2, 3, 17, 20)
     mask = masks(2, 3, 17, 20)[kind]
-    assert_matches_oracle(x, y, mask=mask, padding=padding)
+    for padding in ("valid", "same"):
+        assert_matches_oracle(x, y, mask=mask, padding=padding)
 
 
 @pytest.mark.long_with("reference")
@@ -301,10 +301,10 @@ VOLUMES = {
 
 
 @pytest.mark.long_with("reference")
-@pytest.mark.parametrize("padding", ["valid", "same", "reflect"])
 @pytest.mark.parametrize("shape", VOLUMES.values(), ids=VOLUMES)
-def test_volumes(backend, shape, padding):
-    assert_matches_oracle(*pair(*shape), window_size=5, padding=padding)
+def test_volumes(backend, shape):
+    for padding in ("valid", "same", "reflect"):
+        assert_matches_oracle(*pair(*shape), window_size=5, padding=padding)
 
 
 @pytest.mark.long_with("reference")
@@ -409,9 +409,9 @@ def test_strides_of_masks(backend, layout):
 
 
 @pytest.mark.long_with("reference")
-@pytest.mark.parametrize("padding", ["valid", "same"])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "batch", "none"])
-def test_gradcheck_of_masks(backend, reduction, padding):
+def test_gradcheck_of_masks(backend, reduction):
+    padding = "valid" if reduction in ("mean", "none") else "same"
     x, y = pair(2, 1, 6, 7, dtype=torch.float64)
     mask = torch.rand(2, 1, 6, 7, dtype=torch.float64) * disk(6, 7)
     assert torch.autograd.gradcheck(
@@ -423,8 +423,9 @@ def test_gradcheck_of_masks(backend, reduction, padding):
 
 
 @pytest.mark.long_with("reference")
-@pytest.mark.parametrize("padding", ["valid", "same", "reflect"])
-@pytest.mark.parametrize("reduction", ["mean", "batch", "none"])
+@pytest.mark.parametrize(
+    "reduction, padding", [("mean", "reflect"), ("batch", "valid"), ("none", "same")]
+)
 def test_gradcheck_of_volumes(backend, reduction, padding):
     x, y = pair(1, 1, 4, 5, 6, dtype=torch.float64)
     assert torch.autograd.gradcheck(

@@ -57,6 +57,7 @@ def with_gradients(function, x: Tensor, y: Tensor, lay=lambda image: image) -> l
 # ---- data ---------------------------------------------------------------------------------------
 
 
+@by_kernels
 @of_every_function
 def test_equal_images_give_exactly_their_value_and_no_gradient(backend, function):
     size = function.shape[2:]
@@ -126,7 +127,7 @@ def test_same_bits_for_every_number_of_threads(function):
 @by_kernels
 @of_every_function
 def test_layouts(backend, function):
-    """The same bits from any strides; the gradient keeps the memory format."""
+    """The same bits from any strides, expanded images too; the gradient keeps the memory format."""
     for dtype in (torch.float32, torch.bfloat16):
         x, y = pair(*function.shape, dtype=dtype)
         want = with_gradients(function, x.clone().requires_grad_(), y.clone().requires_grad_())
@@ -138,19 +139,12 @@ def test_layouts(backend, function):
     x = LAYOUTS["channels_last"](x).requires_grad_()
     (grad,) = torch.autograd.grad(total(function(x, y)), x)  # x.grad would have it in any case
     assert grad.is_contiguous(memory_format=channels_last(x))
-
-
-@by_kernels
-@of_every_function
-def test_expanded_images_and_gradients(backend, function):
-    size = function.shape[2:]
-    x, y = pair(*function.shape)
-    x = x[:1, :1].clone().requires_grad_()
-    y = 0.3 * y + 0.7 * x.detach()
-    total(function(x.expand(y.shape), y)).backward()
-    copied = x.detach().clone().requires_grad_()
-    total(function(copied.repeat(*y.shape[:2], *(1 for _ in size)), y)).backward()
-    torch.testing.assert_close(x.grad, copied.grad)
+    one = x.detach()[:1, :1].clone().requires_grad_()
+    y = 0.3 * y + 0.7 * one.detach()
+    (of_expanded,) = torch.autograd.grad(total(function(one.expand(y.shape), y)), one)
+    copies = one.repeat(*y.shape[:2], *(1 for _ in y.shape[2:]))
+    (want,) = torch.autograd.grad(total(function(copies, y)), one)
+    torch.testing.assert_close(of_expanded, want)
 
 
 # ---- which gradients, how often -----------------------------------------------------------------
@@ -274,7 +268,7 @@ def test_compile_of_a_training_step(function, dynamic):
     assert_compiles(loss_of, net, inputs, dynamic)
 
 
-@of_every_function
+@of_every_derivative
 def test_one_compilation_serves_all_crop_sizes(function):
     batch, channels, *size = function.shape
     torch._dynamo.reset()

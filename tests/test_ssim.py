@@ -84,7 +84,7 @@ def test_half_images_are_as_exact_as_their_float32_copies(backend, dtype):
         assert torch.equal(half, full)
 
 
-@pytest.mark.long_with("reference")
+@pytest.mark.long_with("reference", "cuda-emulated")
 @pytest.mark.parametrize("sigma", [0.05, 0.2, 0.3, 0.5, 0.79, 0.8, 1.5, 8.0, 1e3])
 def test_every_sigma(backend, sigma):
     tolerances = NARROW if sigma < 0.5 else None
@@ -228,10 +228,9 @@ def test_an_outlier_spoils_no_other_window(backend, bias, outlier):
 @pytest.mark.long_with("reference")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("window_size", [1, 3, 7, 11, 13])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_nan_and_infinity_reach_their_windows_and_no_other(backend, bad, window_size, dtype):
+def test_nan_and_infinity_reach_their_windows_and_no_other(backend, window_size, dtype):
     halo = window_size // 2
-    for row in (20, 21, 22, 23):
+    for row, bad in zip((20, 21, 22, 23), 2 * (float("nan"), float("inf")), strict=True):
         x, y = pair(1, 1, 44, 44, dtype=dtype)
         x[0, 0, row, 20] = bad
         x.requires_grad_()
