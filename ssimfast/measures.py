@@ -40,7 +40,7 @@ WANG_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _KEPT = {"mean": 0, "batch": 1}
 _REDUCTIONS, _ODDS = get_args(Reduction), get_args(Odd)
 _NEGATIVES, _CHANNELS = get_args(Negative), get_args(Channels)
-_MOST_COUNTS = 64  # of rows and columns of so many sizes what they count is kept
+_MOST_COUNTS = 1024  # entries of the cache in MixtureMeasure, each a row or column of numbers
 
 
 class SSIMComponents(NamedTuple):
@@ -90,8 +90,8 @@ class Windowed:
         """Takes another separable window: an odd number of taps >= 0, symmetric, of sum 1."""
         self._taps = taps
 
-    def _reflected(self, image: Tensor) -> Tensor:
-        return ops.reflected(image, len(self._taps) // 2)
+    def _reflected(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.reflected(x, y, len(self._taps) // 2)
 
 
 @dataclass(kw_only=True)
@@ -140,7 +140,7 @@ class SSIMMeasure(Windowed):
         if x.numel() == 0 and reduction not in ("sum", "none"):
             return _constant(x, y, kept, 1.0)
         if self.padding == "reflect":
-            x, y = self._reflected(x), self._reflected(y)
+            x, y = self._reflected(x, y)
         if reduction == "none":
             if x.dim() == 5:
                 return ops.ssim_nd_map(x, y, None, *settings)
@@ -178,7 +178,7 @@ class ComponentsMeasure(Windowed):
         check_size(x, len(self._taps), self.padding)
         settings = self.settings(x)
         if self.padding == "reflect":
-            x, y = self._reflected(x), self._reflected(y)
+            x, y = self._reflected(x, y)
         return SSIMComponents(*ops.components_map(x, y, *settings))
 
 
@@ -303,7 +303,7 @@ class MixtureMeasure(Pyramid):
         flag("return_terms", self.return_terms)
         # By the number of scales: the coarsest window, in pixels of the finest.
         self._blurs: dict[int, list[float]] = {}
-        # Of pixels in the blurred L1, by size, scales, device and dtype.
+        # Weights of a row or column in the blurred L1, by its size, scales, device and dtype.
         self._counts: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
         if self.gaussian_l1 > 0:
             by_weights = (
@@ -347,21 +347,24 @@ class MixtureMeasure(Pyramid):
         return loss, {name: terms[..., t] for t, (name, factor) in enumerate(factors) if factor > 0}
 
     def _inside(self, size: int, scales: int, like: Tensor) -> Tensor:
-        """What a row or column of pixels counts in the blurred L1. Kept, for it is copied to the
-        device, which would wait for it, and could not be captured in a CUDA graph."""
+        """What a row or column of pixels counts in the blurred L1. It is kept because the copy to
+        the device waits for it and cannot be captured in a CUDA graph."""
         if torch.compiler.is_compiling() or type(like) not in (Tensor, torch.nn.Parameter):
             return _inside(size, self._blurs[scales], like)
         key = (size, scales, like.device, like.dtype)
-        if key not in self._counts:
-            while len(self._counts) >= _MOST_COUNTS:
-                del self._counts[next(iter(self._counts))]
+        counts = self._counts.get(key)
+        if counts is None:
             with torch.inference_mode(False):  # it may be used in training later
                 counts = _inside(
                     size, self._blurs[scales], torch.empty(0, dtype=like.dtype, device="cpu")
                 )
                 # A copy that is waited for: the next use may be on another stream.
-                self._counts[key] = counts.to(like.device)
-        return self._counts[key]
+                counts = counts.to(like.device)
+            # Entries are only ever added, which needs no lock, and a captured CUDA graph can go on
+            # reading them.
+            if len(self._counts) < _MOST_COUNTS:
+                counts = self._counts.setdefault(key, counts)
+        return counts
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_counts": {}}
