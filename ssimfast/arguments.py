@@ -8,6 +8,7 @@ from typing import Any, NoReturn, TypeVar, get_args
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import has_static_value
 
 from ssimfast.typing import Padding, Window
 
@@ -21,14 +22,26 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.ui
 
 
 def number(name: str, value: float, least: float = -_LARGEST) -> float:
+    """A number that is a constant of a compiled graph: another value needs another graph."""
+    value = variable(name, value, least)
+    # torch.compile makes a constant of the key of a dict, and fails on the window's arithmetic with
+    # a symbol.
+    (value,) = {value: None}
+    return value
+
+
+def variable(name: str, value: float, least: float = -_LARGEST) -> float:
+    """A number that may change from call to call: torch.compile may trace it as a symbol."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not least <= value <= _LARGEST:
         raise ValueError(f"{name} must be between {least:g} and {_LARGEST:g}, got {value}")
-    # As a key it becomes a constant for torch.compile(dynamic=True), which else traces it as a
-    # symbol and fails on the window's arithmetic.
-    (value,) = {value: None}
     return float(value)
+
+
+def has_symbols(*numbers: float) -> bool:
+    """True if torch.compile traces one of the numbers as a symbol."""
+    return torch.compiler.is_compiling() and not all(map(has_static_value, numbers))
 
 
 def flag(name: str, value: bool) -> bool:
@@ -50,7 +63,7 @@ def value_range_of(
     if value_range is None:
         if data_range is None:
             return None
-        high = number("data_range", data_range)
+        high = variable("data_range", data_range)
         if high < 1 / _LARGEST:
             raise ValueError(f"data_range must be at least {1 / _LARGEST:g}, got {data_range}")
         return 0.0, high
@@ -60,7 +73,7 @@ def value_range_of(
         )
     if not isinstance(value_range, (tuple, list)) or len(value_range) != 2:
         raise TypeError(f"value_range must be a pair (low, high), got {value_range!r}")
-    low, high = (number("value_range", bound) for bound in value_range)
+    low, high = (variable("value_range", bound) for bound in value_range)
     if not low < high:
         raise ValueError(f"value_range must be (low, high) with low < high, got {value_range!r}")
     if high - low < 1 / _LARGEST:

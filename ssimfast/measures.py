@@ -17,12 +17,14 @@ from ssimfast.arguments import (
     checked_images,
     choice,
     flag,
+    has_symbols,
     hint_of_layout,
     mask_like,
     number,
     taps,
     taps_of,
     value_range_of,
+    variable,
 )
 from ssimfast.typing import (
     Channels,
@@ -68,6 +70,7 @@ class Windowed:
 
     def __post_init__(self) -> None:
         self._range = value_range_of(self.value_range, self.data_range)
+        self._range_varies = has_symbols(*self._range or ())
         self._taps = taps_of(self.window, self.window_size, self.sigma)
         self._c1 = number("k1", self.k1, least=0.0) ** 2
         self._c2 = number("k2", self.k2, least=0.0) ** 2
@@ -85,6 +88,16 @@ class Windowed:
             c2 = c2 * (n - 1) / n
         low, high = self._range or (0.0, 255.0 if x.dtype == torch.uint8 else 1.0)
         return self._taps, self._c1, c2, low, 1 / (high - low), self.padding == "same"
+
+    def prepared(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, reference.Settings]:
+        """The images, and the arguments that all ops share."""
+        settings = self.settings(x)
+        if self._range_varies:  # ops take the range as constants of a graph
+            *others, low, scale, same = settings
+            dtype = reference.result_dtype(x.dtype)
+            x, y = ((image.to(dtype) - low) * scale for image in (x, y))
+            settings = (*others, 0.0, 1.0, same)
+        return x, y, settings
 
     def use_taps(self, taps: list[float]) -> None:
         """Takes another separable window: an odd number of taps >= 0, symmetric, of sum 1."""
@@ -124,7 +137,7 @@ class SSIMMeasure(Windowed):
         """SSIM, of sums and means of pairs of images times a factor and plus a constant."""
         x, y = checked_images(x, y, ranks=(4, 5))
         check_size(x, len(self._taps), self.padding)
-        settings = self.settings(x)
+        x, y, settings = self.prepared(x, y)
         kept = _KEPT.get(reduction, 0)
         if mask is not None:
             mask = self._checked_mask(mask, x)
@@ -176,7 +189,7 @@ class ComponentsMeasure(Windowed):
     def __call__(self, x: Tensor, y: Tensor) -> SSIMComponents:
         x, y = checked_images(x, y)
         check_size(x, len(self._taps), self.padding)
-        settings = self.settings(x)
+        x, y, settings = self.prepared(x, y)
         if self.padding == "reflect":
             x, y = self._reflected(x, y)
         return SSIMComponents(*ops.components_map(x, y, *settings))
@@ -277,7 +290,7 @@ class MSSSIMMeasure(Pyramid):
         else:
             weights = [0.0, factor, 0.0, 0.0, 0.0]
             rest = (weights, constant, None, None, kept)
-            value = ops.multi_scale(x, y, self.settings(x), scales, *rest)[0]
+            value = ops.multi_scale(*self.prepared(x, y), scales, *rest)[0]
         return value.sum() if self.reduction == "sum" else value
 
 
@@ -296,7 +309,8 @@ class MixtureMeasure(Pyramid):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._factors = [number(name, getattr(self, name), least=0.0) for name in self.TERMS]
+        self._factors = [variable(name, getattr(self, name), least=0.0) for name in self.TERMS]
+        self._factors_vary = has_symbols(*self._factors)
         if not any(self._factors):
             names = ", ".join(self.TERMS)
             raise ValueError(f"one of {names} must be greater than 0, got 0 for all")
@@ -316,35 +330,62 @@ class MixtureMeasure(Pyramid):
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         x, y = checked_images(x, y)
-        by_ssim, by_ms_ssim, *by_pixels = self._factors
-        kept = _KEPT[self.reduction]
-        settings, scales = self.settings(x), None
+        by_ssim, by_ms_ssim, *_ = self._factors
+        scales = None
         if by_ms_ssim > 0:
             scales = self._scales(x)
         elif by_ssim > 0:
             check_size(x, len(self._taps), self.padding)
-        else:  # of no window at all, each pixel is a position, where C2 = 0 would give 0 / 0
-            settings = ([1.0], 1.0, 1.0, *settings[3:-1], True)
-        if x.numel() == 0:
-            terms = torch.stack([_constant(x, y, kept, float(t < 2)) for t in range(5)], -1)
-            loss = terms[..., 2]
+        call = (*self.prepared(x, y), scales)
+        if self._factors_vary:  # ops take factors as constants of a graph
+            loss, terms = self._sum_of_terms(*call)
         else:
-            weights, constant = [-by_ssim, -by_ms_ssim, *by_pixels], by_ssim + by_ms_ssim
-            rows = columns = None
-            if self._factors[-1] > 0:
-                of_scales = 1 if scales is None else len(scales[0])
-                rows, columns = (self._inside(size, of_scales, x) for size in x.shape[2:])
-            shared = (weights, constant, rows, columns)
-            if scales is None:
-                count = ops.positions(x, settings, kept)
-                loss, terms = ops.similarity(x, y, settings, *shared, count, kept)
-            else:
-                loss, terms = ops.multi_scale(x, y, settings, scales, *shared, kept)
+            loss, terms = self._weighted(*call, self._factors)
         if not self.return_terms:
             return loss
         terms = terms.detach().to(loss.dtype)
         factors = zip(self.TERMS, self._factors, strict=True)
         return loss, {name: terms[..., t] for t, (name, factor) in enumerate(factors) if factor > 0}
+
+    def _sum_of_terms(
+        self, x: Tensor, y: Tensor, settings: reference.Settings, scales: ops.Scales | None
+    ) -> tuple[Tensor, Tensor]:
+        """The result of ``_weighted`` for the factors, from a sweep for each term."""
+        total = terms = None
+        for t, factor in enumerate(self._factors):
+            if factor > 0:
+                alone = [float(t == other) for other in range(len(self._factors))]
+                loss, of_loss = self._weighted(x, y, settings, scales, alone)
+                total = factor * loss if total is None else total + factor * loss
+                terms = torch.zeros_like(of_loss) if terms is None else terms
+                terms[..., t] = of_loss[..., t]
+        return total, terms
+
+    def _weighted(
+        self,
+        x: Tensor,
+        y: Tensor,
+        settings: reference.Settings,
+        scales: ops.Scales | None,
+        factors: list[float],
+    ) -> tuple[Tensor, Tensor]:
+        """The sum of the terms times their factors, and the terms, (5,) or (N, 5)."""
+        by_ssim, by_ms_ssim, *by_pixels = factors
+        kept = _KEPT[self.reduction]
+        if x.numel() == 0:
+            terms = torch.stack([_constant(x, y, kept, float(t < 2)) for t in range(5)], -1)
+            return terms[..., 2], terms
+        weights, constant = [-by_ssim, -by_ms_ssim, *by_pixels], by_ssim + by_ms_ssim
+        rows = columns = None
+        if factors[-1] > 0:
+            of_scales = 1 if scales is None else len(scales[0])
+            rows, columns = (self._inside(size, of_scales, x) for size in x.shape[2:])
+        shared = (weights, constant, rows, columns)
+        if scales is not None and by_ms_ssim > 0:
+            return ops.multi_scale(x, y, settings, scales, *shared, kept)
+        if by_ssim == 0:  # no window: each pixel is a position, and C2 = 0 must not give 0 / 0
+            settings = ([1.0], 1.0, 1.0, *settings[3:-1], True)
+        return ops.similarity(x, y, settings, *shared, ops.positions(x, settings, kept), kept)
 
     def _inside(self, size: int, scales: int, like: Tensor) -> Tensor:
         """What a row or column of pixels counts in the blurred L1. It is kept because the copy to
