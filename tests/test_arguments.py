@@ -16,6 +16,7 @@ MISTAKES = {
     "shape": ((X, X[..., :-1]), {}, ValueError, r"\(2, 3, 16, 18\) and \(2, 3, 16, 17\)"),
     "broadcastable_shape": ((X, X[:1]), {}, ValueError, r"same shape.*\(1, 3, 16, 18\)"),
     "dtype": ((X, X.double()), {}, ValueError, "dtype, got torch.float32 and torch.float64"),
+    "dtype_on_meta": ((X.to("meta"), X.half().to("meta")), {}, ValueError, "dtype, got torch.f"),
     "device": ((X, X.to("meta")), {}, ValueError, "device, got cpu and meta"),
     "integer": ((X.int(), X.int()), {}, TypeError, "x must be float16.*got torch.int32.*float"),
     "complex": ((X.cfloat(), X.cfloat()), {}, TypeError, "got torch.complex64"),
