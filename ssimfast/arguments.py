@@ -130,13 +130,14 @@ _SHAPES = {4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
 def checked_images(x: Tensor, y: Tensor, ranks: tuple[int, ...] = (4,)) -> tuple[Tensor, Tensor]:
     """The images, of one dtype: autocast, where it is on, makes half of what a layer returns and
     leaves the other image as it is, which is then no mistake."""
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         raise RuntimeError(
             "torch.jit.trace, which torch.onnx.export(dynamo=False) calls, would record the size "
             "of the images as a constant of ssimfast; use torch.export.export or torch.compile"
         )
     for name, image in (("x", x), ("y", y)):
-        _check_kind(name, image)
+        if type(image) is not Tensor or image.layout is not torch.strided or image.is_nested:
+            _check_kind(name, image)
         if image.dim() not in ranks:
             wanted = " or ".join(_SHAPES[rank] for rank in ranks)
             hint = {3: f"; a single image is {name}[None]", 5: "; only ssim takes volumes"}

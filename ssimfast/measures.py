@@ -77,8 +77,8 @@ class Windowed:
         flag("sample_covariance", self.sample_covariance)
         choice("padding", self.padding, self._PADDINGS)
 
-    def settings(self, x: Tensor) -> reference.Settings:
-        """The arguments that all ops share."""
+    def prepared(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, reference.Settings]:
+        """The images, and the arguments that all ops share."""
         c2 = self._c2
         if self.sample_covariance:
             # n / (n - 1) times the variances, in a quotient in which C2 is the only other summand.
@@ -87,17 +87,12 @@ class Windowed:
                 raise ValueError("sample_covariance needs a window_size of at least 3, got 1")
             c2 = c2 * (n - 1) / n
         low, high = self._range or (0.0, 255.0 if x.dtype == torch.uint8 else 1.0)
-        return self._taps, self._c1, c2, low, 1 / (high - low), self.padding == "same"
-
-    def prepared(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, reference.Settings]:
-        """The images, and the arguments that all ops share."""
-        settings = self.settings(x)
+        scale = 1 / (high - low)
         if self._range_varies:  # ops take the range as constants of a graph
-            *others, low, scale, same = settings
             dtype = reference.result_dtype(x.dtype)
             x, y = ((image.to(dtype) - low) * scale for image in (x, y))
-            settings = (*others, 0.0, 1.0, same)
-        return x, y, settings
+            low, scale = 0.0, 1.0
+        return x, y, (self._taps, self._c1, c2, low, scale, self.padding == "same")
 
     def use_taps(self, taps: list[float]) -> None:
         """Takes another separable window: an odd number of taps >= 0, symmetric, of sum 1."""
@@ -289,8 +284,9 @@ class MSSSIMMeasure(Pyramid):
             value = _constant(x, y, kept, factor + constant)
         else:
             weights = [0.0, factor, 0.0, 0.0, 0.0]
+            x, y, settings = self.prepared(x, y)
             rest = (weights, constant, None, None, kept)
-            value = ops.multi_scale(*self.prepared(x, y), scales, *rest)[0]
+            value = ops.multi_scale(x, y, settings, scales, *rest)[0]
         return value.sum() if self.reduction == "sum" else value
 
 
@@ -351,14 +347,15 @@ class MixtureMeasure(Pyramid):
         self, x: Tensor, y: Tensor, settings: reference.Settings, scales: ops.Scales | None
     ) -> tuple[Tensor, Tensor]:
         """The result of ``_weighted`` for the factors, from a sweep for each term."""
-        total = terms = None
-        for t, factor in enumerate(self._factors):
-            if factor > 0:
-                alone = [float(t == other) for other in range(len(self._factors))]
-                loss, of_loss = self._weighted(x, y, settings, scales, alone)
-                total = factor * loss if total is None else total + factor * loss
-                terms = torch.zeros_like(of_loss) if terms is None else terms
-                terms[..., t] = of_loss[..., t]
+        chosen = [t for t, factor in enumerate(self._factors) if factor > 0]
+        results = []
+        for t in chosen:
+            alone = [float(t == other) for other in range(len(self._factors))]
+            results.append(self._weighted(x, y, settings, scales, alone))
+        total, terms = (torch.zeros_like(result) for result in results[0])
+        for t, (loss, of_loss) in zip(chosen, results, strict=True):
+            total = total + self._factors[t] * loss
+            terms[..., t] = of_loss[..., t]
         return total, terms
 
     def _weighted(

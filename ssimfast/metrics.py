@@ -1,8 +1,8 @@
 """SSIM and MS-SSIM over a whole data set, as metrics of torchmetrics, which must be installed.
 
 They keep a sum of the values of the images and their number, and so hold no images and no graph;
-across processes both are summed. Both are float64, whatever dtype the metric is cast to. On a device
-without float64 they stay on the CPU.
+across processes both are summed. Both are float64, whatever dtype the metric is cast to, and stay
+on the CPU if the device has no float64.
 """
 
 import hashlib
@@ -80,7 +80,8 @@ class _MeanOverImages(Metric):
         """Moves the metric. Its states change their device and never their dtype."""
         super()._apply(fn, (*exclude_state, *self._defaults))
         for name in (self._total, self._count):
-            self._defaults[name] = _moved(self._defaults[name], fn)
+            default: Any = self._defaults[name]
+            self._defaults[name] = _moved(default, fn)
             setattr(self, name, _moved(getattr(self, name), fn))
         return self
 

@@ -53,12 +53,16 @@ def _spatial_dims(image: Tensor) -> tuple[int, ...]:
 def _filter(image: Tensor, window: list[float]) -> Tensor:
     """Correlates (N, C, ...) with the separable window: K - 1 fewer along each axis."""
     for dim in _spatial_dims(image):
-        size = image.shape[dim] - len(window) + 1
-        out = image.narrow(dim, 0, size) * window[0]
-        for offset, tap in enumerate(window[1:], start=1):
-            out.add_(image.narrow(dim, offset, size), alpha=tap)
-        image = out
+        image = _filter_along(dim, image, window)
     return image
+
+
+def _filter_along(dim: int, image: Tensor, window: list[float]) -> Tensor:
+    size = image.shape[dim] - len(window) + 1
+    out = image.narrow(dim, 0, size) * window[0]
+    for offset, tap in enumerate(window[1:], start=1):
+        out.add_(image.narrow(dim, offset, size), alpha=tap)
+    return out
 
 
 def _pad(image: Tensor, halo: int, value: Tensor) -> Tensor:
@@ -141,7 +145,7 @@ class _CentredMoments:
         size = means.shape[dim] - len(taps) + 1
         total = inverse = None
         if weights is not None:
-            total = sum(tap * weights.narrow(dim, j, size) for j, tap in enumerate(taps))
+            total = _filter_along(dim, weights, taps)
             inverse = torch.where(total > 0, 1 / total, 0)
 
         def average(values: Callable[[int], Tensor]) -> Tensor:
@@ -172,13 +176,12 @@ class _CentredMoments:
                 torch.nn.functional.pad(values, pads) for values in (mean, by_mean, by_variance)
             )
             size = means.shape[dim]
-            out_mean, out_variance = torch.zeros_like(means), torch.zeros_like(means)
+            by_means = _filter_along(dim, by_mean, taps)
             for j, tap in enumerate(taps):
-                factor = by_variance.narrow(dim, j, size)
-                out_mean.add_(by_mean.narrow(dim, j, size), alpha=tap)
-                out_mean.addcmul_(means - mean.narrow(dim, j, size), factor, value=tap)
-                out_variance.add_(factor, alpha=tap)
-            mean, by_mean, by_variance = means, out_mean, out_variance
+                distance = means - mean.narrow(dim, j, size)
+                by_means.addcmul_(distance, by_variance.narrow(dim, j, size), value=tap)
+            by_variance = _filter_along(dim, by_variance, taps)
+            mean, by_mean = means, by_means
         return by_mean
 
 
