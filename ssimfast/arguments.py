@@ -1,13 +1,14 @@
 """Checks of what callers give, with errors that name the argument and print what came."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from types import NoneType
-from typing import TypeVar, get_args
+from typing import Any, NoReturn, TypeVar, get_args
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import has_static_value
 
 from ssimfast.typing import Padding, Window
 
@@ -15,19 +16,32 @@ MAX_WINDOW_SIZE = 33
 # Of arguments that are numbers: squares and quotients of them stay within float32.
 _LARGEST = 1e15
 _Choice = TypeVar("_Choice", bound=str | None)
+_Called = TypeVar("_Called", bound=Callable[..., Any])
 _WINDOWS = get_args(Window)
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8)
 
 
 def number(name: str, value: float, least: float = -_LARGEST) -> float:
+    """A number that is a constant of a compiled graph: another value needs another graph."""
+    value = variable(name, value, least)
+    # torch.compile makes a constant of the key of a dict, and fails on the window's arithmetic with
+    # a symbol.
+    (value,) = {value: None}
+    return value
+
+
+def variable(name: str, value: float, least: float = -_LARGEST) -> float:
+    """A number that may change from call to call: torch.compile may trace it as a symbol."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not least <= value <= _LARGEST:
         raise ValueError(f"{name} must be between {least:g} and {_LARGEST:g}, got {value}")
-    # As a key it becomes a constant for torch.compile(dynamic=True), which else traces it as a
-    # symbol and fails on the window's arithmetic.
-    (value,) = {value: None}
     return float(value)
+
+
+def has_symbols(*numbers: float) -> bool:
+    """True if torch.compile traces one of the numbers as a symbol."""
+    return torch.compiler.is_compiling() and not all(map(has_static_value, numbers))
 
 
 def flag(name: str, value: bool) -> bool:
@@ -49,7 +63,7 @@ def value_range_of(
     if value_range is None:
         if data_range is None:
             return None
-        high = number("data_range", data_range)
+        high = variable("data_range", data_range)
         if high < 1 / _LARGEST:
             raise ValueError(f"data_range must be at least {1 / _LARGEST:g}, got {data_range}")
         return 0.0, high
@@ -59,7 +73,7 @@ def value_range_of(
         )
     if not isinstance(value_range, (tuple, list)) or len(value_range) != 2:
         raise TypeError(f"value_range must be a pair (low, high), got {value_range!r}")
-    low, high = (number("value_range", bound) for bound in value_range)
+    low, high = (variable("value_range", bound) for bound in value_range)
     if not low < high:
         raise ValueError(f"value_range must be (low, high) with low < high, got {value_range!r}")
     if high - low < 1 / _LARGEST:
@@ -98,15 +112,32 @@ def uniform_taps(radius: int) -> list[float]:
     return [1 / (2 * radius + 1)] * (2 * radius + 1)
 
 
+def not_scriptable(called: _Called) -> _Called:
+    """Makes torch.jit.script refuse a function or a class of modules, and say what to do."""
+    called.__prepare_scriptable__ = _refuse_scripting  # type: ignore[attr-defined]
+    return called
+
+
+def _refuse_scripting(*_: Any) -> NoReturn:
+    raise RuntimeError(
+        "torch.jit.script cannot compile ssimfast; use torch.export.export or torch.compile"
+    )
+
+
 _SHAPES = {4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
 
 
 def checked_images(x: Tensor, y: Tensor, ranks: tuple[int, ...] = (4,)) -> tuple[Tensor, Tensor]:
     """The images, of one dtype: autocast, where it is on, makes half of what a layer returns and
     leaves the other image as it is, which is then no mistake."""
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        raise RuntimeError(
+            "torch.jit.trace, which torch.onnx.export(dynamo=False) calls, would record the size "
+            "of the images as a constant of ssimfast; use torch.export.export or torch.compile"
+        )
     for name, image in (("x", x), ("y", y)):
-        if not isinstance(image, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(image).__name__}")
+        if type(image) is not Tensor or image.layout is not torch.strided or image.is_nested:
+            _check_kind(name, image)
         if image.dim() not in ranks:
             wanted = " or ".join(_SHAPES[rank] for rank in ranks)
             hint = {3: f"; a single image is {name}[None]", 5: "; only ssim takes volumes"}
@@ -123,10 +154,11 @@ def checked_images(x: Tensor, y: Tensor, ranks: tuple[int, ...] = (4,)) -> tuple
         raise ValueError(
             f"x and y must have the same shape, got {tuple(x.shape)} and {tuple(y.shape)}"
         )
-    floating = x.is_floating_point() and y.is_floating_point()
-    if x.dtype != y.dtype and floating and torch.is_autocast_enabled(x.device.type):
-        wider = torch.promote_types(x.dtype, y.dtype)
-        x, y = x.to(wider), y.to(wider)
+    if x.dtype != y.dtype and x.is_floating_point() and y.is_floating_point():
+        kind = x.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            wider = torch.promote_types(x.dtype, y.dtype)
+            x, y = x.to(wider), y.to(wider)
     if x.dtype != y.dtype:
         raise ValueError(
             f"x and y must have the same dtype, got {x.dtype} and {y.dtype}; convert one, for "
@@ -135,6 +167,30 @@ def checked_images(x: Tensor, y: Tensor, ranks: tuple[int, ...] = (4,)) -> tuple
     if x.device != y.device:
         raise ValueError(f"x and y must be on the same device, got {x.device} and {y.device}")
     return x, y
+
+
+def _check_kind(name: str, tensor: Tensor) -> None:
+    """Refuses everything but tensors whose elements lie in memory at strides, on one device."""
+    if not isinstance(tensor, Tensor):
+        hint = ""
+        if isinstance(tensor, torch.fx.Proxy):
+            hint = (
+                " of torch.fx.symbolic_trace, which cannot record ssimfast; use "
+                "torch.export.export, or a Tracer that keeps modules of ssimfast as leaves"
+            )
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}{hint}")
+    if tensor.is_nested:
+        raise TypeError(f"{name} must be a dense tensor, got a nested one; give each image alone")
+    if tensor.layout is not torch.strided:
+        layout = str(tensor.layout).removeprefix("torch.")
+        raise TypeError(
+            f"{name} must be a dense tensor, got layout {layout}; {name}.to_dense() converts it"
+        )
+    if type(tensor) is not Tensor and hasattr(tensor, "full_tensor"):
+        raise TypeError(
+            f"{name} must be the tensor of one process, got a {type(tensor).__name__}; give "
+            f"{name}.full_tensor(), or {name}.to_local() where only the batch is sharded"
+        )
 
 
 def check_size(x: Tensor, window_size: int, padding: Padding) -> None:
@@ -157,8 +213,7 @@ def hint_of_layout(x: Tensor, least: int) -> str:
 
 def mask_like(mask: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     """The mask with the shape of ``x`` and that dtype."""
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"mask must be a tensor, got {type(mask).__name__}")
+    _check_kind("mask", mask)
     if mask.dtype != torch.bool and not mask.dtype.is_floating_point:
         hint = "" if mask.dtype.is_complex else "; `mask > 0` makes it bool"
         raise TypeError(f"mask must be bool or floating point, got {mask.dtype}{hint}")

@@ -17,12 +17,14 @@ from ssimfast.arguments import (
     checked_images,
     choice,
     flag,
+    has_symbols,
     hint_of_layout,
     mask_like,
     number,
     taps,
     taps_of,
     value_range_of,
+    variable,
 )
 from ssimfast.typing import (
     Channels,
@@ -40,7 +42,7 @@ WANG_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _KEPT = {"mean": 0, "batch": 1}
 _REDUCTIONS, _ODDS = get_args(Reduction), get_args(Odd)
 _NEGATIVES, _CHANNELS = get_args(Negative), get_args(Channels)
-_MOST_COUNTS = 64  # of rows and columns of so many sizes what they count is kept
+_MOST_COUNTS = 1024  # entries of the cache in MixtureMeasure, each a row or column of numbers
 
 
 class SSIMComponents(NamedTuple):
@@ -68,6 +70,7 @@ class Windowed:
 
     def __post_init__(self) -> None:
         self._range = value_range_of(self.value_range, self.data_range)
+        self._range_varies = has_symbols(*self._range or ())
         self._taps = taps_of(self.window, self.window_size, self.sigma)
         self._c1 = number("k1", self.k1, least=0.0) ** 2
         self._c2 = number("k2", self.k2, least=0.0) ** 2
@@ -76,22 +79,27 @@ class Windowed:
             raise ValueError("sample_covariance needs a window_size of at least 3, got 1")
         choice("padding", self.padding, self._PADDINGS)
 
-    def settings(self, x: Tensor) -> reference.Settings:
-        """The arguments that all ops share."""
+    def prepared(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, reference.Settings]:
+        """The images, and the arguments that all ops share."""
         c2 = self._c2
         if self.sample_covariance:
             # n / (n - 1) times the variances, in a quotient in which C2 is the only other summand.
             n = len(self._taps) ** (x.dim() - 2)
             c2 = c2 * (n - 1) / n
         low, high = self._range or (0.0, 255.0 if x.dtype == torch.uint8 else 1.0)
-        return self._taps, self._c1, c2, low, 1 / (high - low), self.padding == "same"
+        scale = 1 / (high - low)
+        if self._range_varies:  # ops take the range as constants of a graph
+            dtype = reference.result_dtype(x.dtype)
+            x, y = ((image.to(dtype) - low) * scale for image in (x, y))
+            low, scale = 0.0, 1.0
+        return x, y, (self._taps, self._c1, c2, low, scale, self.padding == "same")
 
     def use_taps(self, taps: list[float]) -> None:
         """Takes another separable window: an odd number of taps >= 0, symmetric, of sum 1."""
         self._taps = taps
 
-    def _reflected(self, image: Tensor) -> Tensor:
-        return ops.reflected(image, len(self._taps) // 2)
+    def _reflected(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.reflected(x, y, len(self._taps) // 2)
 
 
 @dataclass(kw_only=True)
@@ -124,7 +132,7 @@ class SSIMMeasure(Windowed):
         """SSIM, of sums and means of pairs of images times a factor and plus a constant."""
         x, y = checked_images(x, y, ranks=(4, 5))
         check_size(x, len(self._taps), self.padding)
-        settings = self.settings(x)
+        x, y, settings = self.prepared(x, y)
         kept = _KEPT.get(reduction, 0)
         if mask is not None:
             mask = self._checked_mask(mask, x)
@@ -140,7 +148,7 @@ class SSIMMeasure(Windowed):
         if x.numel() == 0 and reduction not in ("sum", "none"):
             return _constant(x, y, kept, 1.0)
         if self.padding == "reflect":
-            x, y = self._reflected(x), self._reflected(y)
+            x, y = self._reflected(x, y)
         if reduction == "none":
             if x.dim() == 5:
                 return ops.ssim_nd_map(x, y, None, *settings)
@@ -176,9 +184,9 @@ class ComponentsMeasure(Windowed):
     def __call__(self, x: Tensor, y: Tensor) -> SSIMComponents:
         x, y = checked_images(x, y)
         check_size(x, len(self._taps), self.padding)
-        settings = self.settings(x)
+        x, y, settings = self.prepared(x, y)
         if self.padding == "reflect":
-            x, y = self._reflected(x), self._reflected(y)
+            x, y = self._reflected(x, y)
         return SSIMComponents(*ops.components_map(x, y, *settings))
 
 
@@ -276,8 +284,9 @@ class MSSSIMMeasure(Pyramid):
             value = _constant(x, y, kept, factor + constant)
         else:
             weights = [0.0, factor, 0.0, 0.0, 0.0]
+            x, y, settings = self.prepared(x, y)
             rest = (weights, constant, None, None, kept)
-            value = ops.multi_scale(x, y, self.settings(x), scales, *rest)[0]
+            value = ops.multi_scale(x, y, settings, scales, *rest)[0]
         return value.sum() if self.reduction == "sum" else value
 
 
@@ -296,14 +305,15 @@ class MixtureMeasure(Pyramid):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._factors = [number(name, getattr(self, name), least=0.0) for name in self.TERMS]
+        self._factors = [variable(name, getattr(self, name), least=0.0) for name in self.TERMS]
+        self._factors_vary = has_symbols(*self._factors)
         if not any(self._factors):
             names = ", ".join(self.TERMS)
             raise ValueError(f"one of {names} must be greater than 0, got 0 for all")
         flag("return_terms", self.return_terms)
         # By the number of scales: the coarsest window, in pixels of the finest.
         self._blurs: dict[int, list[float]] = {}
-        # Of pixels in the blurred L1, by size, scales, device and dtype.
+        # Weights of a row or column in the blurred L1, by its size, scales, device and dtype.
         self._counts: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
         if self.gaussian_l1 > 0:
             by_weights = (
@@ -316,52 +326,83 @@ class MixtureMeasure(Pyramid):
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         x, y = checked_images(x, y)
-        by_ssim, by_ms_ssim, *by_pixels = self._factors
-        kept = _KEPT[self.reduction]
-        settings, scales = self.settings(x), None
+        by_ssim, by_ms_ssim, *_ = self._factors
+        scales = None
         if by_ms_ssim > 0:
             scales = self._scales(x)
         elif by_ssim > 0:
             check_size(x, len(self._taps), self.padding)
-        else:  # of no window at all, each pixel is a position, where C2 = 0 would give 0 / 0
-            settings = ([1.0], 1.0, 1.0, *settings[3:-1], True)
-        if x.numel() == 0:
-            terms = torch.stack([_constant(x, y, kept, float(t < 2)) for t in range(5)], -1)
-            loss = terms[..., 2]
+        call = (*self.prepared(x, y), scales)
+        if self._factors_vary:  # ops take factors as constants of a graph
+            loss, terms = self._sum_of_terms(*call)
         else:
-            weights, constant = [-by_ssim, -by_ms_ssim, *by_pixels], by_ssim + by_ms_ssim
-            rows = columns = None
-            if self._factors[-1] > 0:
-                of_scales = 1 if scales is None else len(scales[0])
-                rows, columns = (self._inside(size, of_scales, x) for size in x.shape[2:])
-            shared = (weights, constant, rows, columns)
-            if scales is None:
-                count = ops.positions(x, settings, kept)
-                loss, terms = ops.similarity(x, y, settings, *shared, count, kept)
-            else:
-                loss, terms = ops.multi_scale(x, y, settings, scales, *shared, kept)
+            loss, terms = self._weighted(*call, self._factors)
         if not self.return_terms:
             return loss
         terms = terms.detach().to(loss.dtype)
         factors = zip(self.TERMS, self._factors, strict=True)
         return loss, {name: terms[..., t] for t, (name, factor) in enumerate(factors) if factor > 0}
 
+    def _sum_of_terms(
+        self, x: Tensor, y: Tensor, settings: reference.Settings, scales: ops.Scales | None
+    ) -> tuple[Tensor, Tensor]:
+        """The result of ``_weighted`` for the factors, from a sweep for each term."""
+        chosen = [t for t, factor in enumerate(self._factors) if factor > 0]
+        results = []
+        for t in chosen:
+            alone = [float(t == other) for other in range(len(self._factors))]
+            results.append(self._weighted(x, y, settings, scales, alone))
+        total, terms = (torch.zeros_like(result) for result in results[0])
+        for t, (loss, of_loss) in zip(chosen, results, strict=True):
+            total = total + self._factors[t] * loss
+            terms[..., t] = of_loss[..., t]
+        return total, terms
+
+    def _weighted(
+        self,
+        x: Tensor,
+        y: Tensor,
+        settings: reference.Settings,
+        scales: ops.Scales | None,
+        factors: list[float],
+    ) -> tuple[Tensor, Tensor]:
+        """The sum of the terms times their factors, and the terms, (5,) or (N, 5)."""
+        by_ssim, by_ms_ssim, *by_pixels = factors
+        kept = _KEPT[self.reduction]
+        if x.numel() == 0:
+            terms = torch.stack([_constant(x, y, kept, float(t < 2)) for t in range(5)], -1)
+            return terms[..., 2], terms
+        weights, constant = [-by_ssim, -by_ms_ssim, *by_pixels], by_ssim + by_ms_ssim
+        rows = columns = None
+        if factors[-1] > 0:
+            of_scales = 1 if scales is None else len(scales[0])
+            rows, columns = (self._inside(size, of_scales, x) for size in x.shape[2:])
+        shared = (weights, constant, rows, columns)
+        if scales is not None and by_ms_ssim > 0:
+            return ops.multi_scale(x, y, settings, scales, *shared, kept)
+        if by_ssim == 0:  # no window: each pixel is a position, and C2 = 0 must not give 0 / 0
+            settings = ([1.0], 1.0, 1.0, *settings[3:-1], True)
+        return ops.similarity(x, y, settings, *shared, ops.positions(x, settings, kept), kept)
+
     def _inside(self, size: int, scales: int, like: Tensor) -> Tensor:
-        """What a row or column of pixels counts in the blurred L1. Kept, for it is copied to the
-        device, which would wait for it, and could not be captured in a CUDA graph."""
+        """What a row or column of pixels counts in the blurred L1. It is kept because the copy to
+        the device waits for it and cannot be captured in a CUDA graph."""
         if torch.compiler.is_compiling() or type(like) not in (Tensor, torch.nn.Parameter):
             return _inside(size, self._blurs[scales], like)
         key = (size, scales, like.device, like.dtype)
-        if key not in self._counts:
-            while len(self._counts) >= _MOST_COUNTS:
-                del self._counts[next(iter(self._counts))]
+        counts = self._counts.get(key)
+        if counts is None:
             with torch.inference_mode(False):  # it may be used in training later
                 counts = _inside(
                     size, self._blurs[scales], torch.empty(0, dtype=like.dtype, device="cpu")
                 )
                 # A copy that is waited for: the next use may be on another stream.
-                self._counts[key] = counts.to(like.device)
-        return self._counts[key]
+                counts = counts.to(like.device)
+            # Entries are only ever added, which needs no lock, and a captured CUDA graph can go on
+            # reading them.
+            if len(self._counts) < _MOST_COUNTS:
+                counts = self._counts.setdefault(key, counts)
+        return counts
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_counts": {}}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, cast, overloa
 from torch import Tensor, nn
 from typing_extensions import TypeVar, Unpack
 
-from ssimfast.arguments import number
+from ssimfast.arguments import not_scriptable, number
 from ssimfast.measures import MixtureMeasure, MSSSIMMeasure, SSIMMeasure, Windowed
 from ssimfast.presets import resolve
 from ssimfast.typing import (
@@ -26,6 +26,7 @@ def _keyword(name: str, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
 
 
+@not_scriptable
 class _Module(nn.Module):
     """A measure with fixed arguments, those of the function of the same name.
 

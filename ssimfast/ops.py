@@ -277,19 +277,34 @@ def _check_backward(*upstream: Tensor) -> None:
 _retains_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
-def _may_overwrite() -> bool:
+# The hooks of torch.autograd.graph.saved_tensors_hooks that see what forward saves, or None; where
+# torch does not tell, as if there were some.
+_hooks_of_saved = getattr(
+    torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore_is_tracing: True
+)
+
+
+def _save_gradients(ctx: Any, *tensors: Tensor | None) -> None:
+    """Saves tensors, gradients among them that backward may overwrite if nobody else has them."""
+    ctx.save_for_backward(*tensors)
+    # A hook may keep the tensor that it is given.
+    ctx.owns_saved = torch.compiler.is_compiling() or _hooks_of_saved(True) is None
+
+
+def _may_overwrite(ctx: Any) -> bool:
     """Whether backward may use the memory of what was saved for it: nobody will need it again."""
-    return not torch.compiler.is_compiling() and not _retains_graph()
+    return not torch.compiler.is_compiling() and ctx.owns_saved and not _retains_graph()
 
 
 def _scaled(
-    grads: Sequence[Tensor],
+    ctx: Any,
     factors: tuple[Tensor, float, int],
     in_place: Callable[..., None],
     copied: Callable[..., Tensor],
 ) -> Sequence[Tensor]:
-    """What was saved for backward, scaled in its place where that may be."""
-    if not _may_overwrite():
+    """The gradients that were saved for backward, scaled in their place where that may be."""
+    grads: Sequence[Tensor] = ctx.saved_tensors
+    if not _may_overwrite(ctx):
         return [copied(grad, *factors) for grad in grads]
     for grad in grads:
         in_place(grad, *factors)
@@ -356,7 +371,7 @@ class SSIMNdMean(torch.autograd.Function):
         needs = ctx.needs_input_grad[:2]
         x, y = _in_order(x, y, needs)
         value, grads = _ssim_nd_mean(x, y, *settings, count, kept, sum(needs))
-        ctx.save_for_backward(*grads)
+        _save_gradients(ctx, *grads)
         ctx.scale, ctx.count = settings[4], count
         return value
 
@@ -365,7 +380,7 @@ class SSIMNdMean(torch.autograd.Function):
         _check_backward(upstream)
         factors = (upstream, ctx.scale, ctx.count)
         # The ops are of images.
-        grads = _scaled(ctx.saved_tensors, factors, reference.scale_grad_, reference.scale_grad)
+        grads = _scaled(ctx, factors, reference.scale_grad_, reference.scale_grad)
         return *_by_need(grads, ctx.needs_input_grad[:2]), *[None] * 3
 
 
@@ -414,7 +429,7 @@ class Similarity(torch.autograd.Function):
             *(x, y, *settings, _bits(weights), weights, constant, None, rows, columns),
             *(count, kept, sum(needs), 0, finished),
         )
-        ctx.save_for_backward(*grads)
+        _save_gradients(ctx, *grads)
         ctx.scale, ctx.count = 1.0, 1
         if not finished:
             ctx.scale, ctx.count = settings[4] * reference.bound_of(weights), count
@@ -428,7 +443,7 @@ class Similarity(torch.autograd.Function):
             return (None,) * 9
         _check_backward(upstream)
         factors = (upstream, ctx.scale, ctx.count)
-        grads = _scaled(ctx.saved_tensors, factors, _scale_grad_, _scale_grad)
+        grads = _scaled(ctx, factors, _scale_grad_, _scale_grad)
         return *_by_need(grads, ctx.needs_input_grad[:2]), *[None] * 7
 
 
@@ -462,7 +477,7 @@ class MultiScale(torch.autograd.Function):
         )
         keeps_images = late or any(weights[reference.L1 :])
         images = (x, y) if keeps_images else (None, None)
-        ctx.save_for_backward(slopes, finest_weights, *images, rows, columns, *grads)
+        _save_gradients(ctx, slopes, finest_weights, *images, rows, columns, *grads)
         ctx.mark_non_differentiable(terms)
         ctx.set_materialize_grads(False)  # of the terms: zeros that nobody reads
         return value, terms
@@ -488,7 +503,7 @@ class MultiScale(torch.autograd.Function):
         pixel_weights = weights[reference.L1 :]
         if not any(pixel_weights):
             x = y = None
-        in_place = _may_overwrite()
+        in_place = _may_overwrite(ctx)
         out = []
         for i in range(count):  # by y, x - y has the other sign
             signed = [weight * (1 - 2 * i) for weight in pixel_weights]
@@ -534,16 +549,65 @@ def positions(
     return count
 
 
-def reflected(image: Tensor, halo: int) -> Tensor:
-    """The image or volume with a reflected border of ``halo`` on every side.
+class Reflected(torch.autograd.Function):
+    """The border of ``reflected``, with the same bits in every backward. (Backward of torch's own
+    padding sums with atomics on CUDA.)"""
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, halo: int) -> Any:
+        ctx.halo = halo
+        return _reflect(image, halo)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        return _folded(upstream, ctx.halo), None
+
+
+def reflected(x: Tensor, y: Tensor, halo: int) -> tuple[Tensor, Tensor]:
+    """The images or volumes with a reflected border of ``halo`` on every side.
 
     Half types become float32: the gradient by a pixel is the sum of those by its reflections.
     """
-    if image.is_floating_point():
-        image = image.to(reference.result_dtype(image.dtype))
+    differentiable = _needs_autograd(x, y) and not _torch_folds_well(x)
+    reflect: Callable[..., Tensor] = Reflected.apply if differentiable else _reflect
+    if x.is_floating_point():
+        dtype = reference.result_dtype(x.dtype)
+        x, y = x.to(dtype), y.to(dtype)
+    return reflect(x, halo), reflect(y, halo)
+
+
+def _torch_folds_well(image: Tensor) -> bool:
+    """True for small images on the CPU: torch's own backward is one call, and deterministic."""
+    return not torch.compiler.is_compiling() and image.is_cpu and image.numel() < 2**16
+
+
+def _reflect(image: Tensor, halo: int) -> Tensor:
     pads = [halo] * (2 * (image.dim() - 2))
     mode = "reflect" if image.numel() > 0 else "constant"  # reflection wants channels
     return torch.nn.functional.pad(image, pads, mode=mode)
+
+
+def _unreflected(grad: Tensor, halo: int) -> Tensor:
+    """The gradient by an image, from that by the image with a reflected border."""
+    if not _torch_folds_well(grad):
+        return _folded(grad, halo)
+    like = grad.new_empty((*grad.shape[:2], *(size - 2 * halo for size in grad.shape[2:])))
+    out: Tensor = torch.ops.aten.reflection_pad2d_backward(grad.contiguous(), like, [halo] * 4)
+    return out
+
+
+def _folded(grad: Tensor, halo: int, dim: int = 2) -> Tensor:
+    """``grad`` without its border from ``dim`` on, whose values are added where they came from."""
+    if dim == grad.dim():
+        return grad.clone()
+    size = grad.shape[dim] - 2 * halo
+    left, inside, right = (
+        _folded(grad.narrow(dim, start, count), halo, dim + 1)
+        for start, count in ((0, halo), (halo, size), (halo + size, halo))
+    )
+    inside.narrow(dim, 1, halo).add_(left.flip(dim))
+    inside.narrow(dim, size - 1 - halo, halo).add_(right.flip(dim))
+    return inside
 
 
 def _of_all_scales(
@@ -591,8 +655,8 @@ def _compose_scales(
         finest, coarsest = scale == 0, scale == len(scale_weights) - 1
         halo = len(window) // 2 if coarsest and reflect else 0
         if halo:
-            images = x
-            x, y = reflected(x, halo), reflected(y, halo)
+            dtype_of_images = x.dtype
+            x, y = (_reflect(image.to(dtype), halo) for image in (x, y))
         counts.append(positions(x, settings, 2))
         mean = reference.SSIM if coarsest else reference.CONTRAST_STRUCTURE
         wanted = 1 << mean
@@ -604,7 +668,7 @@ def _compose_scales(
             *(0 if finest and late else gradients, 0 if coarsest else pooling, False),
         )
         if halo:
-            grad = [_unpad_reflection(g, halo, images) for g in grad]
+            grad = [_unreflected(g, halo).to(dtype_of_images) for g in grad]
         terms.append(term)
         grads += grad
         if not coarsest:
@@ -619,13 +683,6 @@ def _compose_scales(
     if late:
         finest_weights, slopes = _finest_weights(slopes, weights[reference.SSIM], group)
     return value.to(dtype), out, slopes, finest_weights.to(dtype), grads
-
-
-def _unpad_reflection(grad: Tensor, halo: int, image: Tensor) -> Tensor:
-    """The gradient by an image, from that by the image with a reflected border."""
-    like = grad.new_empty(image.shape)
-    out: Tensor = torch.ops.aten.reflection_pad2d_backward(grad.contiguous(), like, [halo] * 4)
-    return out.to(image.dtype)
 
 
 def _is_transformed(*inputs: Tensor | None) -> bool:

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from ssimfast.arguments import choice
+from ssimfast.arguments import choice, not_scriptable
 from ssimfast.typing import Preset
 
 _Parameters = ParamSpec("_Parameters")
@@ -48,4 +48,4 @@ def with_presets(
             return function(*images, **resolve(arguments, known))
         return function(*images, **arguments)
 
-    return wrapper
+    return not_scriptable(wrapper)

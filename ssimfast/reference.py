@@ -7,6 +7,7 @@ exact in the arithmetic type on every device, where a convolution may round to T
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,12 +53,136 @@ def _spatial_dims(image: Tensor) -> tuple[int, ...]:
 def _filter(image: Tensor, window: list[float]) -> Tensor:
     """Correlates (N, C, ...) with the separable window: K - 1 fewer along each axis."""
     for dim in _spatial_dims(image):
-        size = image.shape[dim] - len(window) + 1
-        out = image.narrow(dim, 0, size) * window[0]
-        for offset, tap in enumerate(window[1:], start=1):
-            out.add_(image.narrow(dim, offset, size), alpha=tap)
-        image = out
+        image = _filter_along(dim, image, window)
     return image
+
+
+def _filter_along(dim: int, image: Tensor, window: list[float]) -> Tensor:
+    size = image.shape[dim] - len(window) + 1
+    out = image.narrow(dim, 0, size) * window[0]
+    for offset, tap in enumerate(window[1:], start=1):
+        out.add_(image.narrow(dim, offset, size), alpha=tap)
+    return out
+
+
+def _pad(image: Tensor, halo: int, value: Tensor) -> Tensor:
+    """The image with a border of ``value``, one number a plane."""
+    sizes = image.shape[2:]
+    padded = value.expand(*image.shape[:2], *(size + 2 * halo for size in sizes)).clone()
+    inside = [slice(halo, halo + size) for size in sizes]
+    padded[(slice(None), slice(None), *inside)] = image
+    return padded
+
+
+class _Windows(NamedTuple):
+    """The windows of all images in a call."""
+
+    taps: list[float]
+    same: bool
+    mask: Tensor | None
+    support: Tensor | None  # 1 / (the part of each window that the mask lets through), or 0
+
+    def padded(self, image: Tensor, black: Tensor) -> Tensor:
+        return _pad(image, len(self.taps) // 2, black) if self.same else image
+
+    def margin(self) -> int:
+        """Border of a map whose windows then give a value for each pixel."""
+        return len(self.taps) // 2 if self.same else len(self.taps) - 1
+
+
+class _Moments:
+    """The local means and variances of an image, and the gradient by the image, in float64: it
+    needs no care against cancellation, and most time goes into memory either way."""
+
+    def __init__(self, image: Tensor, black: Tensor, windows: _Windows) -> None:
+        self.image, self.windows = image, windows
+        if windows.mask is None or windows.support is None:
+            image = windows.padded(image, black)
+            mean, square = _filter(image, windows.taps), _filter(image.square(), windows.taps)
+        else:
+            nothing = torch.zeros_like(black)
+            mean, square = (
+                _filter(windows.padded(part * windows.mask, nothing), windows.taps)
+                * windows.support
+                for part in (image, image.square())
+            )
+        # Negative only through rounding. clamp_min keeps NaN.
+        self.mean, self.variance = mean, (square - mean.square()).clamp_min(0)
+
+    def gradient(self, by_mean: Tensor, by_variance: Tensor) -> Tensor:
+        """The sum over the windows of a pixel of ``by_mean + by_variance * (pixel - mean)``: so
+        ``by_variance`` is twice the derivative."""
+        by_mean = by_mean - self.mean * by_variance
+        return self._adjoint(by_mean) + self.image * self._adjoint(by_variance)
+
+    def _adjoint(self, values: Tensor) -> Tensor:
+        pads = [self.windows.margin()] * (2 * len(_spatial_dims(values)))
+        return _filter(torch.nn.functional.pad(values, pads), self.windows.taps)
+
+
+class _CentredMoments:
+    """The same in float32, axis by axis. A mean close by is subtracted before anything is squared
+    or multiplied by a derivative: docs/mathematics.md, "Centring"."""
+
+    def __init__(self, image: Tensor, black: Tensor, windows: _Windows) -> None:
+        self.windows = windows
+        weight = windows.mask
+        if weight is not None:
+            weight = windows.padded(weight, torch.zeros_like(black))
+        mean = windows.padded(image, black)
+        variance = torch.zeros_like(mean)
+        self.means = [mean]
+        for dim in _spatial_dims(image):
+            mean, variance, weight = self._along(dim, mean, variance, weight)
+            self.means.append(mean)
+        self.mean, self.variance = mean, variance
+
+    def _along(
+        self, dim: int, means: Tensor, variances: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The moments of windows along ``dim``, from those of their elements."""
+        taps = self.windows.taps
+        size = means.shape[dim] - len(taps) + 1
+        total = inverse = None
+        if weights is not None:
+            total = _filter_along(dim, weights, taps)
+            inverse = torch.where(total > 0, 1 / total, 0)
+
+        def average(values: Callable[[int], Tensor]) -> Tensor:
+            out = torch.zeros_like(means.narrow(dim, 0, size))
+            for j, tap in enumerate(taps):
+                if weights is None:
+                    out.add_(values(j), alpha=tap)
+                else:
+                    out.addcmul_(values(j), weights.narrow(dim, j, size), value=tap)
+            return out if inverse is None else out * inverse
+
+        mean = average(lambda j: means.narrow(dim, j, size))
+        variance = average(
+            lambda j: (means.narrow(dim, j, size) - mean).square_() + variances.narrow(dim, j, size)
+        )
+        return mean, variance, total
+
+    def gradient(self, by_mean: Tensor, by_variance: Tensor) -> Tensor:
+        taps, margin = self.windows.taps, self.windows.margin()
+        *inner, mean = self.means
+        for axis, means in reversed(list(enumerate(inner))):
+            dim = axis - len(inner)
+            if self.windows.same:  # the border is no pixel of the image
+                for outer in range(dim, 0):
+                    means = means.narrow(outer, margin, means.shape[outer] - 2 * margin)
+            pads = [0, 0] * (-1 - dim) + [margin, margin]
+            mean, by_mean, by_variance = (
+                torch.nn.functional.pad(values, pads) for values in (mean, by_mean, by_variance)
+            )
+            size = means.shape[dim]
+            by_means = _filter_along(dim, by_mean, taps)
+            for j, tap in enumerate(taps):
+                distance = means - mean.narrow(dim, j, size)
+                by_means.addcmul_(distance, by_variance.narrow(dim, j, size), value=tap)
+            by_variance = _filter_along(dim, by_variance, taps)
+            mean, by_mean = means, by_means
+        return by_mean
 
 
 class _Statistics:
@@ -76,10 +201,9 @@ class _Statistics:
         mask: Tensor | None = None,
     ) -> None:
         self.out_dtype = result_dtype(x.dtype)
-        # float64 needs no care against cancellation; most time goes into memory either way.
         dtype = widest_dtype(x)
         x, y = x.to(dtype), y.to(dtype)
-        self.window, self.c1, self.c2, self.scale, self.same = window, c1, c2, scale, same
+        self.c1, self.c2, self.scale = c1, c2, scale
         self.mask = mask if mask is None else mask.to(dtype)
         if mask is not None:  # what is masked may be NaN
             x, y = x.where(mask != 0, low), y.where(mask != 0, low)
@@ -87,10 +211,14 @@ class _Statistics:
         level_s = 2 * (level - low) * scale
         self.s = ((x - level) + (y - level)) * scale
         self.d = (x - y) * scale
-        self.support = None if self.mask is None else self._support(self.mask)
-        self.mean_s, self.var_s = self._moments(self.s, -level_s)
-        self.mean_d, self.var_d = self._moments(self.d, torch.zeros_like(level_s))
-        self.mu_s, self.mu_d = self.mean_s + level_s, self.mean_d
+        self.support = None if self.mask is None else _support(self.mask, window, same)
+        windows = _Windows(window, same, self.mask, self.support)
+        moments = _Moments if dtype == torch.float64 else _CentredMoments
+        # Outside the image lies the lower end of the range.
+        self.of_s = moments(self.s, -level_s, windows)
+        self.of_d = moments(self.d, torch.zeros_like(level_s), windows)
+        self.var_s, self.var_d = self.of_s.variance, self.of_d.variance
+        self.mu_s, self.mu_d = self.of_s.mean + level_s, self.of_d.mean
         mu_s2, mu_d2 = self.mu_s.square(), self.mu_d.square()
         self.mu_s2, self.mu_d2 = mu_s2, mu_d2
         self.n1, self.d1 = (mu_s2 - mu_d2) * 0.5 + c1, (mu_s2 + mu_d2) * 0.5 + c1
@@ -107,34 +235,6 @@ class _Statistics:
         level = torch.maximum(least.amin(dims, True), most.amax(dims, True).clamp(max=low))
         far = ((level - low).abs() * self.scale > 4) & level.isfinite()
         return torch.where(far, level, low)
-
-    def _pad(self, image: Tensor, value: Tensor) -> Tensor:
-        halo = len(self.window) // 2
-        sizes = image.shape[2:]
-        padded = value.expand(*image.shape[:2], *(size + 2 * halo for size in sizes)).clone()
-        inside = [slice(halo, halo + size) for size in sizes]
-        padded[(slice(None), slice(None), *inside)] = image
-        return padded
-
-    def _support(self, mask: Tensor) -> Tensor:
-        """1 / (the part of each window that the mask lets through), 0 where it is nothing."""
-        zero = mask.new_zeros(()).expand(*mask.shape[:2], *[1] * (mask.dim() - 2))
-        through = _filter(self._pad(mask, zero) if self.same else mask, self.window)
-        return torch.where(through > 0, 1 / through, 0)
-
-    def _moments(self, image: Tensor, black: Tensor) -> tuple[Tensor, Tensor]:
-        if self.mask is None or self.support is None:
-            # Outside the image lies the lower end of the range.
-            image = self._pad(image, black) if self.same else image
-            mean, square = _filter(image, self.window), _filter(image.square(), self.window)
-        else:
-            mean, square = image * self.mask, image.square() * self.mask
-            if self.same:
-                nothing = torch.zeros_like(black)
-                mean, square = self._pad(mean, nothing), self._pad(square, nothing)
-            mean, square = (_filter(part, self.window) * self.support for part in (mean, square))
-        # Negative only through rounding. clamp_min keeps NaN.
-        return mean, (square - mean.square()).clamp_min(0)
 
     def ssim(self) -> Tensor:
         ssim = (self.n1 * self.n2) / (self.d1 * self.d2)
@@ -162,20 +262,26 @@ class _Statistics:
         con = (ssim * (self.n1 * r1) + contrast_structure) * r2.square()
         by_var_s = con * self.var_d
         by_var_d = -con * (self.var_s + 2 * self.c2)
-        by_mean_s = self.mu_s * self.mu_d2 * lum - self.mean_s * by_var_s
-        by_mean_d = -self.mu_d * (self.mu_s2 + 2 * self.c1) * lum - self.mean_d * by_var_d
-        by_s = self._adjoint(by_mean_s) + self.s * self._adjoint(by_var_s)
-        by_d = self._adjoint(by_mean_d) + self.d * self._adjoint(by_var_d)
+        by_mean_s = self.mu_s * self.mu_d2 * lum
+        by_mean_d = -self.mu_d * (self.mu_s2 + 2 * self.c1) * lum
+        by_s = self.of_s.gradient(*self._of_seen(by_mean_s, by_var_s))
+        by_d = self.of_d.gradient(*self._of_seen(by_mean_d, by_var_d))
+        if self.mask is not None:
+            by_s, by_d = by_s * self.mask, by_d * self.mask
         return by_s + by_d, by_s - by_d
 
-    def _adjoint(self, values: Tensor) -> Tensor:
-        if self.support is not None:
-            values = (values * self.support).where(self.support > 0, 0)
-        halo = len(self.window) // 2
-        margin = halo if self.same else 2 * halo
-        pads = [margin] * (2 * len(_spatial_dims(values)))
-        out = _filter(torch.nn.functional.pad(values, pads), self.window)
-        return out if self.mask is None else out * self.mask
+    def _of_seen(self, *maps: Tensor) -> tuple[Tensor, ...]:
+        """Derivatives by statistics of windows, as derivatives by what the mask lets through."""
+        if self.support is None:
+            return maps
+        return tuple((values * self.support).where(self.support > 0, 0) for values in maps)
+
+
+def _support(mask: Tensor, window: list[float], same: bool) -> Tensor:
+    """1 / (the part of each window that the mask lets through), 0 where it is nothing."""
+    zero = mask.new_zeros(()).expand(*mask.shape[:2], *[1] * (mask.dim() - 2))
+    through = _filter(_pad(mask, len(window) // 2, zero) if same else mask, window)
+    return torch.where(through > 0, 1 / through, 0)
 
 
 def _like(image: Tensor, grad: Tensor) -> Tensor:

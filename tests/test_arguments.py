@@ -14,6 +14,7 @@ import torch
 import ssimfast
 
 X = torch.rand(2, 3, 48, 50)
+META = X.to("meta")
 SMALL = X[..., :16, :18]
 NARROW = X[..., :3]
 LAST = X.movedim(1, 3)  # (N, H, W, C), a common mistake
@@ -61,7 +62,10 @@ OF_IMAGES = {
     "half": Mistake(
         ValueError, "same dtype, got torch.float16 and torch.float32", images=(X.half(), X)
     ),
-    "device": Mistake(ValueError, "device, got cpu and meta", images=(X, X.to("meta"))),
+    "dtype_on_meta": Mistake(
+        ValueError, "dtype, got torch.float32 and torch.float16", images=(META, META.half())
+    ),
+    "device": Mistake(ValueError, "device, got cpu and meta", images=(X, META)),
     "integer": Mistake(
         TypeError, "x must be float16.*got torch.int32.*float", images=(X.int(), X.int())
     ),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import ssimfast
+from ssimfast import reference
 
 pytestmark = pytest.mark.needs("torchmetrics")
 METRICS = {}
@@ -111,10 +112,59 @@ def test_long_sums_are_exact():
     x, y = pair(1)
     metric = StructuralSimilarity()
     metric.update(x, y)
-    metric.total *= 2.0**30
-    metric.count *= 2.0**30
+    metric.total.mul_(2.0**30)
+    metric.count.mul_(2.0**30)
     metric.update(x, y)  # would be lost in float32
     assert metric.count == 2.0**30 + 1
+
+
+@pytest.mark.parametrize("cast", ["half", "bfloat16", "float", "double", "set_dtype"])
+def test_sums_stay_wide_in_a_model_that_is_cast(cast):
+    x, y = pair(1)
+    metric = StructuralSimilarity()
+    model = torch.nn.Sequential(metric)
+    metric.update(x, y)
+    if cast == "set_dtype":
+        metric.set_dtype(torch.float16)
+    else:
+        getattr(model, cast)()
+        model.to(torch.bfloat16)
+    for _ in range(299):
+        metric.update(x, y)
+    assert metric.count == 300 and metric.total.dtype == torch.float64
+    torch.testing.assert_close(metric.compute(), ssimfast.ssim(x, y))
+    metric.reset()
+    assert metric.total.dtype == torch.float64
+
+
+def test_sums_loaded_from_a_checkpoint_of_half_precision_are_wide():
+    x, y = pair(2)
+    metric = StructuralSimilarity()
+    metric.persistent(True)
+    metric.update(x, y)
+    loaded = StructuralSimilarity()
+    loaded.load_state_dict({k: v.bfloat16() for k, v in metric.state_dict().items()})
+    assert loaded.total.dtype == loaded.count.dtype == torch.float64
+    torch.testing.assert_close(loaded.total, metric.total, rtol=1e-2, atol=0)
+
+
+def test_devices(monkeypatch):
+    """The sums move with the metric, but stay on the CPU if its device has no float64 (meta stands
+    for all devices)."""
+    x, y = pair(2)
+    metric = StructuralSimilarity()
+    metric.update(x, y)
+    want = metric.total.clone()
+    monkeypatch.setattr(reference, "_WITHOUT_FLOAT64", {"meta"})
+    metric.to("meta")
+    assert metric.device.type == "meta" and metric.compute().is_meta
+    assert metric.total.device.type == "cpu" and torch.equal(metric.total, want)
+    monkeypatch.setattr(reference, "_WITHOUT_FLOAT64", set())
+    metric.to("meta")
+    assert metric.total.is_meta and metric.count.is_meta
+    torch.nn.Sequential(metric).to_empty(device="cpu")  # as models do that were made on meta
+    metric.update(x, y)
+    torch.testing.assert_close(metric.compute(), ssimfast.ssim(x, y))
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
@@ -136,6 +186,30 @@ def test_in_a_collection():
     values = both.compute()
     assert values["StructuralSimilarity"] != values["MultiScaleStructuralSimilarity"]
     torch.testing.assert_close(values["StructuralSimilarity"], ssimfast.ssim(x, y))
+
+
+def test_a_collection_keeps_metrics_apart():
+    """Their sums are equal after a first batch of equal images."""
+    from torchmetrics import MetricCollection
+
+    x, y = pair()
+    apart = MetricCollection(
+        {
+            "ssim": StructuralSimilarity(),
+            "narrow": StructuralSimilarity(window_size=5),
+            "ms_ssim": MultiScaleStructuralSimilarity(weights=(0.4, 0.6)),
+            "again": StructuralSimilarity(),  # which may share what the first one sums
+        }
+    )
+    apart.update(x, x)
+    apart.update(x, y)
+    want = {
+        "ssim": ssimfast.ssim(x, y),
+        "narrow": ssimfast.ssim(x, y, window_size=5),
+        "ms_ssim": ssimfast.ms_ssim(x, y, weights=(0.4, 0.6)),
+        "again": ssimfast.ssim(x, y),
+    }
+    torch.testing.assert_close(apart.compute(), {k: (1 + v) / 2 for k, v in want.items()})
 
 
 @pytest.mark.parametrize("metric", METRICS)

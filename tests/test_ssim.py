@@ -302,3 +302,18 @@ def test_reference_on_devices_without_float64(monkeypatch):
     assert_matches_oracle(*(1000 + image for image in pair(1, 2, 24, 24)), tolerances)
     x = torch.rand(1, 1, 20, 20)
     assert ssimfast.ssim(x, x) == 1
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("shape", [(1, 2, 40, 44), (1, 1, 12, 20, 20)], ids=str)
+def test_flat_bright_regions_without_float64(monkeypatch, shape, padding):
+    """A local variance of 1e-6 beside a squared mean of 1 leaves float32 no digits."""
+    use_reference(monkeypatch)
+    monkeypatch.setattr(reference, "_WITHOUT_FLOAT64", {"cpu"})
+    x = 0.95 + 1e-3 * torch.rand(shape)
+    y = 0.9 + 1e-3 * torch.rand(shape)
+    x[..., 10:] -= 0.9
+    tolerances = {"mean": 1e-6, "map": 1e-5, "grad": 3e-5}
+    arguments = {"padding": padding, "window_size": 7, "reductions": ("mean", "none")}
+    assert_matches_oracle(x, y, tolerances, **arguments)
+    assert_matches_oracle(x, y, tolerances, mask=torch.rand(shape) > 0.3, **arguments)

@@ -5,10 +5,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ssimfast.arguments import choice, flag
+from ssimfast.arguments import choice, flag, not_scriptable
 from ssimfast.functional import ssim
 
 
+@not_scriptable
 def fused_ssim(
     img1: Tensor, img2: Tensor, padding: Literal["same", "valid"] = "same", train: bool = True
 ) -> Tensor:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ssimfast.arguments import MAX_WINDOW_SIZE, checked_images, flag
+from ssimfast.arguments import MAX_WINDOW_SIZE, checked_images, flag, not_scriptable
 from ssimfast.measures import WANG_WEIGHTS, MSSSIMMeasure, SSIMMeasure
 from ssimfast.typing import MSSSIMArguments, Reduction
 
@@ -22,6 +22,7 @@ _K = (0.01, 0.03)
 _Measure = TypeVar("_Measure", SSIMMeasure, MSSSIMMeasure)
 
 
+@not_scriptable
 def ssim(
     X: Tensor,
     Y: Tensor,
@@ -64,6 +65,7 @@ def ssim(
     return values.mean() if size_average else values.mean(1)
 
 
+@not_scriptable
 def ms_ssim(
     X: Tensor,
     Y: Tensor,
@@ -93,6 +95,7 @@ def ms_ssim(
     return _measure(MSSSIMMeasure, *window, **_pyramid(weights))(*_images(X, Y))
 
 
+@not_scriptable
 class SSIM(nn.Module):
     """:func:`ssim` with fixed arguments; ``channel`` and ``spatial_dims`` are those of the images,
     whatever is given here."""
@@ -125,6 +128,7 @@ class SSIM(nn.Module):
         return ssim(X, Y, *window, self.nonnegative_ssim)
 
 
+@not_scriptable
 class MS_SSIM(nn.Module):
     """:func:`ms_ssim` with fixed arguments; ``channel`` and ``spatial_dims`` as for SSIM."""
 

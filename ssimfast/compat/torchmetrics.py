@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, overload
 import torch
 from torch import Tensor
 
-from ssimfast.arguments import MAX_WINDOW_SIZE, choice, flag, number
+from ssimfast.arguments import MAX_WINDOW_SIZE, choice, flag, not_scriptable, number
 from ssimfast.functional import ms_ssim, ssim, ssim_components
 from ssimfast.measures import WANG_WEIGHTS
 from ssimfast.typing import WindowArguments
@@ -61,6 +61,7 @@ def structural_similarity_index_measure(
 ) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
+@not_scriptable
 def structural_similarity_index_measure(
     preds: Tensor,
     target: Tensor,
@@ -121,6 +122,7 @@ def structural_similarity_index_measure(
     return _reduced(values, reduction)
 
 
+@not_scriptable
 def multiscale_structural_similarity_index_measure(
     preds: Tensor,
     target: Tensor,
