@@ -49,11 +49,11 @@ def up(value: float, digits: int = 0) -> float:
 MARGINS: dict[str, Callable[[float], float]] = {
     "registers": lambda value: min(255, 8 * up(value / 8)),  # handed out by eight
     "barriers of an iteration": up,
-    "FP instructions of a pixel": lambda value: up(1.01 * value),
-    "words of shared memory of a pixel": lambda value: up(1.02 * value),
+    "FP instructions of a pixel": up,
+    "words of shared memory of a pixel": lambda value: up(1.01 * value),
     "Triton, a pixel of the sweep's loop": lambda value: up(1.03 * value),
-    "emulated, a pixel": lambda value: up(1.02 * value, 1),
-    "peak memory, images": lambda value: up(value + 0.05, 1),
+    "emulated, a pixel": lambda value: up(1.01 * value, 1),
+    "peak memory, images": lambda value: up(value + 0.09, 1),
 }
 
 

@@ -281,7 +281,7 @@ def test_offsets_of_more_than_32_bits():
     torch.testing.assert_close(got, ssimfast.ssim(x.contiguous(), y, reduction="none"))
 
 
-SHORT_SEEDS = (10, 14, 17, 22, 31, 39)  # quick ones, of every kind and dtype
+SHORT_SEEDS = (10, 14, 17, 24, 31, 39)  # quick ones, of every kind and dtype
 
 
 @pytest.mark.parametrize(
