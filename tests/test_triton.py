@@ -316,22 +316,6 @@ def test_the_same_bits_from_run_to_run():
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
 
 
-def test_direct_calls_are_guarded():
-    x = torch.rand(1, 1, 12, 13)
-    settings = (gaussian_taps(5, 1.5), 1e-4, 9e-4, 0.0, 1.0, False)
-    for others, message in {
-        (x[..., :12],): "the images differ",
-        (x.double(),): "the images differ",
-        (x[..., :5],) * 2: "no window of 11 fits",
-        (x.long(),) * 2: "floating point or uint8, got torch.int64",
-    }.items():
-        images = (x, *others)[-2:]
-        with pytest.raises(RuntimeError, match=message):
-            triton_backend.ssim_map(*images, *settings)
-    with pytest.raises(RuntimeError, match=r"\(1, 1, 4, 4\) numbers for \(1, 1, 2, 3\)"):
-        triton_backend.ssim_map_grad(torch.rand(1, 1, 4, 4), x, x, *settings, 1)
-
-
 @pytest.mark.long
 def test_optional_numbers_of_any_strides():
     x, y = pair(2, 3, 12, 13)
