@@ -77,6 +77,7 @@ def test_sigma_means_nothing_to_a_uniform_window(backend):
     assert torch.equal(uniform, ssimfast.ssim(x, y, window="uniform", sigma=8.0))
 
 
+@pytest.mark.long_with("reference")
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 def test_every_dtype(backend, dtype):
     x, y = pair(2, 3, 25, 28, dtype=dtype)
@@ -151,6 +152,7 @@ def test_far_from_the_range(backend, padding):
     assert_near(got.contrast_structure, contrast, 1e-6, "contrast_structure")
 
 
+@pytest.mark.long_with("reference")
 def test_flat_bright_beside_flat_dark(backend):
     checks = ((torch.arange(60)[:, None] // 15 + torch.arange(70) // 15) % 2).float()[None, None]
     faint = 0.01 * torch.randn(checks.shape)

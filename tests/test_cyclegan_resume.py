@@ -103,7 +103,7 @@ def test_a_resumed_run_has_the_bits_of_one_that_went_through(settings, tmp_path,
         assert_same_bits(*folders)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_killed_run_goes_on_with_the_bits_of_one_that_went_through(data, tmp_path, processes):
     steps = 60
     options = [*OPTIONS, f"--data={data}", f"--steps={steps}", "--save-every=3", "--log-every=2"]
@@ -129,7 +129,11 @@ def test_a_killed_run_goes_on_with_the_bits_of_one_that_went_through(data, tmp_p
         assert mine.get("losses") == theirs.get("losses") and mine.get("test") == theirs.get("test")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM],
+    ids=lambda n: n.name,
+)
 def test_an_interrupted_run_saves_and_exits_with_0(data, tmp_path, number):
     run = tmp_path / "run"
     options = [*OPTIONS, f"--data={data}", "--steps=100000", "--save-every=100000", "--workers=2"]
@@ -146,7 +150,7 @@ def test_an_interrupted_run_saves_and_exits_with_0(data, tmp_path, number):
     assert checkpoints.why_broken(checkpoint) is None
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_second_run_is_kept_out_of_the_folder_of_one_that_trains(data, tmp_path, processes):
     """Before there is a checkpoint too; what was killed keeps nobody out."""
     run = tmp_path / "run"

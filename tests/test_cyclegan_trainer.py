@@ -198,7 +198,11 @@ def test_averaged_generators_follow_slowly_and_are_those_that_translate(settings
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler's own
-@pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"compile": True}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{"precision": "bf16"}, pytest.param({"compile": True}, marks=pytest.mark.long)],
+    ids=str,
+)
 def test_other_ways_to_compute_come_near(settings, batch, changes, monkeypatch):
     compile = torch.nn.Module.compile  # the same graphs, without the minute of C++ compilers
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(compile, backend="aot_eager"))
@@ -320,7 +324,16 @@ def test_pools_feed_older_fakes_to_the_discriminators(settings, batch, monkeypat
         torch.testing.assert_close(losses[f"discriminator_{domain}"], expected.detach())
 
 
-@pytest.mark.parametrize("cycle_loss", ["2*l1", "ssim", "ms_ssim", "mix", "ssim_l1l2_b"])
+@pytest.mark.parametrize(
+    "cycle_loss",
+    [
+        "ssim",
+        *(
+            pytest.param(n, marks=pytest.mark.long)
+            for n in ("2*l1", "ms_ssim", "mix", "ssim_l1l2_b")
+        ),
+    ],
+)
 def test_training_reduces_the_cycle_loss(settings, cycle_loss):
     trainer = Trainer(
         replace(settings, cycle_loss=cycle_loss, steps=60, base_width=8, learning_rate=2e-3)

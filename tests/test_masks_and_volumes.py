@@ -127,7 +127,12 @@ def test_boundaries_of_runs(shape):
 # Slices so wide that their rows are cut into strips; planes side by side, and one after another.
 @pytest.mark.parametrize(
     "shape",
-    [(1, 1, 5, 41, 3000), (3, 3, 6, 7, 8), (1, 3, 9, 6, 7), (1, 1, 70, 5, 6)],
+    [
+        pytest.param((1, 1, 5, 41, 3000), marks=pytest.mark.long),
+        (3, 3, 6, 7, 8),
+        (1, 3, 9, 6, 7),
+        (1, 1, 70, 5, 6),
+    ],
     ids=["strips", "planes_side_by_side", "planes_in_turn", "deep"],
 )
 def test_boundaries_of_parts_of_volumes(shape):

@@ -250,6 +250,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.long
 def test_two_processes(tmp_path):
     x, y = pair()
     torch.save((x, y), tmp_path / "images.pt")

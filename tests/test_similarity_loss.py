@@ -194,6 +194,7 @@ def test_blurred_l1_is_a_convolution(backend):
 # ---- data ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.long_with("reference")
 def test_negative_means(backend):
     x = torch.rand(1, 2, 24, 26)
     y = 1 - x
@@ -205,6 +206,7 @@ def test_negative_means(backend):
         ssimfast.similarity_loss(x, y, negative="raise", **arguments)
 
 
+@pytest.mark.long_with("reference")
 def test_far_from_the_range(backend):
     x, y = 1000 + torch.rand(1, 1, 30, 33), 1000 + torch.rand(1, 1, 30, 33)
     assert_similarity_matches_oracle(x, y, HARD, **MIXTURES["all_without_ms_ssim"])

@@ -108,6 +108,7 @@ def test_narrow_windows_on_edges(backend, kind, window_size, sigma):
         assert_matches_oracle(x, y, NARROW, window_size=window_size, sigma=sigma)
 
 
+@pytest.mark.long_with("reference")
 @pytest.mark.parametrize("padding", ["valid", "same"])
 @pytest.mark.parametrize("value_range", [(-1.0, 1.0), (0.0, 255.0), (-1000.0, 3000.0), (0.0, 1e-3)])
 def test_every_value_range(backend, value_range, padding):
@@ -170,6 +171,7 @@ def hard(noisy: tuple[int, ...], flat: tuple[int, ...]) -> dict[str, tuple]:
 HARD_IMAGES = hard((1, 1, 40, 40), (1, 1, 30, 30))
 
 
+@pytest.mark.long_with("reference")
 @pytest.mark.parametrize("padding", ["valid", "same"])
 @pytest.mark.parametrize("case", HARD_IMAGES)
 def test_hard_data(backend, case, padding):
@@ -177,6 +179,7 @@ def test_hard_data(backend, case, padding):
     assert_matches_oracle(x, y, loosened(HARD, backend), data_range=data_range, padding=padding)
 
 
+@pytest.mark.long_with("reference")
 def test_flat_bright_beside_flat_dark(backend):
     """Where the squares of a tile's values dwarf a window's variance: cartoons, text, masks."""
     checks = ((torch.arange(60)[:, None] // 15 + torch.arange(70) // 15) % 2).float()[None, None]
@@ -196,6 +199,7 @@ def test_products_of_large_numbers(backend, scale):
     assert_near(apart, oracle.ssim(*map(as_float64, (scale * x, y)))[0], 2e-6, "apart")
 
 
+@pytest.mark.long_with("reference")
 @pytest.mark.needs("skimage")
 @pytest.mark.parametrize(
     "name", ["astronaut", *(pytest.param(n, marks=pytest.mark.long) for n in ("camera", "page"))]
@@ -246,6 +250,7 @@ def test_nan_and_infinity_reach_their_windows_and_no_other(backend, window_size,
         assert x.grad[0, 0, row, 20].isnan() and not x.grad[0, 0][~reach].isnan().any()
 
 
+@pytest.mark.long_with("reference")
 def test_float16_gradient_survives_a_tiny_range(backend):
     x, y = torch.zeros(1, 1, 16, 16), torch.full((1, 1, 16, 16), 1e-4)
     x, y = x.half().requires_grad_(), y.half()
