@@ -2,10 +2,20 @@
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from dataclasses import MISSING, fields
 from pathlib import Path
+
+# OpenMP threads spin while they wait for each other, which takes the cores from other processes and
+# from the threads they wait for. OpenMP reads these variables when torch is imported, further down.
+if __name__ == "__main__" and not os.environ.keys() & {
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
+    "KMP_BLOCKTIME",
+}:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 from accelerate import PartialState
 from torch import distributed

@@ -64,6 +64,35 @@ def test_train_reports_ssim_before_and_after_and_where_the_results_are(trained):
     assert re.search(r"gan=\S+, cycle=\S+, identity=\S+, discriminator=\S+, images/s=", run.stderr)
 
 
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+@pytest.mark.parametrize(
+    "command, given, seen",
+    [
+        ("-m cyclegan", {}, {"OMP_WAIT_POLICY": "PASSIVE"}),
+        *(("-m cyclegan", {name: "7"}, {name: "7"}) for name in WAITING),
+        ("-c import\tcyclegan.__main__", {}, {}),  # a library does not change its user's process
+    ],
+    ids=str,
+)
+def test_threads_of_the_command_wait_passively_unless_the_user_chose(
+    tmp_path, command, given, seen
+):
+    """A stand-in for torch prints the variables it is loaded with, and ends the process."""
+    text = f"import os; print({{k: v for k, v in os.environ.items() if k in {WAITING}}}); exit(7)"
+    (tmp_path / "torch.py").write_text(text)
+    environment = {name: value for name, value in os.environ.items() if name not in WAITING}
+    run = subprocess.run(
+        [sys.executable, *command.split(" ")],
+        env={**environment, **given, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (run.returncode, run.stdout.strip()) == (7, str(seen)), run.stderr
+
+
 def test_resume_needs_no_settings_again_and_takes_new_ones(trained, tmp_path, capsys):
     root, _ = trained
     run = tmp_path / "run"
