@@ -4,6 +4,11 @@ VENV ?= .venv
 # The requirement that the torch of $(VENV) was installed with, unless another is asked for.
 INSTALLED_TORCH := $(or $(shell cat $(VENV)/torch 2>/dev/null),torch>=2.10)
 TORCH ?= $(INSTALLED_TORCH)
+# The variable that says which CUDA kernels to compile (see setup.py), else that of the last time.
+ASKED_CUDA := $(or $(if $(SSIMFAST_NO_CUDA),SSIMFAST_NO_CUDA=$(SSIMFAST_NO_CUDA)),\
+  $(if $(TORCH_CUDA_ARCH_LIST),TORCH_CUDA_ARCH_LIST=$(TORCH_CUDA_ARCH_LIST)))
+INSTALLED_CUDA := $(shell cat $(VENV)/installed 2>/dev/null)
+CUDA := $(or $(ASKED_CUDA),$(INSTALLED_CUDA))
 DEMO ?= demo
 LINTERS := ruff==0.14.6 clang-format==21.1.6 mypy==2.4.1  # pinned: another version formats otherwise
 DOCS_TOOLS := latex2mathml==3.81.1 mkdocs==1.6.1 mkdocs-material==9.8.2 mkdocstrings==1.0.8 \
@@ -118,10 +123,22 @@ $(VENV)/torch: | $(VENV)/bin/python
 	$(PIP) install '$(TORCH)'
 	printf '%s\n' '$(TORCH)' >$@
 
+ifneq ($(CUDA),$(INSTALLED_CUDA))
+.PHONY: other-kernels
+$(VENV)/installed: other-kernels
+endif
+
+# Without a GPU nothing would run the CUDA kernels, and compiling them takes minutes.
+HAS_GPU := import sys, torch; sys.exit(not torch.cuda.is_available())
+
+# torch again: or torchvision may bring another, that of its version.
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
 	rm -rf build
-	$(PIP) install '$(TORCH)' '.[test]'  # or torchvision may bring another torch, that of its version
-	touch $@
+	@if [ -n '$(CUDA)' ]; then export '$(CUDA)'; \
+	elif ! $(VENV)/bin/python -I -c '$(HAS_GPU)'; then export SSIMFAST_NO_CUDA=1; \
+	  echo 'No GPU here: CUDA kernels are left out. TORCH_CUDA_ARCH_LIST="8.0;9.0" compiles them.'; \
+	fi; $(PIP) install '$(TORCH)' '.[test]'
+	echo '$(CUDA)' >$@
 
 $(VENV)/bench-tools: $(VENV)/installed
 	$(PIP) install '.[bench]'

@@ -34,6 +34,7 @@ TOOLS = {
     "extension": lambda: ops.extension is not None,  # ssimfast's compiled CPU kernels
     "sources": lambda: (TESTS.parent / "csrc").is_dir(),  # beside the tests
     "compiler": _has_compiler,  # a C++ compiler
+    "make": lambda: shutil.which("make") is not None,
     "nvcc": lambda: shutil.which("nvcc") is not None,
     "cuda": torch.cuda.is_available,  # a GPU
     "cuda kernels": _has_cuda_kernels,  # a GPU, and ssimfast built for it
