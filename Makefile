@@ -4,6 +4,11 @@ VENV ?= .venv
 # The requirement that the torch of $(VENV) was installed with, unless another is asked for.
 INSTALLED_TORCH := $(or $(shell cat $(VENV)/torch 2>/dev/null),torch>=2.10)
 TORCH ?= $(INSTALLED_TORCH)
+# The variable that says which CUDA kernels to compile (see setup.py), else that of the last time.
+ASKED_CUDA := $(or $(if $(SSIMFAST_NO_CUDA),SSIMFAST_NO_CUDA=$(SSIMFAST_NO_CUDA)),\
+  $(if $(TORCH_CUDA_ARCH_LIST),TORCH_CUDA_ARCH_LIST=$(TORCH_CUDA_ARCH_LIST)))
+INSTALLED_CUDA := $(shell cat $(VENV)/installed 2>/dev/null)
+CUDA := $(or $(ASKED_CUDA),$(INSTALLED_CUDA))
 DEMO ?= demo
 LINTERS := ruff==0.14.6 clang-format==21.1.6 mypy==2.4.1  # pinned: another version formats otherwise
 DOCS_TOOLS := latex2mathml==3.81.1 mkdocs==1.6.1 mkdocs-material==9.8.2 mkdocstrings==1.0.8 \
@@ -21,14 +26,11 @@ CYCLEGAN := $(VENV)/bin/python -I -m cyclegan
 demo: $(VENV)/installed
 	rm -rf $(DEMO)/run
 	$(CYCLEGAN) demo-data $(DEMO)/data
-	$(CYCLEGAN) train --data $(DEMO)/data --run-dir $(DEMO)/run --cycle-loss ssim \
-	  --image-size 64 --steps 1000 --batch-size 4 --generator resnet_4 --base-width 16 \
-	  --discriminator-width 32 --learning-rate 1e-3 --lambda-identity 1 --ema-decay 0.99 \
-	  --test-images 48 --save-every 250 --trackers tensorboard
-	$(CYCLEGAN) translate --checkpoint $(DEMO)/run $(DEMO)/data/testA $(DEMO)/translated
-	$(CYCLEGAN) export --checkpoint $(DEMO)/run $(DEMO)/photo_to_painting.onnx
-	$(CYCLEGAN) evaluate --checkpoint $(DEMO)/run
-	@echo "report: $(DEMO)/run/report.html"
+	$(CYCLEGAN) train --data $(DEMO)/data --run-dir $(DEMO)/run --image-size 64 --test-size 256 \
+	  --steps 900 --save-every 300 --generator unet_16 --base-width 32 --discriminator-width 32 \
+	  --discriminator-layers 2 --learning-rate 1e-3 --lambda-cycle 1.5 --lambda-identity 0.6 \
+	  --pool-size 0 --ema-decay 0.99
+	@echo 'paint a photograph of yours: $(CYCLEGAN) translate --checkpoint $(DEMO)/run IN OUT.png'
 
 # Several processes of one thread each: threads that wait for each other would share the cores badly.
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --maxprocesses=8 --dist=worksteal -p no:benchmark
@@ -124,10 +126,22 @@ $(VENV)/torch: | $(VENV)/bin/python
 	$(PIP) install '$(TORCH)'
 	printf '%s\n' '$(TORCH)' >$@
 
+ifneq ($(CUDA),$(INSTALLED_CUDA))
+.PHONY: other-kernels
+$(VENV)/installed: other-kernels
+endif
+
+# Without a GPU nothing would run the CUDA kernels, and compiling them takes minutes.
+HAS_GPU := import sys, torch; sys.exit(not torch.cuda.is_available())
+
+# torch again: or torchvision may bring another, that of its version.
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
 	rm -rf build
-	$(PIP) install '$(TORCH)' '.[test]'  # or torchvision may bring another torch, that of its version
-	touch $@
+	@if [ -n '$(CUDA)' ]; then export '$(CUDA)'; \
+	elif ! $(VENV)/bin/python -I -c '$(HAS_GPU)'; then export SSIMFAST_NO_CUDA=1; \
+	  echo 'No GPU here: CUDA kernels are left out. TORCH_CUDA_ARCH_LIST="8.0;9.0" compiles them.'; \
+	fi; $(PIP) install '$(TORCH)' '.[test]'
+	echo '$(CUDA)' >$@
 
 $(VENV)/bench-tools: $(VENV)/installed
 	$(PIP) install '.[bench]'

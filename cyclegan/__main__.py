@@ -2,10 +2,20 @@
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from dataclasses import MISSING, fields
 from pathlib import Path
+
+# OpenMP threads spin while they wait for each other, which takes the cores from other processes and
+# from the threads they wait for. OpenMP reads these variables when torch is imported, further down.
+if __name__ == "__main__" and not os.environ.keys() & {
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
+    "KMP_BLOCKTIME",
+}:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import torch
 from accelerate import PartialState
@@ -16,7 +26,7 @@ from cyclegan.compare import compare
 from cyclegan.demo_data import write_demo_data
 from cyclegan.download import ARCHIVES, download
 from cyclegan.errors import UserError
-from cyclegan.evaluate import check_inception, distribution_scores, evaluate
+from cyclegan.evaluate import METRICS, check_inception, distribution_scores, evaluate
 from cyclegan.export import export_onnx
 from cyclegan.settings import Settings
 from cyclegan.trainer import Trainer
@@ -69,9 +79,8 @@ def make_parser() -> argparse.ArgumentParser:
 
     demo = command(run_demo_data, "demo-data", "make an unpaired data set; needs no download")
     demo.add_argument("dir", type=Path, metavar="DIR", help="where to put trainA, trainB, ...")
-    demo.add_argument("--train-count", type=int, default=320, help="images in each train folder")
-    demo.add_argument("--test-count", type=int, default=48, help="images in each test folder")
-    demo.add_argument("--seed", type=int, default=0, help="of the crops and the brush strokes")
+    demo.add_argument("--train-count", type=int, default=240, help="images in each train folder")
+    demo.add_argument("--seed", type=int, default=0, help="of the crops and their hues")
 
     fetch = command(run_download, "download", "download a data set of the paper into DIR/NAME")
     fetch.add_argument("name", metavar="NAME", help=", ".join(ARCHIVES))
@@ -168,7 +177,7 @@ def given_settings(args: argparse.Namespace, **others) -> Settings:
 
 
 def run_demo_data(args: argparse.Namespace) -> None:
-    write_demo_data(args.dir, args.train_count, args.test_count, args.seed)
+    write_demo_data(args.dir, args.train_count, args.seed)
     print(f"demo data: {args.dir}")
 
 
@@ -189,9 +198,11 @@ def run_train(args: argparse.Namespace) -> None:
         return
     if trainer.step < trainer.settings.steps:
         print(f"stopped at step {trainer.step}; --resume auto goes on")
-    tests = [record["test"]["ssim"] for record in trainer.log.records() if "test" in record]
-    change = f"{tests[0]:.3f} at first, {tests[-1]:.3f} now ({tests[-1] - tests[0]:+.3f})"
-    print(f"cycle SSIM on test images: {change}")
+    tests = [record["test"] for record in trainer.log.records() if "test" in record]
+    print("test images against their reconstructions:")
+    for name, title in METRICS.items():
+        print(f"  {title}: {tests[0][name]:.3f} at first, {tests[-1][name]:.3f} now")
+    print(f"samples: {trainer.samples_path}")
     print(f"checkpoint: {checkpoints.folder_of(trainer.run_dir, trainer.step)}")
     print(f"report: {trainer.run_dir / 'report.html'}")
 
@@ -214,7 +225,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     device = find_device(args.device)
     generators, settings = load_generators(args.checkpoint, ("ab", "ba"), device)
     data = args.data or Path(settings.data)
-    size = settings.image_size
+    size = settings.size_of_tests()
     if args.fid:
         check_inception(args.inception_weights)  # names now what is missing
     results = evaluate(generators, data, size, device, args.batch_size)

@@ -67,6 +67,7 @@ TOOLS = {
     # Of CUDA, or of the triton that came with torch.
     "nvdisasm": lambda: sass.tool("nvdisasm") is not None,
     "cuobjdump": lambda: sass.tool("cuobjdump") is not None,
+    "make": lambda: shutil.which("make") is not None,
     "cuda": torch.cuda.is_available,  # a GPU
     "cuda kernels": _has_cuda_kernels,  # a GPU, and ssimfast built for it
     "cuda torch": lambda: torch.version.cuda is not None,  # a CUDA build of torch

@@ -315,7 +315,8 @@ def calls_of(mistake: Mistake, at_once: bool) -> Iterator[tuple[str, Callable]]:
             if at_once:
                 yield module.__name__, lambda m=module, a=arguments: m(**a)
             else:
-                yield module.__name__, lambda m=module(**arguments): m(*mistake.images)
+                ready = module(**arguments)
+                yield module.__name__, lambda m=ready: m(*mistake.images)
 
 
 @pytest.mark.parametrize(

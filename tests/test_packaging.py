@@ -145,3 +145,59 @@ def test_sdist_has_all_that_the_build_reads(tmp_path):
         files = (file for file in (sources / folder).rglob("*") if file.is_file())
         read |= {file.relative_to(sources).as_posix() for file in files if file.suffix != ".pyc"}
     assert read <= packed, sorted(read - packed)
+
+
+@pytest.fixture
+def install(tmp_path):
+    """What `make` tells pip of CUDA when it installs into an environment whose python is a stub,
+    or None where it does not install; and what it prints."""
+    for folder in ("bin", "csrc", "ssimfast", "cyclegan", "tests", "bench"):
+        (tmp_path / folder).mkdir()
+    for file in ("setup.py", "pyproject.toml"):
+        (tmp_path / file).touch()
+    stub = tmp_path / "bin" / "python"
+    stub.write_text(
+        "#!/bin/sh\n"
+        'case "$*" in *is_available*) exit "$NO_GPU";; esac\n'
+        'case "$*" in *test*) echo "$SSIMFAST_NO_CUDA,$TORCH_CUDA_ARCH_LIST" >pip;; esac\n'
+    )
+    stub.chmod(0o755)
+    names = ("SSIMFAST_NO_CUDA", "TORCH_CUDA_ARCH_LIST", "TORCH", "MAKEFLAGS", "VENV")
+    clean = {name: value for name, value in os.environ.items() if name not in names}
+
+    def install(no_gpu: bool, **variables: str) -> tuple[str | None, str]:
+        command = ["make", "-s", "-f", str(ROOT / "Makefile"), "VENV=.", "./installed"]
+        run = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env={**clean, "NO_GPU": str(int(no_gpu)), **variables},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        told = tmp_path / "pip"
+        text = told.read_text().strip() if told.exists() else None
+        told.unlink(missing_ok=True)
+        return text, run.stdout
+
+    return install
+
+
+@pytest.mark.needs("make")
+@pytest.mark.needs("sources")
+def test_make_compiles_cuda_kernels_where_there_is_a_gpu_or_they_are_asked_for(install):
+    told, said = install(no_gpu=True)
+    assert told == "1," and said.count("\n") == 1 and "TORCH_CUDA_ARCH_LIST" in said
+    assert install(no_gpu=True) == (None, "")  # is installed
+    wanted = "8.6;9.0+PTX"
+    assert install(no_gpu=True, TORCH_CUDA_ARCH_LIST=wanted) == (f",{wanted}", "")
+    assert install(no_gpu=True, TORCH_CUDA_ARCH_LIST=wanted) == (None, "")
+    assert install(no_gpu=True) == (None, "")  # stays as it was asked for
+    assert install(no_gpu=True, SSIMFAST_NO_CUDA="0") == ("0,", "")
+
+
+@pytest.mark.needs("make")
+@pytest.mark.needs("sources")
+def test_make_leaves_cuda_to_setup_py_where_there_is_a_gpu(install):
+    assert install(no_gpu=False) == (",", "")
+    assert install(no_gpu=False, SSIMFAST_NO_CUDA="1") == ("1,", "")
