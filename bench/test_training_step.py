@@ -77,7 +77,7 @@ class PlainStep:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
-    write_demo_data(root, train_count=4, test_count=1)
+    write_demo_data(root, train_count=4)
     return root
 
 

@@ -25,7 +25,7 @@ from cyclegan.compare import compare
 from cyclegan.demo_data import write_demo_data
 from cyclegan.download import ARCHIVES, download
 from cyclegan.errors import UserError
-from cyclegan.evaluate import distribution_scores, evaluate, fidelity
+from cyclegan.evaluate import METRICS, distribution_scores, evaluate, fidelity
 from cyclegan.export import export_onnx
 from cyclegan.settings import Settings
 from cyclegan.trainer import Trainer
@@ -59,9 +59,8 @@ def make_parser() -> argparse.ArgumentParser:
 
     demo = command(run_demo_data, "demo-data", "make an unpaired data set; needs no download")
     demo.add_argument("dir", type=Path, metavar="DIR", help="where to put trainA, trainB, ...")
-    demo.add_argument("--train-count", type=int, default=320, help="images in each train folder")
-    demo.add_argument("--test-count", type=int, default=48, help="images in each test folder")
-    demo.add_argument("--seed", type=int, default=0, help="of the crops and the brush strokes")
+    demo.add_argument("--train-count", type=int, default=240, help="images in each train folder")
+    demo.add_argument("--seed", type=int, default=0, help="of the crops and their hues")
 
     fetch = command(run_download, "download", "download a data set of the paper into DIR/NAME")
     fetch.add_argument("name", metavar="NAME", help=", ".join(ARCHIVES))
@@ -154,7 +153,7 @@ def given_settings(args: argparse.Namespace, **others) -> Settings:
 
 
 def run_demo_data(args: argparse.Namespace) -> None:
-    write_demo_data(args.dir, args.train_count, args.test_count, args.seed)
+    write_demo_data(args.dir, args.train_count, args.seed)
     print(f"demo data: {args.dir}")
 
 
@@ -175,9 +174,11 @@ def run_train(args: argparse.Namespace) -> None:
         return
     if trainer.step < trainer.settings.steps:
         print(f"stopped at step {trainer.step}; --resume auto goes on")
-    tests = [record["test"]["ssim"] for record in trainer.log.records() if "test" in record]
-    change = f"{tests[0]:.3f} at first, {tests[-1]:.3f} now ({tests[-1] - tests[0]:+.3f})"
-    print(f"cycle SSIM on test images: {change}")
+    tests = [record["test"] for record in trainer.log.records() if "test" in record]
+    print("test images against their reconstructions:")
+    for name, title in METRICS.items():
+        print(f"  {title}: {tests[0][name]:.3f} at first, {tests[-1][name]:.3f} now")
+    print(f"samples: {trainer.samples_path}")
     print(f"checkpoint: {checkpoints.folder_of(trainer.run_dir, trainer.step)}")
     print(f"report: {trainer.run_dir / 'report.html'}")
 
@@ -200,7 +201,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     device = find_device(args.device)
     generators, settings = load_generators(args.checkpoint, ("ab", "ba"), device)
     data = args.data or Path(settings.data)
-    size = settings.image_size
+    size = settings.size_of_tests()
     if args.fid:
         fidelity()  # names now what is not installed
     results = evaluate(generators, data, size, device, args.batch_size)

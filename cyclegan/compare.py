@@ -51,7 +51,11 @@ def compare(settings: Settings, cycle_losses: Sequence[str]) -> Path | None:
         if not trainer.is_main:
             continue
         results = evaluate(
-            trainer.generators(), Path(run.data), run.image_size, trainer.device, run.batch_size
+            trainer.generators(),
+            Path(run.data),
+            run.size_of_tests(),
+            trainer.device,
+            run.batch_size,
         )
         scores[loss] = {
             **{f"cycle {METRICS[name]}": value for name, value in results["mean"].items()},

@@ -60,6 +60,7 @@ def write_report(run_dir: Path) -> Path:
         f'<div class="charts">{"".join(_loss_charts(looks))}</div>',
         "<h2>Test images</h2>",
         "<p>Reconstructions against test images, mean of both directions.</p>",
+        _table(["", "at first", "now"], _test_rows(tests)),
         f'<div class="charts">{"".join(_test_charts(tests))}</div>',
         "<h2>Settings</h2>",
         _table(["setting", "value"], [[name, str(value)] for name, value in settings.items()]),
@@ -97,6 +98,14 @@ def _test_charts(tests: Sequence[dict]) -> list[str]:
     ]
 
 
+def _test_rows(tests: Sequence[dict]) -> list[list[str]]:
+    return [
+        [title, *(f"{test['test'][name]:.4g}" for test in (tests[0], tests[-1]))]
+        for name, title in METRICS.items()
+        if tests
+    ]
+
+
 def sample_grids(run_dir: Path) -> list[tuple[int, Path]]:
     """The grids of test images so far, by step; other files in their folder are none."""
     files = (run_dir / "samples").glob("step_*.png")
@@ -112,7 +121,7 @@ def _samples(run_dir: Path) -> list[str]:
     last, file = steps[-1]
     return [
         "<h2>Samples</h2>",
-        "<p>From top to bottom: images of A, translated to B, and back; images of B, translated to "
+        "<p>From left to right: images of A, translated to B, and back; images of B, translated to "
         "A, and back.</p>",
         f'<p><input type="range" id="step" min="0" max="{len(steps) - 1}" '
         f'value="{len(steps) - 1}" aria-label="step"> <span id="shown">step {last}</span></p>',
@@ -178,15 +187,17 @@ def write_comparison(
     """FOLDER/compare.html: the table of scores by cycle loss, and the images beside each other.
 
     Args:
-        scores: by cycle loss, numbers by name; the best of each column is marked: the largest, or
-            of times the smallest.
+        scores: by cycle loss, numbers by name; the best of each column is marked: the smallest
+            error or time, the largest of the others.
         images: by title of a section, rows: the file of the input, and that of each loss's image,
             relative to `folder`.
         settings: what the runs have in common.
     """
     columns = list(next(iter(scores.values())))
     best = {
-        column: (min if "second" in column else max)(score[column] for score in scores.values())
+        column: (min if "error" in column or "second" in column else max)(
+            score[column] for score in scores.values()
+        )
         for column in columns
     }
     body = "".join(

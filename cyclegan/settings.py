@@ -48,7 +48,7 @@ class Settings:
     cycle_loss: str = setting(
         f"how a reconstruction is compared with the image: {', '.join(CYCLE_LOSSES)}, or a sum "
         "like 0.84*ssim+0.16*l1; the paper: 2*l1",
-        "ssim",
+        "ssim_l1",
     )
     loss_preset: str = setting(
         f"arithmetic of the cycle loss: {' or '.join(PRESETS)}; normalised has means, of images "
@@ -76,6 +76,7 @@ class Settings:
     compile: bool = setting("compile the networks: minutes at first, then faster steps", False)
     channels_last: str = setting("memory format: yes, no; auto: yes on a GPU", "auto")
     test_images: int = setting("images of each test folder, by name, that samples show", 16)
+    test_size: int = setting("side that test images are scaled to, in pixels; 0: image_size", 0)
     log_every: int = setting("steps between looks at the losses; each waits for a GPU", 20, True)
     save_every: int = setting("steps between checkpoints and sample grids", 1000, True)
     keep: int = setting("checkpoints that are kept", 3, True)
@@ -111,12 +112,17 @@ class Settings:
         multiple = parse_generator(self.generator, self.image_size)[1]
         fits = self.image_size % multiple == 0 and self.image_size >= smallest
         self._require("image_size", fits, f"a multiple of {multiple}, at least {smallest}")
+        fits = self.size_of_tests() % multiple == 0 and self.size_of_tests() >= smallest
+        self._require("test_size", fits, f"0 or a multiple of {multiple}, at least {smallest}")
         check_seed(self.seed)
         parse_cycle_loss(self.cycle_loss, self.loss_preset)  # rejects unknown names
 
     def _require(self, name: str, holds: bool, what: str) -> None:
         if not holds:
             raise UserError(f"{name} must be {what}; got {getattr(self, name)!r}")
+
+    def size_of_tests(self) -> int:
+        return self.test_size or self.image_size
 
     def tracker_names(self) -> list[str]:
         return [name.strip() for name in self.trackers.split(",") if name.strip()]

@@ -49,7 +49,7 @@ LOSSES = tuple(
     for kind in ("gan", "cycle", "identity", "discriminator")
     for domain in ("a", "b")
 )
-GRID_COLUMNS = 8  # test images per direction in a sample grid
+GRID_ROWS = 8  # test images per direction in a sample grid
 
 
 class Trainer:
@@ -89,8 +89,9 @@ class Trainer:
         root = Path(s.data)
         samples = s.steps * s.batch_size * self.processes
         self.pairs = UnpairedImages(root, s.image_size, samples, s.seed)
-        self.test_a = load_test_images(root / "testA", s.image_size, s.test_images)
-        self.test_b = load_test_images(root / "testB", s.image_size, s.test_images)
+        tests = (s.size_of_tests(), s.test_images)
+        self.test_a = load_test_images(root / "testA", *tests)
+        self.test_b = load_test_images(root / "testB", *tests)
 
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(s.seed % 2**32)
@@ -416,10 +417,10 @@ class Trainer:
         return self.run_dir / "samples" / f"step_{self.step:07d}.png"
 
     def save_samples(self, trips: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
-        """A grid of round trips: rows real_a, fake_b, rec_a, real_b, fake_a, rec_b."""
-        columns = min(GRID_COLUMNS, len(self.test_a), len(self.test_b))
-        rows = [images[:columns] for trip in trips for images in trip]
-        grid = torch.cat([torch.cat([*F.pad(row, [1] * 4, value=1)], dim=2) for row in rows], dim=1)
+        """A grid of round trips: columns real_a, fake_b, rec_a, real_b, fake_a, rec_b."""
+        rows = min(GRID_ROWS, len(self.test_a), len(self.test_b))
+        columns = [images[:rows] for trip in trips for images in trip]
+        grid = torch.cat([torch.cat([*F.pad(c, [1] * 4, value=1)], dim=1) for c in columns], dim=2)
         write_png(to_image(grid), self.samples_path)
 
     def _test_and_show(self, unless: bool = False) -> None:

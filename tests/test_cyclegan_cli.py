@@ -1,5 +1,6 @@
 """The command line, as a user calls it."""
 
+import itertools
 import json
 import math
 import os
@@ -20,7 +21,9 @@ import ssimfast
 from cyclegan import __main__, checkpoints
 from cyclegan.__main__ import main, make_parser
 from cyclegan.data import load_test_images
+from cyclegan.evaluate import METRICS
 from cyclegan.files import fingerprint, list_images, readable_images, to_tensor
+from cyclegan.log import RunLog
 from cyclegan.losses import discriminator_loss
 from cyclegan.networks import ResnetGenerator
 from cyclegan.translate import load_generator, translate
@@ -43,21 +46,21 @@ def cyclegan(*arguments, cwd: Path | None = None) -> subprocess.CompletedProcess
 def trained(tmp_path_factory):
     """Demo data and a run on it; nothing is written beside them."""
     root = tmp_path_factory.mktemp("cli")
-    cyclegan("demo-data", "data", "--train-count", 3, "--test-count", 2, cwd=root)
+    cyclegan("demo-data", "data", "--train-count", 3, cwd=root)
     run = cyclegan(*TRAIN, "--data", "data", "--run-dir", "run", cwd=root)
     assert sorted(path.name for path in root.iterdir()) == ["data", "run"]
     return root, run
 
 
-def test_train_reports_ssim_before_and_after_and_where_the_results_are(trained):
+def test_train_reports_scores_before_and_after_and_where_the_results_are(trained):
     root, run = trained
-    ssim_line, checkpoint_line, report_line = run.stdout.splitlines()
-    found = re.fullmatch(
-        r"cycle SSIM on test images: (\S+) at first, (\S+) now \((\S+)\)", ssim_line
-    )
-    before, after, change = map(float, found.groups())
-    assert -1 <= before <= 1 and -1 <= after <= 1
-    assert change == pytest.approx(after - before, abs=2e-3)
+    _, *score_lines, samples_line, checkpoint_line, report_line = run.stdout.splitlines()
+    tests = [record["test"] for record in RunLog(root / "run").records() if "test" in record]
+    assert len(tests) == 2
+    for line, (name, title) in zip(score_lines, METRICS.items(), strict=True):
+        numbers = re.fullmatch(rf"  {re.escape(title)}: (\S+) at first, (\S+) now", line).groups()
+        assert [*map(float, numbers)] == pytest.approx([test[name] for test in tests], abs=6e-4)
+    assert (root / samples_line.removeprefix("samples: ")).is_file()
     assert checkpoints.why_broken(root / checkpoint_line.removeprefix("checkpoint: ")) is None
     assert (root / report_line.removeprefix("report: ")).is_file()
     assert "3/3" in run.stderr  # the progress bar leaves stdout alone
@@ -221,7 +224,7 @@ def test_user_errors_are_one_line_that_names_the_cause(trained, tmp_path, capsys
         "no images in": [*translate, run, root / "run", out],
         "IN and OUT are both": [*translate, run, data / "testA", data / "testA"],
         f"IN and OUT are both {twins / 'x.png'}": [*translate, run, *[twins / "x.png"] * 2],
-        "OUT must be a .png file": [*translate, run, data / "testA" / "0000.png", out],
+        "OUT must be a .png file": [*translate, run, data / "testA" / "rocket.png", out],
         "several images would be written to": [*translate, run, twins, out],
         "tile must be 0 or more": [*translate, run, data / "testA", out, "--tile", -1],
         "no such folder: none": [*translate, "none", data / "testA", out],
@@ -294,6 +297,14 @@ def test_a_checkpoint_is_checked_once(trained, tmp_path, monkeypatch):
         assert sorted(path for path in checked if path.parent == folder) == files, command
 
 
+def block_error(x, y, side=16):
+    """How far the mean colours of 16 x 16 blocks of two images in [-1, 1] are apart, of 255."""
+    difference = 127.5 * (x - y).double().numpy()
+    corners = itertools.product(*(range(0, length, side) for length in difference.shape[1:]))
+    blocks = [difference[:, top : top + side, left : left + side] for top, left in corners]
+    return np.mean([np.abs(block.mean(axis=(1, 2))) for block in blocks])
+
+
 @pytest.mark.parametrize("direction", ["aba", "bab", "mean"])
 def test_evaluate_prints_the_scores_of_reconstructions(trained, capsys, direction):
     root, _ = trained
@@ -313,6 +324,9 @@ def test_evaluate_prints_the_scores_of_reconstructions(trained, capsys, directio
                 "ssim": ssimfast.ssim(rec, real, value_range=(-1, 1)).item(),
                 "ms_ssim": ssimfast.ms_ssim(rec, real, value_range=(-1, 1), weights="auto").item(),
                 "psnr": (10 * (1 / error).log10()).mean().item(),
+                "colour_error": np.mean(
+                    [block_error(*pair) for pair in zip(rec, real, strict=True)]
+                ),
             }
         )
     wanted.append({name: (wanted[0][name] + wanted[1][name]) / 2 for name in wanted[0]})

@@ -292,7 +292,7 @@ def test_replacing_keeps_the_old_file_when_writing_fails(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-FOLDERS = {"trainA": 6, "trainB": 6, "testA": 5, "testB": 5}
+FOLDERS = ("trainA", "trainB", "testA", "testB")
 
 
 def contents(root):
@@ -300,31 +300,34 @@ def contents(root):
 
 
 def test_demo_data_counts_sizes_and_determinism(tmp_path):
-    demo_data.write_demo_data(tmp_path / "x", 6, 5)
-    demo_data.write_demo_data(tmp_path / "y", 6, 5)
-    demo_data.write_demo_data(tmp_path / "z", 6, 5, seed=1)
+    demo_data.write_demo_data(tmp_path / "x", 4)
+    demo_data.write_demo_data(tmp_path / "y", 4)
+    demo_data.write_demo_data(tmp_path / "z", 4, seed=1)
     x, y, z = (contents(tmp_path / name) for name in "xyz")
     assert x == y
     for found in (x, y, z):
         assert b"demo-data" in found.pop(demo_data.MARKER)
-    assert sorted(x) == sorted(f"{f}/{i:04d}.png" for f, n in FOLDERS.items() for i in range(n))
-    assert all(x[name] != z[name] for name in x)
+    crops = [f"train{domain}/{i:04d}.png" for domain in "AB" for i in range(4)]
+    wholes = [f"test{domain}/{name}.png" for domain in "AB" for name in demo_data.TEST_PHOTOGRAPHS]
+    assert sorted(x) == sorted(crops + wholes)
+    assert all(x[name] != z[name] for name in crops)
     assert len(set(x.values())) == len(x)
-    for name in FOLDERS:
-        with Image.open(tmp_path / "x" / name / "0000.png") as image:
-            assert (image.mode, image.size) == ("RGB", (demo_data.CROP_SIZE,) * 2)
+    for names, size in ((crops, demo_data.CROP_SIZE), (wholes, demo_data.TEST_SIZE)):
+        for name in names:
+            with Image.open(tmp_path / "x" / name) as image:
+                assert (image.mode, image.size) == ("RGB", (size, size))
 
 
 def test_demo_data_does_not_mix_with_other_files(tmp_path):
-    demo_data.write_demo_data(tmp_path, 2, 1)
-    demo_data.write_demo_data(tmp_path, 2, 1)  # the same again is no harm
+    demo_data.write_demo_data(tmp_path, 2)
+    demo_data.write_demo_data(tmp_path, 2)  # the same again is no harm
     with pytest.raises(FileExistsError, match="trainA holds other files, such as 0001.png"):
-        demo_data.write_demo_data(tmp_path, 1, 1)
-    with pytest.raises(ValueError, match="got 0 for testA"):
-        demo_data.write_demo_data(tmp_path, 2, 0)
+        demo_data.write_demo_data(tmp_path, 1)
+    with pytest.raises(ValueError, match="train_count must be positive; got 0"):
+        demo_data.write_demo_data(tmp_path, 0)
     for seed in (-1, 2**63):
         with pytest.raises(ValueError, match=f"seed must .*got {seed}"):
-            demo_data.write_demo_data(tmp_path, 2, 1, seed=seed)
+            demo_data.write_demo_data(tmp_path, 2, seed=seed)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -332,19 +335,22 @@ def test_demo_data_leaves_images_of_others_alone(tmp_path, folder):
     save_flat(tmp_path / folder / "0000.png", 50)
     before = contents(tmp_path)
     with pytest.raises(FileExistsError, match=f"{folder} holds other files, such as 0000.png"):
-        demo_data.write_demo_data(tmp_path, 2, 1)
+        demo_data.write_demo_data(tmp_path, 2)
     assert contents(tmp_path) == before
 
 
-def test_demo_images_come_from_the_regions_of_their_folder_and_b_is_painted(tmp_path, monkeypatch):
+def test_training_crops_come_from_the_regions_of_their_domain_and_b_is_painted(
+    tmp_path, monkeypatch
+):
     """Red tells the column and green the row of a pixel; paint is replaced by the negative."""
-    width, height = 480, 252
+    width, height = 512, 252
     y, x = np.mgrid[:height, :width]
-    coded = np.stack([x // 2, y, 0 * x], axis=-1).astype(np.uint8)
-    monkeypatch.setattr(demo_data, "load_photographs", lambda: [Image.fromarray(coded)])
-    monkeypatch.setattr(demo_data, "paint", lambda image, rng: ImageChops.invert(image))
-    demo_data.write_demo_data(tmp_path, 8, 8)
-    for name in FOLDERS:
+    coded = Image.fromarray(np.stack([x // 2, y, 0 * x], axis=-1).astype(np.uint8))
+    monkeypatch.setattr(demo_data, "load_photograph", lambda name: coded)
+    monkeypatch.setattr(demo_data, "turn_hues", lambda image, rng: image)
+    monkeypatch.setattr(demo_data, "paint", ImageChops.invert)
+    demo_data.write_demo_data(tmp_path, 8)
+    for name in FOLDERS[:2]:
         regions = [demo_data.region((width, height), name, strip) for strip in (0, 1)]
         seen = set()
         for _, image in readable_images(list_images(tmp_path / name)):
@@ -364,12 +370,13 @@ def test_demo_images_come_from_the_regions_of_their_folder_and_b_is_painted(tmp_
         assert seen == {0, 1}
 
 
-def test_the_regions_of_the_folders_tile_each_photograph():
-    for photograph in demo_data.load_photographs():
+def test_no_test_photograph_trains_and_no_pixel_is_in_both_domains():
+    assert not {*demo_data.TRAIN_PHOTOGRAPHS} & {*demo_data.TEST_PHOTOGRAPHS}
+    for photograph in map(demo_data.load_photograph, demo_data.TRAIN_PHOTOGRAPHS):
         owners = np.zeros(photograph.size, dtype=int)
-        for name, strip in itertools.product(FOLDERS, range(demo_data.COLUMNS // 2)):
+        for name, strip in itertools.product(FOLDERS[:2], range(demo_data.COLUMNS // 2)):
             left, top, right, bottom = demo_data.region(photograph.size, name, strip)
-            assert min(right - left, bottom - top) >= demo_data.SMALLEST_CROP
+            assert min(right - left, bottom - top) >= demo_data.LARGEST_CROP
             owners[left:right, top:bottom] += 1
         assert (owners == 1).all()
 
@@ -384,14 +391,26 @@ def test_kuwahara_flattens_noise_and_keeps_edges():
     assert (flattened[:, 12] - flattened[:, 11]).min() > 150
 
 
-def test_painted_images_have_the_palette_and_the_place_of_the_photograph():
-    rng = np.random.default_rng(0)
+def test_painted_images_have_the_palette_and_the_weave():
     gray_ramp = np.linspace(0, 255, 96).round().astype(np.uint8)
     photograph = Image.fromarray(np.broadcast_to(gray_ramp[None, :, None], (96, 96, 3)).copy())
-    painted = np.asarray(demo_data.paint(photograph, rng), dtype=float)
+    painted = np.asarray(demo_data.paint(photograph), dtype=float)
     red, _, blue = painted[:, 8:24].mean(axis=(0, 1))
-    assert blue > red + 20  # shadows are indigo
+    assert blue > red + 10  # shadows are indigo
     red, _, blue = painted[:, 60:80].mean(axis=(0, 1))
-    assert red > blue + 20  # lights are ochre
+    assert red > blue + 10  # lights are ochre
     brightness = painted.mean(axis=(0, 2))
     assert np.corrcoef(brightness, gray_ramp)[0, 1] > 0.95
+    flat = np.asarray(demo_data.paint(Image.new("RGB", (8, 8), "gray")), dtype=int)
+    assert np.ptp(flat[:4, :4, 0]) == 2 * demo_data.CANVAS
+
+
+def test_hues_turn_and_nothing_else():
+    photograph = demo_data.load_photograph("coffee")
+    turned = demo_data.turn_hues(photograph, np.random.default_rng(0))
+    before, after = (np.asarray(image.convert("HSV"), int) for image in (photograph, turned))
+    assert np.abs(after - before)[..., 1:].mean() < 2  # 8-bit RGB cannot hold every HSV
+    assert np.abs(after - before)[..., 2].max() <= 1
+    colourful = (before[..., 1] > 100) & (before[..., 2] > 100)
+    turns = (after - before)[colourful][:, 0] % 256
+    assert np.abs(turns - np.median(turns)).max() <= 4 and np.median(turns) > 4

@@ -11,9 +11,9 @@ import torch
 from cyclegan_runs import data, one_thread, settings  # noqa: F401 - fixtures
 
 from cyclegan.compare import compare
-from cyclegan.evaluate import distribution_scores
+from cyclegan.evaluate import METRICS, distribution_scores
 from cyclegan.log import RunLog
-from cyclegan.report import MOST_POINTS, chart, thin, write_report
+from cyclegan.report import MOST_POINTS, chart, thin, write_comparison, write_report
 from cyclegan.trainer import Trainer
 
 
@@ -71,7 +71,7 @@ def test_the_report_of_a_run_opens_and_its_slider_goes_through_the_samples(run, 
         assert browser.find_element("id", "shown").text == f"step {step}"
     charts = [svg.get_attribute("aria-label") for svg in browser.find_elements("tag name", "svg")]
     kinds = ["gan", "cycle", "identity", "discriminator"]
-    assert charts == [*kinds, "SSIM", "MS-SSIM", "PSNR in dB"]
+    assert charts == [*kinds, *METRICS.values()]
     text = browser.find_element("tag name", "body").text
     assert "step 6 of 6" in text and "CycleGAN with 0.5*ssim+l1" in text
     assert re.search(r"learning_rate\s+0.0002", text)
@@ -88,6 +88,22 @@ def test_a_report_can_be_moved_and_made_before_anything_is_logged(run, browser, 
     browser.get(page.as_uri())
     assert "step 0 of 6" in browser.find_element("tag name", "body").text
     assert browser.get_log("browser") == []
+
+
+def test_the_report_has_the_scores_at_first_and_now(run):
+    tests = [record["test"] for record in RunLog(run.run_dir).records() if "test" in record]
+    page = (run.run_dir / "report.html").read_text()
+    for name, title in METRICS.items():
+        cells = (title, *(f"{test[name]:.4g}" for test in (tests[0], tests[-1])))
+        assert f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" in page
+
+
+def test_the_best_loss_has_the_smallest_error_and_time_and_the_largest_score(tmp_path):
+    columns = ("cycle SSIM", "cycle colour error (of 255)", "seconds per step")
+    scores = {"l1": (0.5, 3.0, 0.2), "ssim": (0.7, 4.0, 0.1)}
+    scores = {loss: dict(zip(columns, row, strict=True)) for loss, row in scores.items()}
+    page = write_comparison(tmp_path, scores, {}, {"steps": 1}).read_text()
+    assert re.findall(r'best">([^<]+)', page) == ["3", "0.7", "0.1"]
 
 
 def test_what_users_wrote_is_no_markup(run):
@@ -129,14 +145,15 @@ def test_losses_are_compared_on_one_page(settings, browser):
     assert_shows(browser, page)
     tables = browser.find_elements("tag name", "table")
     rows = [row.text for row in tables[0].find_elements("tag name", "tr")]
-    assert rows[0] == "cycle loss cycle SSIM cycle MS-SSIM cycle PSNR (dB) seconds per step"
+    columns = [f"cycle {title}" for title in METRICS.values()]
+    assert rows[0] == " ".join(["cycle loss", *columns, "seconds per step"])
     assert [row.split()[0] for row in rows[1:]] == losses
     titles = [title.text for title in browser.find_elements("tag name", "h2")]
     assert titles == ["A to B", "A to B and back", "B to A", "B to A and back", "Settings"]
     for table in tables[1:5]:
         images = table.find_elements("tag name", "img")
         assert len(images) == 3 * (1 + len(losses))
-    assert len(tables[0].find_elements("class name", "best")) >= 4
+    assert len(tables[0].find_elements("class name", "best")) >= 5
 
 
 def test_each_loss_is_trained_as_it_would_be_alone_and_once(settings):

@@ -192,7 +192,7 @@ def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path):
     """Pools included, which are full after two steps. Of photographs: where gradients are next to
     nothing, Adam makes whole steps of their rounding."""
     data = tmp_path / "data"
-    write_demo_data(data, train_count=8, test_count=2)
+    write_demo_data(data, train_count=8)
     options = [*OPTIONS, f"--data={data}", "--steps=8", "--log-every=4", "--pool-size=4"]
     one, two = tmp_path / "one", tmp_path / "two"
     runs = (
@@ -390,7 +390,7 @@ def test_a_finished_run_can_go_on_in_another_folder(run, tmp_path):
     [
         ({"seed": 1}, "seed must be 0, as in the checkpoint .*; got 1"),
         ({"batch_size": 1}, "batch_size must be 2"),
-        ({"cycle_loss": "l1"}, "cycle_loss must be 'ssim'"),
+        ({"cycle_loss": "l1"}, "cycle_loss must be 'ssim_l1'"),
         ({"steps": 3}, "steps must be at least 4"),
     ],
     ids=str,

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ssimfast
 from cyclegan.data import load_test_images
+from cyclegan.evaluate import evaluate
 from cyclegan.networks import PatchDiscriminator, ResnetGenerator
 from cyclegan.trainer import LOSSES, NETWORKS, Trainer, linear_decay
 
@@ -28,6 +29,8 @@ def batch():
     "name, value",
     [
         ("steps", 0),
+        ("test_size", 30),
+        ("test_size", -32),
         ("learning_rate", -1e-3),
         ("learning_rate", float("nan")),
         ("learning_rate", float("inf")),
@@ -127,14 +130,13 @@ def test_a_step_has_the_losses_and_gradients_of_the_paper(settings, batch, chang
         x, y = (reconstruction + 1) / 2, (real + 1) / 2
         if s.cycle_loss == "l1":
             return (x - y).abs().mean()
-        if s.cycle_loss == "ssim":
-            return 1 - ssimfast.ssim(x, y)
-        factors = {"ms_ssim": 1.0} if s.cycle_loss == "ms_ssim" else {"ms_ssim": 0.84}
-        factors["gaussian_l1"] = 1 - factors["ms_ssim"]
+        factors = {
+            "ssim_l1": {"ssim": 0.84, "gaussian_l1": 0.16},
+            "ms_ssim": {"ssim": 0.0, "ms_ssim": 1.0, "weights": "auto"},
+            "mix": {"ssim": 0.0, "ms_ssim": 0.84, "gaussian_l1": 0.16, "weights": "auto"},
+        }[s.cycle_loss]
         # In the range of tanh: near a mean of 0 the gradient magnifies the rounding of a mapping.
-        return ssimfast.similarity_loss(
-            reconstruction, real, ssim=0, **factors, weights="auto", value_range=(-1, 1)
-        )
+        return ssimfast.similarity_loss(reconstruction, real, value_range=(-1, 1), **factors)
 
     want = {
         "gan_a": deceive(d_a(f(real_b))),
@@ -367,6 +369,17 @@ def test_each_domain_is_tested_on_its_own_test_folder(settings, data):
     assert torch.equal(trainer.test_b, images["testB"])
 
 
+def test_test_images_may_be_larger_than_the_crops_that_train(settings):
+    trainer = Trainer(replace(settings, test_size=64, steps=1))
+    trainer.train()
+    with Image.open(trainer.samples_path) as image:
+        assert image.size == (6 * (64 + 2), 3 * (64 + 2))
+    assert trainer.pairs[0][0].shape == (3, 32, 32)
+    data = Path(settings.data)
+    scores = evaluate(trainer.generators(), data, 64, trainer.device)["mean"]
+    assert trainer.log.records()[-1]["test"] == pytest.approx(scores, abs=1e-3)
+
+
 def test_round_trips_keep_no_graph(settings):
     trips = list(Trainer(settings).round_trips())
     assert len(trips) == 2
@@ -382,19 +395,20 @@ def test_sample_grid_shows_real_fake_and_reconstruction(settings):
     with Image.open(trainer.samples_path) as image:
         pixels = np.asarray(image).astype(int)
     cell = 32 + 2  # a frame of one pixel
-    assert pixels.shape == (6 * cell, 3 * cell, 3)
+    assert pixels.shape == (3 * cell, 6 * cell, 3)
     with torch.no_grad():
         fake_b = trainer.generator_ab(trainer.test_a)
         rec_a = trainer.generator_ba(fake_b)
         fake_a = trainer.generator_ba(trainer.test_b)
         rec_b = trainer.generator_ab(fake_a)
-    rows = (trainer.test_a, fake_b, rec_a, trainer.test_b, fake_a, rec_b)
-    for y, row in enumerate(rows):
-        for x, image in enumerate(row):
+    columns = (trainer.test_a, fake_b, rec_a, trainer.test_b, fake_a, rec_b)
+    for x, column in enumerate(columns):
+        for y, image in enumerate(column):
             shown = pixels[y * cell + 1 : (y + 1) * cell - 1, x * cell + 1 : (x + 1) * cell - 1]
             expected = (image.permute(1, 2, 0).numpy() + 1) * 127.5
             assert np.abs(shown - expected).max() <= 1
-    scores = [ssimfast.ssim(rows[i], rows[i + 2], value_range=(-1, 1)).item() for i in (0, 3)]
+    pairs = [(columns[i], columns[i + 2]) for i in (0, 3)]
+    scores = [ssimfast.ssim(*pair, value_range=(-1, 1)).item() for pair in pairs]
     assert trainer.test_scores()["ssim"] == pytest.approx(sum(scores) / 2, abs=1e-5)
 
 
