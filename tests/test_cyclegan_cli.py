@@ -185,7 +185,7 @@ def test_what_was_translated_into_a_subfolder_is_not_translated_again(trained, t
     command = ["translate", "--checkpoint", root / "run", source, source / "out", "--device=cpu"]
     for _ in range(2):
         assert main([str(argument) for argument in command]) == 0
-        assert capsys.readouterr().out == f"translated into {source / 'out'}: 2\n"
+        assert capsys.readouterr().out == f"translated into {source / 'out'}: 3\n"
 
 
 @pytest.mark.parametrize("direction", ["ab", "ba"])
@@ -242,7 +242,7 @@ def test_user_errors_are_one_line_that_names_the_cause(trained, tmp_path, capsys
         "no images in": [*translate, run, run / "checkpoints", out],
         "IN and OUT are both": [*translate, run, data / "testA", data / "testA"],
         f"IN and OUT are both {twins / 'x.png'}": [*translate, run, *[twins / "x.png"] * 2],
-        "OUT must be a .png file": [*translate, run, data / "testA" / "0000.png", out],
+        "OUT must be a .png file": [*translate, run, data / "testA" / "rocket.png", out],
         "several images would be written to": [*translate, run, twins, out],
         "tile must be 0 or more": [*translate, run, data / "testA", out, "--tile", -1],
         "no such folder: none": [*translate, "none", data / "testA", out],
