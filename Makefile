@@ -18,7 +18,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc ssimfast cyclegan -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CPP := $(shell find csrc tests bench -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test test-all fuzz bench gpu-report docs figures sanitize wheel lint format clean
+.PHONY: demo test test-all fuzz budgets bench gpu-report docs figures sanitize wheel lint format clean
 
 # -I: the installed package, not the sources in this folder, which have no extension beside them.
 CYCLEGAN := $(VENV)/bin/python -I -m cyclegan
@@ -46,6 +46,10 @@ test-all: test fuzz sanitize
 # Random calls other than those of `make test`, which are the same each time.
 fuzz: $(VENV)/installed
 	SSIMFAST_FUZZ_CASES=2000 $(PYTEST) tests/test_fuzz.py
+
+# What kernels may take, measured again: tests/budgets.json. For a change that is meant.
+budgets: $(VENV)/installed
+	$(VENV)/bin/python tests/budgets.py
 
 bench: $(VENV)/installed $(VENV)/bench-tools
 	rm -f $(VENV)/bench.json

@@ -3,7 +3,6 @@ several parameters, `make test` runs enough items to show each pair of values; t
 
 import os
 from collections.abc import Iterator
-from functools import partial
 from itertools import combinations, groupby
 
 import comparison
@@ -26,19 +25,10 @@ def use_reference(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def use_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls the emulated CUDA kernels. The ops that combine scales have none, on a GPU either: they
-    are operations of PyTorch. Any other op without a kernel is a mistake of the test."""
-    kernels = emulated.load()
-    use_reference(monkeypatch)
-    for name in ops.SCHEMAS:
-        if name in kernels:
-            monkeypatch.setattr(ops, f"_{name}", kernels[name])
-        elif not name.startswith("combine_scales"):
-            monkeypatch.setattr(ops, f"_{name}", partial(_not_emulated, name))
-
-
-def _not_emulated(name: str, *_: object) -> None:
-    raise AssertionError(f"{name} has no CUDA kernel: backends() must leave cuda-emulated out")
+    """Calls the emulated CUDA kernels, and for the ops that combine scales PyTorch, as on a GPU."""
+    emulated.use(monkeypatch)
+    for name in ("combine_scales", "combine_scales_or_raise"):
+        monkeypatch.setattr(ops, f"_{name}", getattr(reference, name))
 
 
 def use_triton(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,7 @@ def test_a_group_and_its_report(tmp_path):
     ]
 
 
+@pytest.mark.long
 @pytest.mark.needs("x86", "compiler")
 @pytest.mark.parametrize("flags", [["-mavx2", "-mfma"], ["-mavx512f"]], ids=lambda flags: flags[0])
 def test_the_probe_of_multiply_adds_keeps_more_chains_than_the_latency_needs(flags):

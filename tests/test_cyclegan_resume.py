@@ -192,6 +192,7 @@ def test_trainers_of_one_process_take_turns(settings):
     Trainer(replace(settings, steps=5), resume="auto").train()
 
 
+@pytest.mark.long
 def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path):
     """Pools included, which are full after two steps. Of photographs: where gradients are next to
     nothing, Adam makes whole steps of their rounding."""
