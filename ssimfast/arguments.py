@@ -124,13 +124,14 @@ def _refuse_scripting(*_: Any) -> NoReturn:
     )
 
 
+_jit: Any = torch.jit  # whose functions have no types
 _SHAPES = {4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
 
 
 def checked_images(x: Tensor, y: Tensor, ranks: tuple[int, ...] = (4,)) -> tuple[Tensor, Tensor]:
     """The images, of one dtype: autocast, where it is on, makes half of what a layer returns and
     leaves the other image as it is, which is then no mistake."""
-    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+    if _jit.is_tracing():
         raise RuntimeError(
             "torch.jit.trace, which torch.onnx.export(dynamo=False) calls, would record the size "
             "of the images as a constant of ssimfast; use torch.export.export or torch.compile"

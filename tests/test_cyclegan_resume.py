@@ -150,6 +150,7 @@ def test_an_interrupted_run_saves_and_exits_with_0(data, tmp_path, number):
     assert checkpoints.why_broken(checkpoint) is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_second_run_is_kept_out_of_the_folder_of_one_that_trains(data, tmp_path, processes):
     """Before there is a checkpoint too; what was killed keeps nobody out."""

@@ -99,10 +99,9 @@ def test_a_checkpoint_translates_with_the_averaged_generator_if_there_is_one(set
         assert not any(parameter.requires_grad for parameter in generator.parameters())
 
 
+@pytest.mark.long
 @pytest.mark.needs("onnxruntime")
-@pytest.mark.parametrize(
-    "network", [pytest.param(ResnetGenerator(4, 1), marks=pytest.mark.long), UnetGenerator(4, 5)]
-)
+@pytest.mark.parametrize("network", [ResnetGenerator(4, 1), UnetGenerator(4, 5)])
 def test_exported_generators_compute_the_same_at_every_size(network, tmp_path):
     import onnxruntime
 

@@ -211,6 +211,7 @@ def test_skipped(): pass
     assert "- 1: not today" in shown
 
 
+@pytest.mark.long
 def test_no_test_at_all_is_a_failure(tmp_path):
     with pytest.raises(Failed, match="no test ran"):
         run_tests(tmp_path, "")

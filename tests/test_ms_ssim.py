@@ -49,7 +49,7 @@ def test_odd_sizes_on_the_way_through_five_scales(backend):
     assert_ms_ssim_matches_oracle(*pair(1, 2, 181, 207), weights=WANG)
 
 
-@pytest.mark.long_with("reference")
+@pytest.mark.long_with("reference", "cuda-emulated")
 @pytest.mark.parametrize("scales", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("channels", ["separate", "joint"])
 def test_every_number_of_scales(backend, channels, scales):

@@ -54,6 +54,7 @@ def test_an_extension_of_other_schemas_is_refused(monkeypatch):
         ops._load_extension()
 
 
+@pytest.mark.long
 @pytest.mark.needs("extension")
 def test_a_second_import_says_the_same_of_an_extension_that_was_refused(tmp_path):
     shutil.copytree(PACKAGE, tmp_path / "ssimfast")
@@ -70,6 +71,7 @@ def test_a_second_import_says_the_same_of_an_extension_that_was_refused(tmp_path
     assert done.stdout == "True\nTrue\n", done.stderr
 
 
+@pytest.mark.long
 def test_sources_without_extension_warn_and_the_reference_serves(copy_without_extension):
     (copy_without_extension / "setup.py").touch()
     code = (
