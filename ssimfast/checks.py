@@ -148,7 +148,7 @@ def _sweep_scales(x: Tensor, y: Tensor, *request: Any) -> None:
     _gradients(gradients, x)
     _images(x, y, settings)
     _pixel_counts(rows, columns, x, weights[reference.BLURRED_L1])
-    sizes = x.shape
+    sizes: Sequence[int] = x.shape
     for scale in range(len(scale_weights)):
         if 0 in sizes:
             raise _error(f"scale {scale} is empty: {tuple(sizes)}")
