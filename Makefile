@@ -40,12 +40,14 @@ test: $(VENV)/installed
 
 # The long proofs too: every window and dtype on every backend, narrower instruction sets, machine
 # code of the CUDA kernels, 2,000 random calls, sanitizers.
-test-all: test fuzz sanitize
+test-all: test sanitize
 	$(PYTEST) -m long
+	$(FUZZ) --hypothesis-seed=0
 
-# Random calls other than those of `make test`, which are the same each time.
+# Other random calls each time.
+FUZZ = SSIMFAST_FUZZ_CASES=2000 $(PYTEST) tests/test_fuzz.py
 fuzz: $(VENV)/installed
-	SSIMFAST_FUZZ_CASES=2000 $(PYTEST) tests/test_fuzz.py
+	$(FUZZ)
 
 # What kernels may take, measured again: tests/budgets.json. For a change that is meant.
 budgets: $(VENV)/installed
