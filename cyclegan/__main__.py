@@ -8,14 +8,12 @@ import warnings
 from dataclasses import MISSING, fields
 from pathlib import Path
 
-# OpenMP threads spin while they wait for each other, which takes the cores from other processes and
-# from the threads they wait for. OpenMP reads these variables when torch is imported, further down.
-if __name__ == "__main__" and not os.environ.keys() & {
-    "OMP_WAIT_POLICY",
-    "GOMP_SPINCOUNT",
-    "KMP_BLOCKTIME",
-}:
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+# A waiting OpenMP thread spins for a while before it sleeps. On busy cores that takes the core from
+# the thread it waits for; without spinning, small networks take 1.5 times as long on quiet ones. A
+# sixth of the usual spins costs nothing in either case. libgomp reads the variable with torch.
+WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
+if __name__ == "__main__" and not os.environ.keys() & set(WAITING):
+    os.environ["GOMP_SPINCOUNT"] = "50000"
 
 import torch
 from accelerate import PartialState
