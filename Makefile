@@ -4,8 +4,8 @@ VENV ?= .venv
 # The requirement that the torch of $(VENV) was installed with, unless another is asked for.
 INSTALLED_TORCH := $(or $(shell cat $(VENV)/torch 2>/dev/null),torch>=2.10)
 TORCH ?= $(INSTALLED_TORCH)
-# The variable that says which CUDA kernels to compile (see setup.py), else that of the last time.
-ASKED_CUDA := $(or $(if $(SSIMFAST_NO_CUDA),SSIMFAST_NO_CUDA=$(SSIMFAST_NO_CUDA)),\
+# The variables that say which CUDA kernels to compile (see setup.py), else those of the last time.
+ASKED_CUDA := $(strip $(if $(SSIMFAST_NO_CUDA),SSIMFAST_NO_CUDA=$(SSIMFAST_NO_CUDA)) \
   $(if $(TORCH_CUDA_ARCH_LIST),TORCH_CUDA_ARCH_LIST=$(TORCH_CUDA_ARCH_LIST)))
 INSTALLED_CUDA := $(shell cat $(VENV)/installed 2>/dev/null)
 CUDA := $(or $(ASKED_CUDA),$(INSTALLED_CUDA))
@@ -63,7 +63,7 @@ bench: $(VENV)/installed $(VENV)/bench-tools
 gpu-report: $(VENV)/installed
 	$(VENV)/bin/python -I bench/gpu_report.py
 
-# The CPU kernels under AddressSanitizer and UBSan, with the widest vectors and the narrowest. They
+# The short suite's tests of the CPU kernels under AddressSanitizer and UBSan, with the widest vectors and the narrowest. They
 # are built and kept apart: neither the installed package nor one built in place changes. Leaks are
 # not looked for, as Python and torch have their own. -O0: gcc optimises what it checks very slowly.
 SANITIZED := $(abspath $(VENV))/sanitized
@@ -143,10 +143,11 @@ HAS_GPU := import sys, torch; sys.exit(not torch.cuda.is_available())
 # torch again: or torchvision may bring another, that of its version.
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
 	rm -rf build
-	@if [ -n '$(CUDA)' ]; then export '$(CUDA)'; \
-	elif ! $(VENV)/bin/python -I -c '$(HAS_GPU)'; then export SSIMFAST_NO_CUDA=1; \
+	@settings='$(CUDA)'; \
+	if [ -z "$$settings" ] && ! $(VENV)/bin/python -I -c '$(HAS_GPU)'; then \
+	  settings=SSIMFAST_NO_CUDA=1; \
 	  echo 'No GPU here: CUDA kernels are left out. TORCH_CUDA_ARCH_LIST="8.0;9.0" compiles them.'; \
-	fi; $(PIP) install '$(TORCH)' '.[test]'
+	fi; env $$settings $(PIP) install '$(TORCH)' '.[test]'
 	echo '$(CUDA)' >$@
 
 $(VENV)/bench-tools: $(VENV)/installed

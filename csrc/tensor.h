@@ -137,7 +137,7 @@ inline void check_weights(const std::vector<double>& weights) {
                   " numbers, got ", weights.size());
 }
 
-// What sums are divided by.
+// The divisor of a sum must be positive.
 inline void check_count(int64_t count) {
   STD_TORCH_CHECK(count > 0, "ssimfast: count must be positive, got ", count);
 }
@@ -165,7 +165,7 @@ inline void check_upstream(const Tensor& grad, const Tensor& upstream) {
   STD_TORCH_CHECK(fits, "ssimfast: the upstream gradient does not fit the result");
 }
 
-// A tensor that is written in place has memory of its own for each element.
+// Refuses expanded tensors: several of their elements share memory.
 inline void check_written(const Tensor& tensor) {
   for (int64_t i = 0; i < tensor.dim(); ++i)
     STD_TORCH_CHECK(tensor.size(i) <= 1 || tensor.stride(i) != 0,

@@ -9,8 +9,9 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 # A waiting OpenMP thread spins for a while before it sleeps. On busy cores that takes the core from
-# the thread it waits for; without spinning, small networks take 1.5 times as long on quiet ones. A
-# sixth of the usual spins costs nothing in either case. libgomp reads the variable with torch.
+# the thread it waits for; without spinning, the demo's network took 1.5 to 2 times as long on quiet
+# ones. A sixth of the usual spins did as well as the better of both. libgomp, the OpenMP of torch
+# on Linux, reads the variable as torch is loaded; others ignore it.
 WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 if __name__ == "__main__" and not os.environ.keys() & set(WAITING):
     os.environ["GOMP_SPINCOUNT"] = "50000"
@@ -24,8 +25,9 @@ from cyclegan.compare import compare
 from cyclegan.demo_data import write_demo_data
 from cyclegan.download import ARCHIVES, download
 from cyclegan.errors import UserError
-from cyclegan.evaluate import METRICS, check_inception, distribution_scores, evaluate
+from cyclegan.evaluate import check_inception, distribution_scores, evaluate
 from cyclegan.export import export_onnx
+from cyclegan.report import scores_of
 from cyclegan.settings import Settings
 from cyclegan.trainer import Trainer
 from cyclegan.translate import find_device, load_generator, load_generators, translate_files
@@ -60,7 +62,7 @@ def message_of(error: OSError | UserError | RuntimeError) -> str | None:
         return str(error)
     if isinstance(error, torch.OutOfMemoryError):
         return f"the GPU is out of memory; smaller images or batches need less: {error}"
-    lost = "/gloo/" in str(error)  # in the place of an error class
+    lost = "/gloo/" in str(error)  # gloo raises RuntimeError and names its source file
     if lost or distributed.is_available() and isinstance(error, distributed.DistError):
         return "another process has ended, and this one cannot go on; its own error says why"
     return None
@@ -196,10 +198,11 @@ def run_train(args: argparse.Namespace) -> None:
         return
     if trainer.step < trainer.settings.steps:
         print(f"stopped at step {trainer.step}; --resume auto goes on")
-    tests = [record["test"] for record in trainer.log.records() if "test" in record]
+    tests = [record for record in trainer.log.records() if "test" in record]
     print("test images against their reconstructions:")
-    for name, title in METRICS.items():
-        print(f"  {title}: {tests[0][name]:.3f} at first, {tests[-1][name]:.3f} now")
+    for name, title in scores_of(tests):
+        first, last = (test["test"][name] for test in (tests[0], tests[-1]))
+        print(f"  {title}: {first:.3f} at first, {last:.3f} now")
     print(f"samples: {trainer.samples_path}")
     print(f"checkpoint: {checkpoints.folder_of(trainer.run_dir, trainer.step)}")
     print(f"report: {trainer.run_dir / 'report.html'}")

@@ -30,7 +30,7 @@ While this file is here, the same command may write over the images beside it.
 # The painter's palette: RGB of its darkest to its lightest tone.
 PALETTE = np.array([(24, 20, 66), (32, 84, 112), (196, 110, 48), (240, 190, 92), (255, 246, 214)])
 PALETTE_SHARE = 0.5  # how far colours are pulled towards the palette
-SATURATION = 1.6  # factor of what tells a colour from gray
+SATURATION = 1.6  # factor of the difference between a colour and its gray
 CANVAS = 15  # height of the weave, in levels
 THREAD = 2  # width of the canvas's threads, in pixels
 

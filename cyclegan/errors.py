@@ -9,8 +9,8 @@ LONGEST = 200  # characters of a cause; torch names every weight that is missing
 
 
 def cause(error: Exception) -> str:
-    """One line of what an error says: of the operating system's without the path, of torch's on
-    weights that do not fit the second, which names the first misfit."""
+    """One line of an error. The path is left out of errors of the operating system. The second line
+    of a longer text is taken: torch names there the first weight that does not fit."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -21,8 +21,8 @@ REASONS = {
 
 
 def ignore_interrupts(_: int) -> None:
-    """Signals to a group reach loader processes too, which are needed until the run has saved. So
-    nothing but `batches_of` ends them: Python and torch try it with a SIGTERM, and wait."""
+    """Makes a loader process survive signals to its group: it is needed until the run has saved.
+    Only `batches_of` can end it then; the SIGTERM of Python and torch has no effect."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 

@@ -10,7 +10,8 @@ SECONDS = 60  # between two lines in a log
 
 def progress(desc: str, unit: str, total: int | None, initial: int = 0, **options) -> tqdm:
     """A bar; of several processes (``torchrun``), the first one shows it. Where stderr is no
-    terminal, it is a line at the beginning, one every minute and one at the end."""
+    terminal, it is a line at the beginning, one every minute and one at the end, unless ``options``
+    of tqdm say otherwise."""
     options |= {"disable": int(os.environ.get("RANK", "0")) > 0}
     if not sys.stderr.isatty():
         options |= {"mininterval": SECONDS, "maxinterval": SECONDS, "file": _Lines()}

@@ -94,16 +94,23 @@ def _loss_charts(looks: Sequence[dict]) -> list[str]:
 def _test_charts(tests: Sequence[dict]) -> list[str]:
     return [
         chart(title, {title: [(test["step"], test["test"][name]) for test in tests]})
-        for name, title in METRICS.items()
-        if tests
+        for name, title in scores_of(tests)
     ]
 
 
 def _test_rows(tests: Sequence[dict]) -> list[list[str]]:
     return [
         [title, *(f"{test['test'][name]:.4g}" for test in (tests[0], tests[-1]))]
+        for name, title in scores_of(tests)
+    ]
+
+
+def scores_of(tests: Sequence[dict]) -> list[tuple[str, str]]:
+    """The scores that every record has, with titles: older versions recorded fewer."""
+    return [
+        (name, title)
         for name, title in METRICS.items()
-        if tests
+        if tests and all(name in test["test"] for test in tests)
     ]
 
 

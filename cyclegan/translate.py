@@ -77,7 +77,12 @@ def translate_files(
     if source.is_dir():
         # Results in a folder inside of the source are no images to translate.
         results = target.resolve()
-        paths = [path for path in list_images(source) if results not in path.resolve().parents]
+        inside = source.resolve() in results.parents
+        paths = [
+            path
+            for path in list_images(source)
+            if not (inside and results in path.resolve().parents)
+        ]
         targets = {path: target / path.relative_to(source).with_suffix(".png") for path in paths}
         clashes = [path for path, count in Counter(targets.values()).items() if count > 1]
         if clashes:

@@ -24,8 +24,8 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.ui
 def number(name: str, value: float, least: float = -_LARGEST) -> float:
     """A number that is a constant of a compiled graph: another value needs another graph."""
     value = variable(name, value, least)
-    # torch.compile makes a constant of the key of a dict, and fails on the window's arithmetic with
-    # a symbol.
+    # torch.compile specialises the keys of dicts, so this makes the value a constant. It fails on
+    # the window's arithmetic with a symbol.
     (value,) = {value: None}
     return value
 

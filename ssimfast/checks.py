@@ -47,7 +47,7 @@ def _within(name: str, number: int, least: int, most: int) -> None:
 
 
 def _count(count: int) -> None:
-    """What sums are divided by."""
+    """The divisor of a sum must be positive."""
     if count < 1:
         raise _error(f"count must be positive, got {count}")
 

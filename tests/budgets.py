@@ -8,7 +8,6 @@ for (machine.py) stays as it is. Limits of hardware are no budgets and stand whe
 import json
 import math
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -108,5 +107,4 @@ def renew() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     renew()

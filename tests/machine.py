@@ -71,7 +71,6 @@ TOOLS = {
     "cuda": torch.cuda.is_available,  # a GPU
     "cuda kernels": _has_cuda_kernels,  # a GPU, and ssimfast built for it
     "cuda torch": lambda: torch.version.cuda is not None,  # a CUDA build of torch
-    "clear_refs": Path("/proc/self/clear_refs").exists,  # Linux: peak memory of a part of a process
     "browser": _has_browser,  # Chromium, its driver and selenium
     # Older ones do not know the metadata of pyproject.toml.
     "setuptools": lambda: find_spec("setuptools")

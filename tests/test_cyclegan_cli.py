@@ -176,14 +176,16 @@ def test_translate_writes_every_readable_image_at_its_size(trained, odd_images, 
     }
 
 
-def test_what_was_translated_into_a_subfolder_is_not_translated_again(trained, tmp_path, capsys):
+def test_results_beside_the_images_are_not_translated_again(trained, tmp_path, capsys):
     root, _ = trained
     source = tmp_path / "in"
     shutil.copytree(root / "data" / "testA", source)
-    command = ["translate", "--checkpoint", root / "run", source, source / "out", "--device=cpu"]
-    for _ in range(2):
+    # Into the folder above, and twice into one inside.
+    for out in (tmp_path, source / "out", source / "out"):
+        command = ["translate", "--checkpoint", root / "run", source, out, "--device=cpu"]
         assert main([str(argument) for argument in command]) == 0
-        assert capsys.readouterr().out == f"translated into {source / 'out'}: 3\n"
+        assert capsys.readouterr().out == f"translated into {out}: 3\n"
+    assert (tmp_path / "rocket.png").is_file()
 
 
 @pytest.mark.parametrize("direction", ["ab", "ba"])

@@ -87,7 +87,10 @@ def test_nan_and_infinity_reach_their_image_and_no_other(backend, function):
             own = value if value.dim() == 0 else value[0]
             assert not own.isfinite().all()
             assert value.dim() == 0 or torch.equal(value[1:], want[1:])
+            assert value.dim() < 2 or torch.equal(value[0, 1:], want[0, 1:])  # one for each plane
         assert not grad[pixel].isfinite() and torch.equal(grad[1:], clean_grad[1:])
+        if all(value.dim() >= 2 for value in values):
+            assert torch.equal(grad[0, 1:], clean_grad[0, 1:])
 
 
 @by_kernels
@@ -97,9 +100,10 @@ def test_no_images_or_no_channels(backend, function):
         x, y = (torch.rand(empty).requires_grad_() for _ in range(2))
         values = function(x, y)
         for value, want in zip(values, function.of_equal_images(), strict=True):
-            assert (value == want).all() and value.shape == empty[: value.dim()][:2] + value.shape[
-                2:
-            ]
+            assert (value == want).all()
+        shapes = [value.shape for value in function(*pair(*function.shape))]
+        for value, shape in zip(values, shapes, strict=True):
+            assert value.shape == (*empty[: min(len(shape), 2)], *shape[2:])
         sum(value.sum() for value in values if value.requires_grad).backward()
         assert x.grad.shape == y.grad.shape == empty
 
