@@ -21,7 +21,7 @@ from cyclegan.progress import progress
 
 MOST_UNREADABLE = 0.05  # of a folder to train on: more is a mistake, not bad luck
 SUFFIXES = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# What systems and archivers put beside images, in lower case; hidden files such as ._x.png aside.
+# Files that systems and archivers put beside images, in lower case. Hidden ones are not listed.
 SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx")
 # What Pillow raises on files that are damaged, no images, or far too large.
 UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)

@@ -40,7 +40,7 @@ def use_triton(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ops, f"_{name}", op)
 
 
-# What each backend needs of the machine.
+# Tools of machine.py that each backend needs.
 BACKENDS = {
     "cpu": ("extension",),
     "reference": (),

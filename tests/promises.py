@@ -12,6 +12,9 @@ from torch import Tensor
 import ssimfast
 
 needs_extension = pytest.mark.needs("extension")
+# For calls whose ops have no CUDA kernels, such as those of masks and volumes.
+not_emulated = pytest.mark.backends("cpu", "reference", "cuda", "triton")
+
 # The same values laid out in other ways, of images and of volumes.
 LAYOUTS = {
     "channels_last": lambda image: image.contiguous(memory_format=channels_last(image)),

@@ -341,7 +341,7 @@ SANITIZED = ("test_every_shape", "test_every_dtype", "test_every_mixture", "test
 @pytest.mark.needs("address sanitizer")
 def test_kernels_under_sanitizers(tmp_path):
     files = [f"test_{name}.py" for name in ("components", "ms_ssim", "similarity_loss", "ssim")]
-    # Of the shapes only odd ones: under the sanitizers each takes many times as long.
+    # Only odd shapes: under the sanitizers each takes many times as long.
     chosen = f"({' or '.join(SANITIZED)}) and emulated and (odd or not every_shape)"
     command = [sys.executable, "-m", "pytest", "-v", "-x", "-p", "no:cacheprovider"]
     done = subprocess.run(

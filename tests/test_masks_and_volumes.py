@@ -9,13 +9,13 @@ from promises import (
     LAYOUTS,
     drawn,
     few,
+    not_emulated,
     pair,
 )
 
 import ssimfast
 
-# Masks and volumes have no CUDA kernels of their own: on a GPU the reference serves them.
-pytestmark = pytest.mark.backends("cpu", "reference", "cuda", "triton")
+pytestmark = not_emulated
 
 
 def disk(height: int, width: int) -> torch.Tensor:

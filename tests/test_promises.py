@@ -13,14 +13,14 @@ from promises import (
     channels_last,
     mixture,
     needs_extension,
+    not_emulated,
     pair,
 )
 from torch import Tensor
 from torch.autograd import forward_ad
 
-NOT_EMULATED = pytest.mark.backends("cpu", "reference", "cuda", "triton")
 EVERY_FUNCTION = [
-    pytest.param(function, id=name, marks=[] if function.emulated else NOT_EMULATED)
+    pytest.param(function, id=name, marks=[] if function.emulated else not_emulated)
     for name, function in FUNCTIONS.items()
 ]
 of_every_function = pytest.mark.parametrize("function", EVERY_FUNCTION)

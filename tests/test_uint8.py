@@ -5,7 +5,7 @@ import oracle
 import pytest
 import torch
 from comparison import as_float64, assert_near, on_default_device, to_oracle
-from promises import needs_extension
+from promises import needs_extension, not_emulated
 from test_ops import LAYOUTS
 
 import ssimfast
@@ -71,14 +71,11 @@ CALLS = {
 }
 
 
-NOT_EMULATED = pytest.mark.backends("cpu", "reference", "cuda", "triton")
-
-
 @pytest.mark.long_with("reference")
 @pytest.mark.parametrize(
     "call",
     [
-        pytest.param(call, marks=NOT_EMULATED if call in ("mask", "volume") else [])
+        pytest.param(call, marks=not_emulated if call in ("mask", "volume") else [])
         for call in CALLS
     ],
 )
