@@ -69,7 +69,6 @@ def backend(request, monkeypatch):
 
 def pytest_configure(config: pytest.Config) -> None:
     for line in (
-        "long: takes too long for `make test`; `make test-all` runs it",
         "needs(*tools): tools of machine.py without which the test is not collected",
         "backends(*names): the only backends that the test runs with",
         "long_with(*names): backends with which the test is long",
