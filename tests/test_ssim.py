@@ -263,6 +263,20 @@ def test_float16_gradient_survives_a_tiny_range(backend):
     assert_near(x.grad, want / 36, TOLERANCES[x.dtype]["grad"] * abs(want).max() / 36, "gradient")
 
 
+@pytest.mark.long_with("reference")
+def test_a_scaled_float16_loss_keeps_the_digits_of_its_gradient(backend):
+    """As with torch.amp.GradScaler: only the scale brings the gradient of a mean over many pixels
+    to where float16 has all its digits."""
+    x, y = pair(1, 1, 90, 100, dtype=torch.float16)
+    grads = []
+    for dtype in (torch.float16, torch.float64):
+        a = x.clone().to(dtype).requires_grad_()
+        (2.0**12 * ssimfast.ssim(a, y.to(dtype), padding="same")).backward()
+        grads.append(a.grad.double())
+    got, want = grads
+    assert ((got - want).abs() <= 1e-3 * want.abs() + 1e-6 * want.abs().max()).all()
+
+
 def test_sums_without_images(backend):
     x = torch.rand(0, 3, 16, 16).requires_grad_()
     masks = [None] if backend == "cuda-emulated" else [None, torch.ones(16, 16)]

@@ -240,6 +240,8 @@ def test_equal_images_give_exactly_one_and_no_gradient():
     values = ssimfast.ssim(x, x.detach(), window_size=3, reduction="none")
     values.sum().backward()
     assert (values == 1).all() and (x.grad == 0).all()
+    ssimfast.similarity_loss(x, x.detach(), window_size=3, ssim=0.3, l1=0.7).backward()
+    assert (x.grad == 0).all()
 
 
 @pytest.mark.long
