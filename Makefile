@@ -63,27 +63,31 @@ bench: $(VENV)/installed $(VENV)/bench-tools
 gpu-report: $(VENV)/installed
 	$(VENV)/bin/python -I bench/gpu_report.py
 
-# The short suite's tests of the CPU kernels under AddressSanitizer and UBSan, with the widest vectors and the narrowest. They
-# are built and kept apart: neither the installed package nor one built in place changes. Leaks are
-# not looked for, as Python and torch have their own. -O0: gcc optimises what it checks very slowly.
+# The short suite's tests of the CPU kernels under AddressSanitizer and UBSan, with the widest vectors
+# and the narrowest. They are built and kept apart: neither the installed package nor one built in
+# place changes. Leaks are not looked for, as Python and torch have their own. -O0: gcc optimises what
+# it checks very slowly.
 SANITIZED := $(abspath $(VENV))/sanitized
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined
 RUNTIME = $(shell for name in asan ubsan stdc++; do g++ -print-file-name=lib$$name.so; done)
 SANITIZED_TESTS := $(patsubst %,tests/test_%.py,components masks_and_volumes ms_ssim ops \
   promises similarity_loss ssim uint8)
 
-# -s: what they report must not be lost with the process that they end.
-SANITIZED_PYTEST = LD_PRELOAD='$(RUNTIME)' ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
-  UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED)/lib \
-  $(VENV)/bin/pytest -q -x -s -p no:benchmark $(SANITIZED_TESTS)
+# A report ends the process that made it, and is written to a file.
+SANITIZED_PYTEST = LD_PRELOAD='$(RUNTIME)' OMP_NUM_THREADS=2 PYTHONPATH=$(SANITIZED)/lib \
+  ASAN_OPTIONS=detect_leaks=0:log_path=$(SANITIZED)/report \
+  UBSAN_OPTIONS=print_stacktrace=1:log_path=$(SANITIZED)/report \
+  $(VENV)/bin/pytest -q -x -n auto --maxprocesses=8 -p no:benchmark $(SANITIZED_TESTS)
+SHOW_REPORT := (cat $(SANITIZED)/report.* 2>/dev/null; exit 1)
 
 sanitize: $(VENV)/installed $(VENV)/build-tools
 	PATH="$(abspath $(VENV))/bin:$$PATH" CXX=g++ SSIMFAST_NO_CUDA=1 LDFLAGS='$(SANITIZERS)' \
 	  CXXFLAGS='-O0 -g1 $(SANITIZERS)' $(VENV)/bin/python setup.py --quiet \
 	  build --build-base=$(SANITIZED)/build --build-lib=$(SANITIZED)/lib
 	nm -D $(SANITIZED)/lib/ssimfast/_C*.so | grep -q __asan_report  # without the flags all tests pass
-	$(SANITIZED_PYTEST) -k 'not (reference or emulated or cuda or triton or compil)'
-	SSIMFAST_CPU_ISA=baseline $(SANITIZED_PYTEST) -k 'cpu and test_every'
+	rm -f $(SANITIZED)/report.*
+	$(SANITIZED_PYTEST) -k 'not (reference or emulated or cuda or triton or compil)' || $(SHOW_REPORT)
+	SSIMFAST_CPU_ISA=baseline $(SANITIZED_PYTEST) -k 'cpu and test_every' || $(SHOW_REPORT)
 
 # dist/: an sdist, and a wheel built from that, which is used where there is nothing else but torch.
 CLEAN := $(VENV)/clean/bin/python
