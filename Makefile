@@ -5,8 +5,10 @@ VENV ?= .venv
 INSTALLED_TORCH := $(or $(shell cat $(VENV)/torch 2>/dev/null),torch>=2.10)
 TORCH ?= $(INSTALLED_TORCH)
 # The variables that say which CUDA kernels to compile (see setup.py), else those of the last time.
+# Architectures may be separated by spaces, which torch takes for semicolons.
+SPACE := $(subst ,, )
 ASKED_CUDA := $(strip $(if $(SSIMFAST_NO_CUDA),SSIMFAST_NO_CUDA=$(SSIMFAST_NO_CUDA)) \
-  $(if $(TORCH_CUDA_ARCH_LIST),TORCH_CUDA_ARCH_LIST=$(TORCH_CUDA_ARCH_LIST)))
+  $(if $(TORCH_CUDA_ARCH_LIST),TORCH_CUDA_ARCH_LIST=$(subst $(SPACE),;,$(strip $(TORCH_CUDA_ARCH_LIST)))))
 INSTALLED_CUDA := $(shell cat $(VENV)/installed 2>/dev/null)
 CUDA := $(or $(ASKED_CUDA),$(INSTALLED_CUDA))
 DEMO ?= demo
@@ -142,7 +144,8 @@ $(VENV)/installed: other-kernels
 endif
 
 # Without a GPU nothing would run the CUDA kernels, and compiling them takes minutes.
-HAS_GPU := import sys, torch; sys.exit(not torch.cuda.is_available())
+HAS_GPU := import warnings; warnings.simplefilter("ignore"); import sys, torch; \
+  sys.exit(not torch.cuda.is_available())
 
 # torch again: or torchvision may bring another, that of its version.
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
