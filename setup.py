@@ -125,13 +125,13 @@ def extension_arguments() -> dict:
                     f"{hint} ({error})"
                 ) from error
 
-    sources = [Path("csrc/module.cpp"), *sorted(Path("csrc/cpu").glob("*.cpp"))]
+    sources = [*sorted(Path("csrc").glob("*.cpp")), *sorted(Path("csrc/cpu").glob("*.cpp"))]
     # Hidden: else g++ warns of structs whose members of torch's types are less visible than they.
     # -Wno-psabi: vectors pass between inlined functions only, never across an ABI.
     gcc = ["-O3", "-g0", "-Wno-psabi", "-fvisibility=hidden"]
     flags = {"cxx": ["/O2"] if sys.platform == "win32" else gcc}
     flags["cxx"] += os.environ.get("CXXFLAGS", "").split()  # last, so that they prevail
-    schemas = runpy.run_path("ssimfast/schemas.py")["DIGEST"]
+    schemas = runpy.run_path("ssimfast/ops/schemas.py")["DIGEST"]
     macros = [("TORCH_TARGET_VERSION", STABLE_ABI), ("SSIMFAST_SCHEMAS", schemas)]
     if cuda:
         choose_cuda_architectures()
@@ -142,7 +142,7 @@ def extension_arguments() -> dict:
     extension = (CUDAExtension if cuda else CppExtension)(
         "ssimfast._C",
         [source.as_posix() for source in sources],
-        include_dirs=[pybind11.get_include()],
+        include_dirs=[Path("csrc").resolve().as_posix(), pybind11.get_include()],
         define_macros=macros,
         extra_compile_args=flags,
     )

@@ -19,7 +19,7 @@ import torch
 from tasks import EVERY_TASK, TRITON, Loss, inputs, training_step
 from torch import Tensor
 
-from ssimfast import ops
+from ssimfast.ops import library
 
 torch.backends.cudnn.allow_tf32 = False  # else the peers round to it
 
@@ -193,24 +193,22 @@ def copy_bandwidth(card: Card, size: int, rounds: int) -> float:
 def our_backends(card: Card) -> list[str]:
     """The one that serves the card, and Triton beside compiled CUDA kernels."""
     has_triton = importlib.util.find_spec("triton") is not None
-    both = has_triton and ops.backends()[card.device] == "cuda"
+    both = has_triton and library.backends()[card.device] == "cuda"
     return ["ssimfast", TRITON] if both else ["ssimfast"]
 
 
 @contextmanager
 def served_by_triton() -> Iterator[None]:
     """The ops of ssimfast are Triton's, whatever kernels were compiled at installation."""
-    from ssimfast import triton_backend
+    from ssimfast.backends.triton import launch
 
-    known = {name: getattr(ops, f"_{name}") for name in (*triton_backend.OPS, "sweep_scales")}
-    of_triton = {**triton_backend.OPS, "sweep_scales": ops._sweep_scales_by_ops}
+    known = dict(library.OPS)
     try:
-        for name, op in of_triton.items():
-            setattr(ops, f"_{name}", op)
+        for name, function in launch.OPS.items():
+            library.OPS[name] = library.by_position(name, function)
         yield
     finally:
-        for name, op in known.items():
-            setattr(ops, f"_{name}", op)
+        library.OPS.update(known)
 
 
 def runner(name: str) -> Callable:

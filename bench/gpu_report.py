@@ -60,7 +60,7 @@ from cards import (
 from tasks import COMPILED, FUSED_PEERS, TASKS, TRITON, Loss, inputs, libraries_of, training_step
 
 import ssimfast
-from ssimfast import ops
+from ssimfast.ops import library
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = "ssimfast"  # served by what serves the card: ratios are to it, others are compared with it
@@ -888,7 +888,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def default_selection(card: Card) -> str:
     """The tests on the card, of compiled kernels or, where there are none, of Triton's."""
-    backend = "triton" if ops.backends()[card.device] == "triton" else "cuda"
+    backend = "triton" if library.backends()[card.device] == "triton" else "cuda"
     selected = f"{backend} and not emulated and not static"
     return shlex.join([str(ROOT / "tests"), "-k", selected])
 

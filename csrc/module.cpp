@@ -5,7 +5,7 @@
 
 #include <string>
 
-#include "cpu/dispatch.h"
+#include "cpu/isa.h"
 
 #define SSIMFAST_STRING(x) #x
 #define SSIMFAST_EXPAND(x) SSIMFAST_STRING(x)

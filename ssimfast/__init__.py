@@ -5,7 +5,7 @@ from importlib import metadata as _metadata
 from ssimfast.functional import ms_ssim, similarity_loss, ssim, ssim_components
 from ssimfast.measures import SSIMComponents
 from ssimfast.modules import MSSSIM, SSIM, MixLoss, MSSSIMLoss, SimilarityLoss, SSIMLoss
-from ssimfast.ops import backends
+from ssimfast.ops.library import backends
 from ssimfast.warming import warmup
 
 try:

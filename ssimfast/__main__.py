@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 
 import ssimfast
-from ssimfast import ops
+from ssimfast.ops import library
 
 
 def report() -> str:
-    extension = ops.extension
+    extension = library.extension
     lines = [
         f"ssimfast {ssimfast.__version__}",
         f"python {platform.python_version()} on {platform.machine()}, torch {torch.__version__}",
@@ -29,13 +29,13 @@ def report() -> str:
         if (number := extension.cuda_runtime_version) is not None:
             cuda = f"{number // 1000}.{number % 1000 // 10}"
             lines.append(f"CUDA kernels: compiled with CUDA {cuda}")
-    for device, backend in ops.backends().items():
+    for device, backend in library.backends().items():
         lines.append(f"{device:5} -> {backend} ({_reason(device, backend)})")
     return "\n".join(lines)
 
 
 def _reason(device: str, backend: str) -> str:
-    if backend == "cpu" and (extension := ops.extension) is not None:
+    if backend == "cpu" and (extension := library.extension) is not None:
         return f"compiled kernel, {extension.instruction_set()}, {torch.get_num_threads()} threads"
     if backend == "triton":
         import triton  # not before it is known to be there
@@ -43,7 +43,7 @@ def _reason(device: str, backend: str) -> str:
         return f"Triton {triton.__version__} kernels, compiled at first use"
     if backend == "cuda":
         return f"compiled kernels, {torch.cuda.device_count()} devices"
-    if device == "cuda" and ops.extension is not None and torch.version.cuda is not None:
+    if device == "cuda" and library.extension is not None and torch.version.cuda is not None:
         return "PyTorch operations: the extension was built without nvcc, and there is no Triton"
     if device == "cpu" or (device == "cuda" and torch.version.cuda is not None):
         return "PyTorch operations: the extension was not built"

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import has_static_value
 
+from ssimfast.backends.constants import MAX_WINDOW_SIZE
 from ssimfast.typing import Padding, Window
 
-MAX_WINDOW_SIZE = 33
-# Of arguments that are numbers: squares and quotients of them stay within float32.
+# Largest magnitude of a number: squares and quotients then stay within float32.
 _LARGEST = 1e15
 _Choice = TypeVar("_Choice", bound=str | None)
 _Called = TypeVar("_Called", bound=Callable[..., Any])
@@ -206,7 +206,7 @@ def check_size(x: Tensor, window_size: int, padding: Padding) -> None:
 
 
 def hint_of_layout(x: Tensor, least: int) -> str:
-    """What to do with images that are too small, if they have the channels last."""
+    """Advice for images that are too small because they have their channels last."""
     if x.dim() == 4 and 1 <= x.shape[3] <= 4 and min(x.shape[1:3]) >= least:
         return ", or x.permute(0, 3, 1, 2) if x is (N, H, W, C)"
     return ""

@@ -61,8 +61,8 @@ def ssim(
     Differentiable once, by ``x`` and by ``y``.
 
     Images without a mask are computed in one pass over them, and so are the means and sums of
-    volumes, on the CPU in float64; maps and masks are computed again in backward. On GPUs, volumes
-    and masks take memory for up to thirty float64 tensors of their size.
+    volumes, on the CPU in float64; maps and masks are computed again in backward. With the Triton
+    backend, volumes and masks take memory for up to thirty float64 tensors of their size.
 
     Args:
         x: images (N, C, H, W) or volumes (N, C, D, H, W); float16, bfloat16, float32, float64 or
@@ -70,8 +70,8 @@ def ssim(
         y: images of the same shape, dtype and device.
         value_range: (low, high), the values that mean black and white: ``(-1, 1)`` for the
             output of tanh. The images are mapped to [0, 1] inside the kernel, which matters
-            because SSIM is not invariant under a common offset. Values outside are allowed, and
-            nothing checks that the range is the images' own.
+            because SSIM is not invariant under a common offset. Values outside are allowed. The
+            range is not checked: with the range of other images, values mean nothing.
         data_range: short for ``value_range=(0, data_range)``. Without either, 1, and 255 for uint8.
         window: "gaussian" or "uniform".
         window_size: side of the window in pixels, odd, 1 to 33.
@@ -311,7 +311,7 @@ def similarity_loss(
               + w_2 \overline{(x - y)^2} + w_g \overline{G * |x - y|}
 
     All in unit range: with ``value_range=(-1, 1)``, ``l1`` is half of what ``nn.L1Loss`` gives.
-    docs/losses.md lists the weights of losses with a name. Differentiable once, by both images.
+    docs/losses.md lists the weights of named losses. Differentiable once, by both images.
 
     Args:
         x: images (N, C, H, W); float16, bfloat16, float32, float64 or uint8, any strides.

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from ssimfast import ops, reference
 from ssimfast.arguments import (
     check_size,
     checked_images,
@@ -26,6 +25,12 @@ from ssimfast.arguments import (
     value_range_of,
     variable,
 )
+from ssimfast.backends import constants
+from ssimfast.backends.constants import value_dtype, widest_dtype
+from ssimfast.ops import autograd
+from ssimfast.ops.autograd import Levels, Loss
+from ssimfast.ops.reflection import differentiable_reflected
+from ssimfast.ops.schemas import Statistic
 from ssimfast.typing import (
     Channels,
     LossPadding,
@@ -54,7 +59,7 @@ class SSIMComponents(NamedTuple):
 
 @dataclass(kw_only=True)
 class Windowed:
-    """What every measure needs: the value range, the window, the constants."""
+    """Arguments of every measure: value range, window, constants, padding."""
 
     value_range: tuple[float, float] | None = None
     data_range: float | None = None
@@ -79,8 +84,8 @@ class Windowed:
             raise ValueError("sample_covariance needs a window_size of at least 3, got 1")
         choice("padding", self.padding, self._PADDINGS)
 
-    def prepared(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, reference.Settings]:
-        """The images, and the arguments that all ops share."""
+    def prepared(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Statistic]:
+        """The images, and what ops compute of them."""
         c2 = self._c2
         if self.sample_covariance:
             # n / (n - 1) times the variances, in a quotient in which C2 is the only other summand.
@@ -89,17 +94,18 @@ class Windowed:
         low, high = self._range or (0.0, 255.0 if x.dtype == torch.uint8 else 1.0)
         scale = 1 / (high - low)
         if self._range_varies:  # ops take the range as constants of a graph
-            dtype = reference.result_dtype(x.dtype)
+            dtype = value_dtype(x.dtype)
             x, y = ((image.to(dtype) - low) * scale for image in (x, y))
             low, scale = 0.0, 1.0
-        return x, y, (self._taps, self._c1, c2, low, scale, self.padding == "same")
+        return x, y, Statistic(self._taps, self._c1, c2, low, scale, self.padding == "same")
 
     def use_taps(self, taps: list[float]) -> None:
         """Takes another separable window: an odd number of taps >= 0, symmetric, of sum 1."""
         self._taps = taps
 
     def _reflected(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return ops.reflected(x, y, len(self._taps) // 2)
+        halo = len(self._taps) // 2
+        return differentiable_reflected(x, halo), differentiable_reflected(y, halo)
 
 
 @dataclass(kw_only=True)
@@ -116,7 +122,7 @@ class SSIMMeasure(Windowed):
     def loss(self, x: Tensor, y: Tensor, mask: Tensor | None, reduction: Reduction) -> Tensor:
         """``1 - SSIM``."""
         fused = mask is None and reduction != "none" and isinstance(x, Tensor)
-        if fused and x.dim() == 4 and x.numel() > 0:
+        if fused and x.numel() > 0:
             return self.reduced(x, y, None, reduction, factor=-1.0, constant=1.0)
         return 1 - self.reduced(x, y, mask, reduction)
 
@@ -132,11 +138,11 @@ class SSIMMeasure(Windowed):
         """SSIM, of sums and means of pairs of images times a factor and plus a constant."""
         x, y = checked_images(x, y, ranks=(4, 5))
         check_size(x, len(self._taps), self.padding)
-        x, y, settings = self.prepared(x, y)
+        x, y, statistic = self.prepared(x, y)
         kept = _KEPT.get(reduction, 0)
         if mask is not None:
             mask = self._checked_mask(mask, x)
-            values = ops.ssim_nd_map(x, y, mask, *settings)
+            (values,) = autograd.maps(x, y, mask, statistic)
             if reduction == "none":
                 return values
             at_centres = self._at_centres(mask)
@@ -150,26 +156,23 @@ class SSIMMeasure(Windowed):
         if self.padding == "reflect":
             x, y = self._reflected(x, y)
         if reduction == "none":
-            if x.dim() == 5:
-                return ops.ssim_nd_map(x, y, None, *settings)
-            return ops.ssim_map(x, y, *settings)
-        count = 1 if reduction == "sum" else ops.positions(x, settings, kept)
-        if x.dim() == 5:
-            return ops.ssim_nd_mean(x, y, settings, count, kept)
-        weights = [factor, 0.0, 0.0, 0.0, 0.0]
-        return ops.similarity(x, y, settings, weights, constant, None, None, count, kept)[0]
+            return autograd.maps(x, y, None, statistic)[0]
+        count = 1 if reduction == "sum" else statistic.positions(x.shape, kept)
+        loss = Loss([factor, 0.0, 0.0, 0.0, 0.0], constant)
+        return autograd.loss_of(x, y, statistic, loss, count, kept)[0]
 
     def total_weight(self, x: Tensor, mask: Tensor | None) -> int | Tensor:
-        """What the sum of SSIM is divided by to give the mean."""
+        """The divisor that makes the mean of SSIM from its sum."""
         if mask is not None:
             weights = self._at_centres(self._checked_mask(mask, x))
             return _sum(weights, 0).to(weights.dtype)
-        return ops.positions(x, (self._taps, self.padding != "valid"), 0)
+        statistic = Statistic(self._taps, 0.0, 0.0, 0.0, 1.0, self.padding != "valid")
+        return statistic.positions(x.shape, 0)
 
     def _checked_mask(self, mask: Tensor, x: Tensor) -> Tensor:
         if self.padding == "reflect":
             raise ValueError('mask does not go with padding="reflect"; use "valid" or "same"')
-        return mask_like(mask, x, reference.result_dtype(x.dtype))
+        return mask_like(mask, x, value_dtype(x.dtype))
 
     def _at_centres(self, mask: Tensor) -> Tensor:
         halo = len(self._taps) // 2
@@ -184,15 +187,15 @@ class ComponentsMeasure(Windowed):
     def __call__(self, x: Tensor, y: Tensor) -> SSIMComponents:
         x, y = checked_images(x, y)
         check_size(x, len(self._taps), self.padding)
-        x, y, settings = self.prepared(x, y)
+        x, y, statistic = self.prepared(x, y)
         if self.padding == "reflect":
             x, y = self._reflected(x, y)
-        return SSIMComponents(*ops.components_map(x, y, *settings))
+        return SSIMComponents(*autograd.maps(x, y, None, statistic, components=True))
 
 
 @dataclass(kw_only=True)
 class Pyramid(Windowed):
-    """What MS-SSIM needs besides, alone or in a mixture."""
+    """Arguments of MS-SSIM, alone or in a mixture."""
 
     weights: Weights = WANG_WEIGHTS
     odd: Odd = "floor"
@@ -216,14 +219,14 @@ class Pyramid(Windowed):
             if weights != "auto":
                 raise ValueError(f'weights must be numbers or "auto", got {weights!r}')
         else:
-            if not 1 <= len(weights) <= reference.MOST_SCALES:
+            if not 1 <= len(weights) <= constants.MAX_LEVELS:
                 raise ValueError(
-                    f"weights must be 1 to {reference.MOST_SCALES} numbers, got {len(weights)}"
+                    f"weights must be 1 to {constants.MAX_LEVELS} numbers, got {len(weights)}"
                 )
             self._weights = [number("weights", weight, least=0.0) for weight in weights]
 
-    def _scales(self, x: Tensor) -> ops.Scales:
-        """What ``ops.multi_scale`` is told about the scales of images like ``x``."""
+    def _levels(self, x: Tensor) -> Levels:
+        """The pyramid of images like ``x``."""
         side = min(x.shape[2:])
         weights = self._weights
         if weights is None:
@@ -236,12 +239,12 @@ class Pyramid(Windowed):
                 f"x is {x.shape[2]} x {x.shape[3]} pixels; with window_size {len(self._taps)}, "
                 f"{scales} at least {least} x {least}: {self._suggestion(weights, x)}"
             )
-        return (
+        return Levels(
             weights,
-            reference.POOLINGS[self.odd],
-            self.negative,
-            self.channels == "joint",
-            self.padding == "reflect",
+            constants.POOLINGS[self.odd],
+            constants.NEGATIVES[self.negative],
+            joint=self.channels == "joint",
+            reflect=self.padding == "reflect",
         )
 
     def _least_side(self, scales: int) -> int:
@@ -277,16 +280,15 @@ class MSSSIMMeasure(Pyramid):
 
     def _reduced(self, x: Tensor, y: Tensor, factor: float, constant: float) -> Tensor:
         x, y = checked_images(x, y)
-        scales = self._scales(x)
+        levels = self._levels(x)
         whole = 1 if self.channels == "joint" else 2  # of an image or of a plane
         kept = _KEPT.get(self.reduction, whole)
         if x.numel() == 0:
             value = _constant(x, y, kept, factor + constant)
         else:
-            weights = [0.0, factor, 0.0, 0.0, 0.0]
-            x, y, settings = self.prepared(x, y)
-            rest = (weights, constant, None, None, kept)
-            value = ops.multi_scale(x, y, settings, scales, *rest)[0]
+            x, y, statistic = self.prepared(x, y)
+            loss = Loss([0.0, factor, 0.0, 0.0, 0.0], constant)
+            value = autograd.multi_scale_loss_of(x, y, statistic, loss, levels, kept)[0]
         return value.sum() if self.reduction == "sum" else value
 
 
@@ -311,9 +313,9 @@ class MixtureMeasure(Pyramid):
             names = ", ".join(self.TERMS)
             raise ValueError(f"one of {names} must be greater than 0, got 0 for all")
         flag("return_terms", self.return_terms)
-        # By the number of scales: the coarsest window, in pixels of the finest.
+        # The coarsest window in pixels of the finest level, by the number of levels.
         self._blurs: dict[int, list[float]] = {}
-        # Weights of a row or column in the blurred L1, by its size, scales, device and dtype.
+        # Weights of a row or column in the blurred L1, by its size, levels, device and dtype.
         self._counts: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
         if self.gaussian_l1 > 0:
             by_weights = (
@@ -327,12 +329,12 @@ class MixtureMeasure(Pyramid):
     def __call__(self, x: Tensor, y: Tensor) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         x, y = checked_images(x, y)
         by_ssim, by_ms_ssim, *_ = self._factors
-        scales = None
+        levels = None
         if by_ms_ssim > 0:
-            scales = self._scales(x)
+            levels = self._levels(x)
         elif by_ssim > 0:
             check_size(x, len(self._taps), self.padding)
-        call = (*self.prepared(x, y), scales)
+        call = (*self.prepared(x, y), levels)
         if self._factors_vary:  # ops take factors as constants of a graph
             loss, terms = self._sum_of_terms(*call)
         else:
@@ -344,14 +346,14 @@ class MixtureMeasure(Pyramid):
         return loss, {name: terms[..., t] for t, (name, factor) in enumerate(factors) if factor > 0}
 
     def _sum_of_terms(
-        self, x: Tensor, y: Tensor, settings: reference.Settings, scales: ops.Scales | None
+        self, x: Tensor, y: Tensor, statistic: Statistic, levels: Levels | None
     ) -> tuple[Tensor, Tensor]:
         """The result of ``_weighted`` for the factors, from a sweep for each term."""
         chosen = [t for t, factor in enumerate(self._factors) if factor > 0]
         results = []
         for t in chosen:
             alone = [float(t == other) for other in range(len(self._factors))]
-            results.append(self._weighted(x, y, settings, scales, alone))
+            results.append(self._weighted(x, y, statistic, levels, alone))
         total, terms = (torch.zeros_like(result) for result in results[0])
         for t, (loss, of_loss) in zip(chosen, results, strict=True):
             total = total + self._factors[t] * loss
@@ -362,8 +364,8 @@ class MixtureMeasure(Pyramid):
         self,
         x: Tensor,
         y: Tensor,
-        settings: reference.Settings,
-        scales: ops.Scales | None,
+        statistic: Statistic,
+        levels: Levels | None,
         factors: list[float],
     ) -> tuple[Tensor, Tensor]:
         """The sum of the terms times their factors, and the terms, (5,) or (N, 5)."""
@@ -375,18 +377,19 @@ class MixtureMeasure(Pyramid):
         weights, constant = [-by_ssim, -by_ms_ssim, *by_pixels], by_ssim + by_ms_ssim
         rows = columns = None
         if factors[-1] > 0:
-            of_scales = 1 if scales is None else len(scales[0])
-            rows, columns = (self._inside(size, of_scales, x) for size in x.shape[2:])
-        shared = (weights, constant, rows, columns)
-        if scales is not None and by_ms_ssim > 0:
-            return ops.multi_scale(x, y, settings, scales, *shared, kept)
+            of_levels = 1 if levels is None else len(levels.exponents)
+            rows, columns = (self._inside(size, of_levels, x) for size in x.shape[2:])
+        loss = Loss(weights, constant, rows, columns)
+        if levels is not None and by_ms_ssim > 0:
+            return autograd.multi_scale_loss_of(x, y, statistic, loss, levels, kept)
         if by_ssim == 0:  # no window: each pixel is a position, and C2 = 0 must not give 0 / 0
-            settings = ([1.0], 1.0, 1.0, *settings[3:-1], True)
-        return ops.similarity(x, y, settings, *shared, ops.positions(x, settings, kept), kept)
+            statistic = statistic._replace(window=[1.0], c1=1.0, c2=1.0, same=True)
+        count = statistic.positions(x.shape, kept)
+        return autograd.loss_of(x, y, statistic, loss, count, kept)
 
     def _inside(self, size: int, scales: int, like: Tensor) -> Tensor:
-        """What a row or column of pixels counts in the blurred L1. It is kept because the copy to
-        the device waits for it and cannot be captured in a CUDA graph."""
+        """Weights of a row or column of pixels in the blurred L1. They are kept because a copy to
+        the device would have to be waited for and cannot be captured in a CUDA graph."""
         if torch.compiler.is_compiling() or type(like) not in (Tensor, torch.nn.Parameter):
             return _inside(size, self._blurs[scales], like)
         key = (size, scales, like.device, like.dtype)
@@ -421,21 +424,21 @@ def _leading(weights: Sequence[float], count: int) -> list[float]:
 def _inside(size: int, window: list[float], like: Tensor) -> Tensor:
     """How much of a window centred on each of ``size`` pixels in a row lies inside the row."""
     radius = len(window) // 2
-    dtype = reference.widest_dtype(like)
+    dtype = widest_dtype(like)
     until = torch.tensor([0.0, *itertools.accumulate(window)], dtype=dtype, device=like.device)
     pixel = torch.arange(size, device=like.device)
     before = pixel.clamp(max=radius)
     after = (size - 1 - pixel).clamp(max=radius)
     inside = until[radius + 1 + after] - until[radius - before]
-    return inside.to(reference.result_dtype(like.dtype))
+    return inside.to(value_dtype(like.dtype))
 
 
 def _sum(values: Tensor, kept: int) -> Tensor:
     """The sum over all but the first ``kept`` dimensions, in the widest dtype."""
-    return values.sum(tuple(range(kept, values.dim())), dtype=reference.widest_dtype(values))
+    return values.sum(tuple(range(kept, values.dim())), dtype=widest_dtype(values))
 
 
 def _constant(x: Tensor, y: Tensor, kept: int, value: float) -> Tensor:
     """A number for empty images, connected to both."""
     zero = x.sum(tuple(range(kept, x.dim()))) + y.sum(tuple(range(kept, y.dim())))
-    return zero.to(reference.result_dtype(x.dtype)) + value
+    return zero.to(value_dtype(x.dtype)) + value

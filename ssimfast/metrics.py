@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssimfast import reference
+from ssimfast.backends.constants import widest_dtype
 from ssimfast.modules import MSSSIM, SSIM
 
 try:
@@ -94,7 +94,7 @@ class _MeanOverImages(Metric):
 def _moved(state: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
     """The state on the device to which ``fn`` moves a tensor, if that device has float64."""
     goal = fn(state.new_empty(0, dtype=torch.float32))
-    if reference.widest_dtype(goal) != torch.float64:
+    if widest_dtype(goal) != torch.float64:
         return state.cpu()
     if state.is_meta:  # it has no images yet
         return torch.zeros_like(state, device=goal.device)

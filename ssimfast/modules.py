@@ -18,7 +18,7 @@ from ssimfast.typing import (
 )
 
 _Terms = tuple[Tensor, dict[str, Tensor]]
-# What SimilarityLoss returns: the loss, or with ``return_terms=True`` the loss and its terms.
+# Result of SimilarityLoss: the loss, or with ``return_terms=True`` the loss and its terms.
 _Loss = TypeVar("_Loss", bound=Tensor | _Terms, default=Tensor)
 
 

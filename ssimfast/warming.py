@@ -1,4 +1,4 @@
-"""What a first call costs, paid ahead of the first batch."""
+"""``warmup`` compiles kernels before the first batch."""
 
 from collections.abc import Callable, Iterable, Sequence
 from math import prod

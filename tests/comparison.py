@@ -30,7 +30,7 @@ HARD = {"mean": 2e-7, "map": 1e-6, "grad": 1e-5, "pyramid": 1e-5}
 NARROW = {**HARD, "grad": 2e-5, "pyramid": 2e-5}
 # Where what remains of a gradient is small against its parts, those kernels are off by more.
 CUDA_SLACK = 6
-# The CPU kernel cuts planes at multiples of these (csrc/cpu/ssim_cpu.cpp): of pixels where there is
+# The CPU kernel cuts planes at multiples of these (csrc/cpu/cpu.cpp): of pixels where there is
 # a gradient, of windows (10 fewer) where there is none.
 TILE_ROWS, TILE_COLUMNS = 64, 480
 TERMS = ("ssim", "ms_ssim", "l1", "l2", "gaussian_l1")

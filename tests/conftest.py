@@ -2,7 +2,7 @@
 several parameters, `make test` runs enough items to show each pair of values; the rest is long."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import combinations, groupby
 
 import comparison
@@ -11,33 +11,29 @@ import machine
 import pytest
 import torch
 
-from ssimfast import ops, reference
+from ssimfast.ops import library
 
 # Without a card, Triton kernels are interpreted; Triton must know when it is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+def use(monkeypatch: pytest.MonkeyPatch, functions: dict[str, Callable]) -> None:
+    """Calls these implementations of ops in place of whatever the dispatcher would choose."""
+    for name, function in functions.items():
+        monkeypatch.setitem(library.OPS, name, library.by_position(name, function))
+
+
 def use_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls the PyTorch reference in place of whatever the dispatcher would choose."""
-    for name in ops.SCHEMAS:
-        monkeypatch.setattr(ops, f"_{name}", getattr(reference, name, ops._sweep_scales_by_ops))
-
-
-def use_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls the emulated CUDA kernels, and for the ops that combine scales PyTorch, as on a GPU."""
-    emulated.use(monkeypatch)
-    for name in ("combine_scales", "combine_scales_or_raise"):
-        monkeypatch.setattr(ops, f"_{name}", getattr(reference, name))
+    """Calls the PyTorch reference."""
+    use(monkeypatch, library.REFERENCE)
 
 
 def use_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls the Triton kernels, on the CPU interpreted, and else the reference."""
-    from ssimfast import triton_backend
+    """Calls the Triton kernels, on the CPU interpreted."""
+    from ssimfast.backends.triton import launch
 
-    use_reference(monkeypatch)
-    for name, op in triton_backend.OPS.items():
-        monkeypatch.setattr(ops, f"_{name}", op)
+    use(monkeypatch, launch.OPS)
 
 
 # Tools of machine.py that each backend needs.
@@ -57,7 +53,7 @@ def backend(request, monkeypatch):
     if request.param == "reference":
         use_reference(monkeypatch)
     elif request.param == "cuda-emulated":
-        use_emulated(monkeypatch)
+        emulated.use(monkeypatch)
     elif request.param == "triton":
         use_triton(monkeypatch)
     if request.param in ("cuda", "triton"):

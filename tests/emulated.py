@@ -20,20 +20,21 @@ import pytest
 import torch
 from torch.utils import cpp_extension
 
-from ssimfast import ops
+from ssimfast.ops import library
 
 NAMESPACE = "ssimfast_emulated"
 TESTS = Path(__file__).parent
-KERNELS = TESTS.parent / "csrc" / "cuda"
+CSRC = TESTS.parent / "csrc"
 # Set for a process in which AddressSanitizer is preloaded: see test_cuda_emulated.py.
 SANITIZE = os.environ.get("SSIMFAST_EMULATED_SANITIZE") == "1"
 
 
 def _flags() -> list[str]:
     toolkit = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include"
-    includes = [TESTS / "emulator", *cpp_extension.include_paths()]
+    # The emulator's device.cuh and launcher.h come before those of csrc/cuda.
+    includes = [TESTS / "emulator", CSRC, *cpp_extension.include_paths()]
     includes += [toolkit] if toolkit.is_dir() else []  # else the emulator has half types of its own
-    flags = ["-std=c++20", "-O2", "-march=native", "-fPIC", "-w", "-DSSIMFAST_EMULATED"]
+    flags = ["-std=c++20", "-O2", "-march=native", "-fPIC", "-w"]
     flags += ["-DTORCH_TARGET_VERSION=0x020a000000000000", *(f"-I{path}" for path in includes)]
     if SANITIZE:
         flags += ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize=vptr"]
@@ -42,17 +43,17 @@ def _flags() -> list[str]:
 
 
 def _sources() -> list[Path]:
-    sources = sorted(KERNELS.glob("*.cu"), key=lambda path: "sweep" not in path.stem)
-    return [*sources, TESTS / "emulator" / "counters.cpp"]
+    kernels = sorted((CSRC / "cuda").glob("*.cu"), key=lambda path: "sweep" not in path.stem)
+    return [*kernels, CSRC / "ops.cpp", TESTS / "emulator" / "counters.cpp"]
 
 
 def _digest() -> str:
-    """Of everything that the library is made of."""
+    """Hash of everything that the library is made of."""
     digest = hashlib.sha256(repr([machine.compiler(), _flags(), torch.__version__]).encode())
-    for folder in (KERNELS.parent, TESTS / "emulator"):
-        for path in sorted(folder.rglob("*.*")):
-            if path.suffix in (".cu", ".cuh", ".h", ".cpp"):
-                digest.update(path.read_bytes())
+    folders = (CSRC, CSRC / "cuda", TESTS / "emulator", TESTS / "emulator" / "cuda")
+    for path in sorted(path for folder in folders for path in folder.iterdir()):
+        if path.suffix in (".cu", ".cuh", ".h", ".cpp"):
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -100,27 +101,22 @@ def _library() -> Path:
 @cache
 def load() -> dict:
     """The ops of the emulated kernels by name, loaded once a process."""
-    for name, schema in ops.SCHEMAS.items():
+    for name, schema in library.SCHEMAS.items():
         torch.library.define(f"{NAMESPACE}::{name}", schema)
     torch.ops.load_library(str(_library()))
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    names = [name for name in ops.SCHEMAS if has_kernel(f"{NAMESPACE}::{name}", "CPU")]
+    names = [name for name in library.SCHEMAS if has_kernel(f"{NAMESPACE}::{name}", "CPU")]
     namespace = getattr(torch.ops, NAMESPACE)
     return {name: getattr(namespace, name).default for name in names}
 
 
 def use(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls the emulated kernels. A call of an op that has none fails: nothing else stands in."""
-
-    def without_kernel(name: str):
-        def op(*arguments):
-            raise AssertionError(f"{name} has no CUDA kernel: this call does not run on one")
-
-        return op
-
+    """Calls the emulated kernels, and for ``combine_levels`` PyTorch, as on a GPU. A call that no
+    kernel serves fails: nothing else stands in."""
     kernels = load()
-    for name in ops.SCHEMAS:
-        monkeypatch.setattr(ops, f"_{name}", kernels.get(name) or without_kernel(name))
+    reference = library.by_position("combine_levels", library.REFERENCE["combine_levels"])
+    for name in library.SCHEMAS:
+        monkeypatch.setitem(library.OPS, name, kernels.get(name, reference))
 
 
 class Counters(NamedTuple):

@@ -16,7 +16,7 @@ from pathlib import Path
 import sass
 import torch
 
-from ssimfast import ops
+from ssimfast.ops import library
 
 TESTS = Path(__file__).parent
 
@@ -37,11 +37,11 @@ def _has_address_sanitizer() -> bool:
 
 
 def _has_instruction_set(*names: str) -> bool:
-    return ops.extension is not None and ops.extension.instruction_set() in names
+    return library.extension is not None and library.extension.instruction_set() in names
 
 
 def _has_cuda_kernels() -> bool:
-    return torch.cuda.is_available() and ops.backends()["cuda"] == "cuda"
+    return torch.cuda.is_available() and library.backends()["cuda"] == "cuda"
 
 
 def chromium() -> str | None:
@@ -54,7 +54,7 @@ def _has_browser() -> bool:
 
 # For each tool: whether this machine has it.
 TOOLS = {
-    "extension": lambda: ops.extension is not None,  # ssimfast's compiled CPU kernels
+    "extension": lambda: library.extension is not None,  # ssimfast's compiled CPU kernels
     "sources": lambda: (TESTS.parent / "csrc").is_dir(),  # beside the tests
     "compiler": lambda: compiler() is not None,  # a C++ compiler
     "address sanitizer": _has_address_sanitizer,

@@ -12,8 +12,6 @@ from torch import Tensor
 import ssimfast
 
 needs_extension = pytest.mark.needs("extension")
-# For calls whose ops have no CUDA kernels, such as those of masks and volumes.
-not_emulated = pytest.mark.backends("cpu", "reference", "cuda", "triton")
 
 # The same values laid out in other ways, of images and of volumes.
 LAYOUTS = {
@@ -50,7 +48,6 @@ class Function(NamedTuple):
     of: Callable[..., Tensor | tuple[Tensor, ...]]
     shape: tuple[int, ...]
     arguments: dict
-    emulated: bool = True  # all its ops have CUDA kernels, which the emulator runs
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         result = self.of(x, y, **self.arguments)
@@ -89,18 +86,15 @@ FUNCTIONS = {
     "reflected_components": Function(
         ssimfast.ssim_components, IMAGES, {"padding": "reflect", **_UNIFORM}
     ),
-    "masked": Function(_masked, IMAGES, {}, emulated=False),
-    "masked_map": Function(
-        _masked, IMAGES, {"reduction": "none", "padding": "same"}, emulated=False
-    ),
-    "volume": Function(ssimfast.ssim, VOLUMES, {"window_size": 5}, emulated=False),
+    "masked": Function(_masked, IMAGES, {}),
+    "masked_map": Function(_masked, IMAGES, {"reduction": "none", "padding": "same"}),
+    "volume": Function(ssimfast.ssim, VOLUMES, {"window_size": 5}),
     "volume_map": Function(
         ssimfast.ssim,
         VOLUMES,
         {"window_size": 5, "padding": "reflect", "reduction": "none"},
-        emulated=False,
     ),
-    "masked_volume": Function(_masked, VOLUMES, {"window_size": 5}, emulated=False),
+    "masked_volume": Function(_masked, VOLUMES, {"window_size": 5}),
     "ms_ssim": Function(ssimfast.ms_ssim, PYRAMIDS, {"weights": (0.4, 0.6)}),
     "ms_ssim_planes": Function(ssimfast.ms_ssim, PYRAMIDS, {"weights": (0.4, 0.6), **_PLANES}),
     "ms_ssim_joint": Function(ssimfast.ms_ssim, PYRAMIDS, {"weights": (0.4, 0.6), **_JOINT}),
@@ -108,7 +102,6 @@ FUNCTIONS = {
         ssimfast.ms_ssim,
         PYRAMIDS,
         {"weights": (0.4, 0.6), "negative": "raise", **_UNIFORM},
-        emulated=False,
     ),
     "mixture": Function(mixture, PYRAMIDS, _ALL),
     "mixture_of_one_scale": Function(mixture, PYRAMIDS, {**_ALL, "weights": (0.9,)}),

@@ -34,7 +34,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 TESTS = Path(__file__).parent
-KERNELS = TESTS.parent / "csrc" / "cuda"
+CSRC = TESTS.parent / "csrc"
+KERNELS = CSRC / "cuda"
 
 ARCHITECTURES = (75, 80, 86, 90, 100, 120)
 EVERY_KERNEL_FOR = (80, 90)
@@ -99,19 +100,29 @@ class Kernel:
 
 def sweep_unit(element: str, window: int, architecture: int) -> Unit:
     """The four variants of the fused kernel."""
-    source = f"""#include "select.cuh"
+    source = f"""#include "cuda/select.cuh"
     namespace ssimfast::cuda {{
-    template Fused select_pass<{element}, {window}>(Pass, bool);
+    template Fused select_kind<{element}, {window}>(Kind, bool);
     }}"""
     return Unit(f"sweep_{element}_{window}", source, architecture)
 
 
 # Addresses instantiate kernels whatever their parameters are.
 OTHERS = {
-    "any_window": [
-        f"{kernel}<{arithmetic}>"
-        for kernel in ("row_moments", "statistics", "column_adjoint", "gradients", "pool_pair")
-        for arithmetic in ("float", "double")
+    "separable": [
+        *(
+            f"{kernel}<{arithmetic}>"
+            for kernel in (
+                "row_moments",
+                "column_moments",
+                "statistics",
+                "axis_adjoint",
+                "gradients",
+            )
+            for arithmetic in ("float, false", "double, false", "double, true")
+        ),
+        "pool_pair<float>",
+        "pool_pair<double>",
     ],
     "reduce": [
         "fold_records",
@@ -121,7 +132,7 @@ OTHERS = {
             for a in ("float", "double")
         ),
     ],
-    "gradients": [
+    "pyramid": [
         f"{kernel}<{arithmetic}>"
         for kernel in ("scale_runs", "scale_elements", "collapse_pyramid")
         for arithmetic in ("float", "double")
@@ -132,7 +143,7 @@ OTHERS = {
 def other_unit(header: str, architecture: int) -> Unit:
     """All kernels of a header besides the fused one."""
     source = f"""#include <tuple>
-    #include "{header}.cuh"
+    #include "cuda/{header}.cuh"
     auto kernels() {{
       using namespace ssimfast::cuda;
       return std::make_tuple({", ".join(f"&{kernel}" for kernel in OTHERS[header])});
@@ -141,7 +152,7 @@ def other_unit(header: str, architecture: int) -> Unit:
 
 
 def variant(name: str) -> list[str]:
-    """Element type, window, pass and plainness, of the name of a fused kernel."""
+    """Element type, window, kind and plainness of a fused kernel, from its name."""
     return re.findall(r"\w+", name.split("<")[1])
 
 
@@ -156,13 +167,13 @@ def readable(symbol: str) -> str:
     """The name of a kernel as in the source."""
     name = run(tool("c++filt") or "c++filt", symbol).strip()
     name = name.split("ssimfast::cuda::", 1)[-1].rsplit("(", 1)[0]
-    return re.sub(r"\(ssimfast::cuda::Pass\)(\d)", lambda m: passes()[int(m[1])], name)
+    return re.sub(r"\(ssimfast::cuda::Kind\)(\d)", lambda m: kinds()[int(m[1])], name)
 
 
 @cache
-def passes() -> tuple[str, ...]:
-    body = re.search(r"enum class Pass \{(.*?)\}", (KERNELS / "job.cuh").read_text(), re.DOTALL)
-    assert body is not None, "job.cuh has no passes"
+def kinds() -> tuple[str, ...]:
+    body = re.search(r"enum class Kind \{(.*?)\}", (KERNELS / "sweep.cuh").read_text(), re.DOTALL)
+    assert body is not None, "sweep.cuh has no kinds of kernels"
     return tuple(re.findall(r"^\s*(k\w+)", body[1], re.MULTILINE))
 
 
@@ -173,7 +184,7 @@ def compile_unit(unit: Unit, folder: Path) -> list[Kernel]:
     source.write_text(unit.source)
     report = run(
         *(tool("nvcc") or "nvcc", "-std=c++20", f"-arch=sm_{unit.architecture}", "-O3", "-cubin"),
-        *("-Xptxas", "-v", f"-I{KERNELS}", str(source), "-o", str(cubin)),
+        *("-Xptxas", "-v", f"-I{CSRC}", str(source), "-o", str(cubin)),
     )
     return [
         Kernel(readable(symbol), symbol, unit.architecture, cubin, **figures)
@@ -523,21 +534,21 @@ def phases_of(code: list[Instruction], chunk: int, group: int) -> Loop:
 
 SIZES = """
 #include <cstdio>
-#include "any_window.cuh"
-#include "gradients.cuh"
-#include "plan.h"
-#include "reduce.cuh"
+#include "cuda/plan.h"
+#include "cuda/pyramid.cuh"
+#include "cuda/reduce.cuh"
+#include "cuda/separable.cuh"
 using namespace ssimfast::cuda;
 template <int K> void print() {
   for (int threads : {128, 256})
     std::printf(", \\"forward %d %d\\": %d, \\"gradient %d %d\\": %d", K, threads,
-                Sizes<K, Pass::kForward>::shared_bytes(threads), K, threads,
-                Sizes<K, Pass::kGradientX>::shared_bytes(threads));
+                Sizes<K, Kind::kForward>::shared_bytes(threads), K, threads,
+                Sizes<K, Kind::kGradientX>::shared_bytes(threads));
 }
 int main() {
-  static_assert(Sizes<11, Pass::kGradientBoth>::kSlots == Sizes<11, Pass::kGradientX>::kSlots);
-  std::printf("{\\"sweep\\": %d, \\"any_window\\": %d", kMostThreads, kPixelThreads);
-  std::printf(", \\"reduce\\": %d, \\"gradients\\": %d", kSumThreads,
+  static_assert(Sizes<11, Kind::kGradientBoth>::kSlots == Sizes<11, Kind::kGradientX>::kSlots);
+  std::printf("{\\"sweep\\": %d, \\"separable\\": %d", kMostThreads, kPixelThreads);
+  std::printf(", \\"reduce\\": %d, \\"pyramid\\": %d", kSumThreads,
               std::max(kScaleThreads, kCollapseThreads));
   std::printf(", \\"resident\\": %d", kResidentThreads);
   print<7>(), print<9>(), print<11>();
@@ -591,12 +602,12 @@ inline void barrier(int line, const char* file) {
 
 #define emulator probe
 #define __syncthreads() probe::barrier(__LINE__, __FILE__)
-#include "plan.h"
+#include "cuda/plan.h"
 
 using namespace ssimfast;
 using namespace ssimfast::cuda;
 
-constexpr int kHalo = WINDOW / 2, kSpread = Pass::PASS == Pass::kForward ? 0 : kHalo;
+constexpr int kHalo = WINDOW / 2, kSpread = Kind::KIND == Kind::kForward ? 0 : kHalo;
 static Plan plan;  // of the few blocks that run
 static int phases, strips_between, runs_between;
 static std::map<std::string, long> lines;
@@ -609,7 +620,7 @@ void probe::finish_block() {
   const long times = weight(block % plan.strips, strips_between) *
                      weight(block / plan.strips % plan.runs, runs_between);
   if ((intervals.size() - 1) % size_t(phases) != 0) std::abort();
-  const int chunk = 32, group = 4 * sizeof(ELEMENT) * (Pass::PASS == Pass::kGradientBoth ? 2 : 1);
+  const int chunk = 32, group = 4 * sizeof(ELEMENT) * (Kind::KIND == Kind::kGradientBoth ? 2 : 1);
   // The first interval is what comes before the loop.
   for (size_t first = 1; first < intervals.size(); first += size_t(phases)) {
     bool any = false;
@@ -657,7 +668,7 @@ int main(int, char** arguments) {
                            : std::is_same_v<ELEMENT, __half> ? Dtype::kFloat16
                                                              : Dtype::kBFloat16;
   const auto image = [&](std::vector<float>& of) {
-    return Image<float>{of.data(), 0, 0, width, 1, kDtype};
+    return View{of.data(), 0, 0, 0, width, 1, kDtype};
   };
   Job<float> job{};
   job.x = image(x), job.y = image(y), job.grad[0] = image(by_x), job.grad[1] = image(by_y);
@@ -670,8 +681,8 @@ int main(int, char** arguments) {
   job.margin = kHalo;
   for (int i = 0; i < WINDOW; ++i) job.taps[i] = job.weighted_taps[i] = 1.0f / WINDOW;
   job.twice_c1 = job.twice_c2 = 1e-3f;
-  const auto kernel = sweep<ELEMENT, WINDOW, Pass::PASS, PLAIN>;
-  using Size = Sizes<WINDOW, Pass::PASS>;
+  const auto kernel = sweep<ELEMENT, WINDOW, Kind::KIND, PLAIN>;
+  using Size = Sizes<WINDOW, Kind::KIND>;
   emulator::allow_shared(kernel, Size::shared_bytes(kMostThreads));
   emulator::launch(kernel, plan.strips * plan.runs, plan.threads,
                    Size::shared_bytes(plan.threads), job, plan);
@@ -694,8 +705,8 @@ def build(source: str, folder: Path, name: str, *flags: str) -> Path:
     path = folder / f"{name}.cpp"
     path.write_text(source)
     run(
-        *(tool("g++") or "g++", "-std=c++20", "-O1", "-w", "-DSSIMFAST_EMULATED", *flags),
-        *(f"-I{TESTS / 'emulator'}", f"-I{KERNELS}"),
+        *(tool("g++") or "g++", "-std=c++20", "-O1", "-w", *flags),
+        *(f"-I{TESTS / 'emulator'}", f"-I{CSRC}"),
         *(str(path), "-o", str(path.with_suffix(""))),
     )
     return path.with_suffix("")
@@ -731,7 +742,7 @@ class Cost(NamedTuple):
 def march_of(name: str, folder: Path) -> Path:
     """The program of a fused kernel, one for all architectures."""
     element, window, which, plain = variant(name)
-    flags = f"-DELEMENT={element} -DWINDOW={window} -DPASS={which} -DPLAIN={plain}".split()
+    flags = f"-DELEMENT={element} -DWINDOW={window} -DKIND={which} -DPLAIN={plain}".split()
     return build(MARCH, folder, f"march_{element}_{window}_{which}_{plain}", *flags)
 
 

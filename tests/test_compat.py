@@ -11,7 +11,7 @@ import record_peers
 import torch
 from torch import Tensor
 
-from ssimfast.compat import fused_ssim, pytorch_msssim, torchmetrics
+from ssimfast.compat import fused_ssim, pytorch_msssim
 
 TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4  # of the largest; pytorch-msssim rounds its window to float32
@@ -210,88 +210,7 @@ def test_errors_of_fused_ssim():
         fused_ssim.fused_ssim(x, y, train=1)
 
 
-# ---- torchmetrics -------------------------------------------------------------------------------
-
-
-needs_torchmetrics = pytest.mark.needs("torchmetrics")
-
-
-@pytest.fixture
-def image_metrics():
-    return importlib.import_module("torchmetrics.functional.image")
-
-
-SSIM, MS_SSIM = torchmetrics.__all__[::-1]
-
-
-@needs_torchmetrics
-def test_torchmetrics_has_those_arguments_and_defaults(image_metrics):
-    assert_same_signatures(torchmetrics.__all__, torchmetrics, image_metrics)
-
-
-WINDOWS = [
-    {},
-    {"data_range": 1.0},
-    {"data_range": (0.2, 0.7), "k1": 0.02, "k2": 0.1},
-    {"sigma": 0.8, "data_range": 1.0},
-    {"sigma": (2.0, 2.0), "kernel_size": (7, 7)},
-    {"gaussian_kernel": False, "kernel_size": 7, "data_range": 1.0},
-    {"reduction": "sum"},
-    {"reduction": None},
-]
-OPTIONS = [{"return_full_image": True}, {"return_contrast_sensitivity": True, "reduction": "none"}]
-
-
-@pytest.mark.parametrize("arguments", WINDOWS + OPTIONS, ids=str)
-@needs_torchmetrics
-def test_ssim_of_torchmetrics(arguments, image_metrics):
-    ours, theirs = (getattr(module, SSIM) for module in (torchmetrics, image_metrics))
-    # Where the images decide the range, torchmetrics differentiates that, too; ours is a constant.
-    check(ours, theirs, pair(2, 3, 40, 33), arguments, gradients="data_range" in arguments)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        pytest.param(arguments, marks=[] if "betas" in arguments else pytest.mark.long)
-        for arguments in [*WINDOWS, {"betas": (0.5, 0.5), "data_range": 1.0}, {"normalize": None}]
-    ],
-    ids=str,
-)
-@needs_torchmetrics
-def test_ms_ssim_of_torchmetrics(arguments, image_metrics):
-    ours, theirs = (getattr(module, MS_SSIM) for module in (torchmetrics, image_metrics))
-    check(ours, theirs, pair(2, 3, 181, 190), arguments, gradients="data_range" in arguments)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        pytest.param({"data_range": 1.0}, marks=pytest.mark.long),
-        {"gaussian_kernel": False, "kernel_size": 5, "data_range": 1.0},
-    ],
-    ids=str,
-)
-@needs_torchmetrics
-def test_volumes_of_torchmetrics(arguments, image_metrics):
-    ours, theirs = (getattr(module, SSIM) for module in (torchmetrics, image_metrics))
-    check(ours, theirs, pair(*VOLUME), arguments)
-
-
-def test_the_examples_in_the_docstrings_of_torchmetrics():
-    preds = torch.rand([3, 3, 256, 256])
-    target = preds * 0.75
-    value = getattr(torchmetrics, SSIM)(preds, target)
-    assert abs(value.item() - 0.922) < 2e-3
-    value = getattr(torchmetrics, MS_SSIM)(preds, target, data_range=1.0)
-    assert abs(value.item() - 0.963) < 2e-3
-
-
-@pytest.mark.parametrize("given", [{"kernel_size": (7, 9)}, {"kernel_size": 4}], ids=str)
-def test_kernel_size_means_nothing_beside_a_gaussian(given):
-    x, y = pair(1, 3, 24, 24)
-    function = getattr(torchmetrics, SSIM)
-    assert torch.equal(function(x, y, data_range=1.0, **given), function(x, y, data_range=1.0))
+# ---- torch.compile ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -300,66 +219,11 @@ def test_kernel_size_means_nothing_beside_a_gaussian(given):
         pytorch_msssim.ssim,
         pytorch_msssim.SSIM(),
         fused_ssim.fused_ssim,
-        lambda x, y: getattr(torchmetrics, SSIM)(x, y, data_range=1.0),
     ],
-    ids=["ssim", "SSIM", "fused_ssim", "torchmetrics"],
+    ids=["ssim", "SSIM", "fused_ssim"],
 )
 def test_compiles(call):
     torch._dynamo.reset()
     x, y = pair(1, 3, 24, 24)
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x, y), call(x, y))
-
-
-def test_target_takes_the_dtype_of_preds():
-    x, y = pair(1, 3, 24, 24)
-    value = getattr(torchmetrics, SSIM)(x.float(), y, data_range=1.0)
-    assert value.dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        ({"reduction": "mean"}, "reduction must be one of .*, got 'mean'"),
-        ({"sigma": (1.0, 2.0)}, r"sigma must be one number, .*, got \(1.0, 2.0\)"),
-        ({"sigma": 6.0}, "sigma must be .* at most 33 pixels, got 6.0"),
-        ({"sigma": -1.0}, "sigma must be greater than 0 .*, got -1.0"),
-        ({"gaussian_kernel": False, "kernel_size": (7, 9)}, "kernel_size must be one number"),
-        ({"gaussian_kernel": False, "kernel_size": 4}, "window_size must be odd"),
-        ({"data_range": (0.0, 0.5, 1.0)}, r"data_range must be a number or \(low, high\)"),
-        ({"gaussian_kernel": 1}, "gaussian_kernel must be True or False, got 1"),
-    ],
-)
-def test_errors_of_torchmetrics(arguments, message):
-    x, y = pair(1, 3, 176, 176)
-    for name in torchmetrics.__all__:
-        with pytest.raises((ValueError, TypeError), match=message):
-            getattr(torchmetrics, name)(x, y, **arguments)
-
-
-def test_errors_of_single_functions_of_torchmetrics():
-    x, y = pair(1, 3, 176, 176)
-    both = {"return_full_image": True, "return_contrast_sensitivity": True}
-    with pytest.raises(ValueError, match="return_full_image or return_contrast_sensitivity"):
-        getattr(torchmetrics, SSIM)(x, y, **both)
-    with pytest.raises(ValueError, match="normalize must be one of relu, None, got 'simple'"):
-        getattr(torchmetrics, MS_SSIM)(x, y, normalize="simple")
-    with pytest.raises(ValueError, match='negative="raise"'):
-        getattr(torchmetrics, MS_SSIM)(x, 1 - x, data_range=1.0, normalize=None)
-    for betas in (0.5, (), "auto"):
-        with pytest.raises(TypeError, match="betas must be a tuple of numbers"):
-            getattr(torchmetrics, MS_SSIM)(x, y, betas=betas)
-    chequered = ((torch.arange(176)[:, None] + torch.arange(176)) % 2).float()[None, None]
-    for images in ((torch.ones_like(x), torch.ones_like(y)), (x[:0], y[:0]), (x * torch.nan, y)):
-        with pytest.raises(ValueError, match="data_range must be given"):
-            getattr(torchmetrics, SSIM)(*images)
-    with pytest.raises(ValueError, match="data_range must be given where .* one of the scales"):
-        getattr(torchmetrics, MS_SSIM)(chequered, 0.9 * chequered)
-    with pytest.raises(TypeError, match="preds must be a tensor, got list"):
-        getattr(torchmetrics, SSIM)([1.0], y)
-    integers = (255 * y).byte()  # a float target would be cut off to them
-    for images, name in (((integers, y), "preds"), ((y, integers), "target")):
-        with pytest.raises(TypeError, match=f"{name} must be floating point, got torch.uint8"):
-            getattr(torchmetrics, SSIM)(*images)
-    with pytest.raises(ValueError, match="kernel_size must be 11 for volumes"):
-        getattr(torchmetrics, SSIM)(*pair(*VOLUME), kernel_size=7)

@@ -21,8 +21,10 @@ from promises import pair
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ssimfast
-from ssimfast import ops, reference
 from ssimfast.arguments import gaussian_taps
+from ssimfast.backends import reference
+from ssimfast.ops import library
+from ssimfast.ops.schemas import Statistic
 
 FOLDER = Path(__file__).parent
 pytestmark = pytest.mark.needs("compiler", "sources")
@@ -35,7 +37,7 @@ def emulation(monkeypatch):
 
 
 TAPS = gaussian_taps(5, 1.5)
-OPS = [name for name in ops.SCHEMAS if "_nd_" not in name and "combine" not in name]
+OPS = [name for name in library.SCHEMAS if name != "combine_levels"]
 
 
 def test_which_ops_have_kernels():
@@ -43,7 +45,7 @@ def test_which_ops_have_kernels():
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_kernel_and_reference_give_the_same_tensors(name, monkeypatch):
+def test_kernel_and_reference_give_the_same_tensors(name):
     """In every layout, in every dtype; all pairs of them are below."""
     for dtype, layout in {
         (torch.float32, "contiguous"),
@@ -51,15 +53,17 @@ def test_kernel_and_reference_give_the_same_tensors(name, monkeypatch):
         (torch.bfloat16, "channels_last"),
         (torch.float64, "transposed"),
     }:
-        test_ops.assert_same_tensors(name, emulated.load()[name], dtype, layout, monkeypatch)
+        kernel = emulated.load()[name]
+        test_ops.assert_same_tensors(name, kernel, dtype, layout)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", OPS)
-def test_kernel_and_reference_give_the_same_tensors_in_every_layout(name, monkeypatch):
+def test_kernel_and_reference_give_the_same_tensors_in_every_layout(name):
     dtypes = (torch.float32, torch.bfloat16, torch.float64)
     for dtype, layout in product(dtypes, test_ops.LAYOUTS):
-        test_ops.assert_same_tensors(name, emulated.load()[name], dtype, layout, monkeypatch)
+        kernel = emulated.load()[name]
+        test_ops.assert_same_tensors(name, kernel, dtype, layout)
 
 
 def of_forward(loss, x, y) -> emulated.Counters:
@@ -158,10 +162,9 @@ def test_every_side_of_a_cut(padding, multiprocessors, monkeypatch):
     for height, width in sides:
         x, y = (image.requires_grad_() for image in pair(1, 1, height, width))
         ssimfast.ssim(x, y, padding=padding, reduction="sum").backward()
-        settings = (TAPS, 1e-4, 9e-4, 0.0, 1.0, padding == "same")
-        rest = (1, [1.0, 0.0, 0.0, 0.0, 0.0], 0.0, None, None, None, 1, 0, 2, 0, False)
+        statistic = Statistic(TAPS, 1e-4, 9e-4, 0.0, 1.0, padding == "same")
         images = x.detach().double(), y.detach().double()
-        want = reference.similarity(*images, *settings, *rest)[2]
+        want = reference.sweep(*images, statistic, **test_ops.SWEEP | {"gradients": 2})[2]
         for image, grad in zip((x, y), want, strict=True):
             limit = 5e-6 * grad.abs().max().item()
             torch.testing.assert_close(image.grad.double(), grad, rtol=0, atol=limit)
@@ -186,7 +189,7 @@ LOSSES = {
     "large_factors": (ssimfast.SimilarityLoss(ssim=2.0, l1=10.0), 3),
     "one_scale": (ssimfast.MSSSIM(weights=[1.0]), 3),
     "three_scales": (ssimfast.MSSSIM(weights=[1 / 3] * 3), 3),
-    "ssim_and_two_scales": (ssimfast.SimilarityLoss(**BOTH), 4),  # and the finest scale again
+    "ssim_and_two_scales": (ssimfast.SimilarityLoss(**BOTH), 3),
 }
 
 
@@ -243,18 +246,19 @@ def test_two_host_threads_with_plans_of_their_own(monkeypatch):
 def test_direct_calls_are_guarded():
     ops_by_name = emulated.load()
     x = torch.rand(1, 1, 16, 16)
-    settings = (TAPS, 1e-4, 9e-4, 0.0, 1.0, True)
+    statistic = (TAPS, 1e-4, 9e-4, 0.0, 1.0, True)
     with pytest.raises(RuntimeError, match="dimension 3"):
-        ops_by_name["ssim_map"](x, x[..., 1:], *settings)
-    scales = ([0.5, 0.5], 1, False, False, [0.0, 1.0, 0.0, 0.0, 0.0], 0.0, None, None, 0, 1, False)
+        ops_by_name["maps"](x, x[..., 1:], None, *statistic, False)
+    loss = ([0.0, 1.0, 0.0, 0.0, 0.0], 0.0, None, None, 0, 1)
     for thin in (x[..., :1, :], x[..., :1]):
-        with pytest.raises(RuntimeError, match="scale 1 is empty"):
-            ops_by_name["sweep_scales"](thin, thin, *settings, *scales)
-    with pytest.raises(RuntimeError, match="scales must be 1 to 16"):
-        ops_by_name["sweep_scales"](x, x, *settings, [], *scales[1:])
-    with pytest.raises(RuntimeError, match="scale 1 has the wrong size"):
-        ops_by_name["collapse"](
-            [x, x],
+        with pytest.raises(RuntimeError, match="level 1 is empty"):
+            ops_by_name["sweep_levels"](thin, thin, *statistic, *loss, [0.5, 0.5], 1, 0, False)
+    with pytest.raises(RuntimeError, match="levels must be 1 to 16"):
+        ops_by_name["sweep_levels"](x, x, *statistic, *loss, [], 1, 0, False)
+    with pytest.raises(RuntimeError, match="level 1 has the wrong size"):
+        ops_by_name["collapse_"](
+            x,
+            [x],
             torch.zeros(1, 1, 2, dtype=torch.float64),
             torch.ones(()),
             *(1.0, 1, None, None, [0.0] * 3, None, None),
@@ -265,9 +269,9 @@ def test_pooling_to_nothing():
     """A side of one pixel has no next scale; any window."""
     x = torch.rand(1, 1, 9, 1)
     for taps in (TAPS, gaussian_taps(1, 1.0)):
-        settings = (taps, 1e-4, 9e-4, 0.0, 1.0, True)
-        rest = (1, [1.0, 0.0, 0.0, 0.0, 0.0], 0.0, None, None, None, 9, 0, 1, 1, False)
-        pooled = emulated.load()["similarity"](x, x, *settings, *rest)[3]
+        statistic = Statistic(taps, 1e-4, 9e-4, 0.0, 1.0, True)
+        request = test_ops.SWEEP | {"kept": 0, "gradients": 1, "pooling": 1}
+        pooled = library.sweep(x, x, statistic, **request).pooled
         assert [image.shape for image in pooled] == [(1, 1, 4, 0)] * 2
 
 

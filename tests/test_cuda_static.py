@@ -290,7 +290,7 @@ def sources() -> dict[str, str]:
     paths = [
         path for path in sorted(sass.KERNELS.iterdir()) if path.suffix in (".cu", ".cuh", ".h")
     ]
-    assert {"host.h", "ssim_cuda.cu", "sweep.cuh"} <= {path.name for path in paths}
+    assert {"launcher.h", "cuda.cu", "sweep.cuh"} <= {path.name for path in paths}
     return {path.name: path.read_text() for path in paths}
 
 
@@ -312,7 +312,7 @@ def test_device_code_uses_memory_through_the_accessors():
         if "SSIMFAST_DEVICE" in code and name != "device.cuh"
     }
     assert len(device) == 6
-    shared = device["job.cuh"] + device["image.cuh"]
+    shared = (sass.CSRC / "problem.h").read_text() + device["image.cuh"]
     found = {name: raw_accesses(code, shared) for name, code in device.items()}
     assert not {name: lines for name, lines in found.items() if lines}
 
@@ -321,11 +321,11 @@ def test_device_code_uses_memory_through_the_accessors():
 def test_every_launch_goes_through_the_launcher():
     """Whose constructor takes torch's current stream, of the tensor's device."""
     found = {name: launches(code) for name, code in sources().items()}
-    assert {name: len(lines) for name, lines in found.items() if lines} == {"host.h": 1}
-    host = sources()["host.h"]
-    launcher = host[host.rindex("class Launcher {") :]
+    assert {name: len(lines) for name, lines in found.items() if lines} == {"launcher.h": 1}
+    launcher = sources()["launcher.h"]
+    launcher = launcher[launcher.index("class Launcher {") :]
     launcher = launcher[: launcher.index("\n};")]
-    assert launches(launcher) == found["host.h"]
+    assert launches(launcher) == found["launcher.h"]
     assert "aoti_torch_get_current_cuda_stream(device, &current)" in launcher
     assert "stream = static_cast<cudaStream_t>(current);" in launcher
     assert len(re.findall(r"\bstream = ", launcher)) == 1

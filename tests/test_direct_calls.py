@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from ssimfast import ops
+from ssimfast.ops import library
 
 Op = Callable[..., Any]
 
@@ -24,9 +24,9 @@ def by_reference(name: str) -> Op:
 
 
 def by_triton(name: str) -> Op:
-    from ssimfast import triton_backend
+    from ssimfast.backends.triton import launch
 
-    return triton_backend.OPS[name]
+    return library.by_position(name, launch.OPS[name])
 
 
 class Kernels(NamedTuple):
@@ -37,14 +37,16 @@ class Kernels(NamedTuple):
     op: Callable[[str], Op]
 
 
-_FUSED = [name for name in ops.SCHEMAS if "_nd_" not in name and "combine" not in name]
+EVERY = list(library.SCHEMAS)
 KERNELS = {
-    "cpu": Kernels(
-        list(ops.SCHEMAS), ("extension",), lambda name: getattr(torch.ops.ssimfast, name)
+    "cpu": Kernels(EVERY, ("extension",), lambda name: getattr(torch.ops.ssimfast, name)),
+    "reference": Kernels(EVERY, (), by_reference),
+    "cuda-emulated": Kernels(
+        [name for name in EVERY if name != "combine_levels"],
+        ("compiler", "sources"),
+        lambda name: emulated.load()[name],
     ),
-    "reference": Kernels(list(ops.SCHEMAS), (), by_reference),
-    "cuda-emulated": Kernels(_FUSED, ("compiler", "sources"), lambda name: emulated.load()[name]),
-    "triton": Kernels(ops.TRITON_OPS, ("triton",), by_triton),
+    "triton": Kernels(EVERY, ("triton",), by_triton),
 }
 every_backend = pytest.mark.parametrize(
     "kernels",
@@ -56,23 +58,24 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.i
 
 def arguments(name: str) -> dict[str, Any]:
     """Arguments of an op, by their names, with everything that is optional."""
-    schema = getattr(torch.ops.ssimfast, name).default._schema
-    values = test_ops.arguments(name, True, torch.float32, "contiguous")
-    return dict(zip((argument.name for argument in schema.arguments), values, strict=True))
+    return test_ops.arguments(name, True, torch.float32, "contiguous")
 
 
 # ---- what must be refused -----------------------------------------------------------------------
 
 # Arguments of which every value has a meaning.
-FREE = {"c1", "c2", "low", "scale", "same", "constant", "absolute", "joint", "late", "finished"}
+FREE = {"c1", "c2", "low", "scale", "same", "constant", "joint", "components", "mask"}
+FREE |= {"factor", "grad_scale"}
 BAD_NUMBERS = {
     "window": [[], [0.5, 0.5], [1.0] * 35, [0.1, 0.2, 0.7]],
-    "scale_weights": [[], [0.5] * 17],
+    "exponents": [[], [0.5] * 17],
     "weights": [[1.0] * 4, []],
     "pixel_weights": [[1.0] * 2, []],
     "positions": [[], [9, 9, 0], [9, 9, -9]],
     "wanted": [-1, 32],
     "count": [0, -72],
+    "grad_count": [0, -3],
+    "negative": [-1, 3],
     "kept": [-1, 3],
     "gradients": [-1, 3],
     "pooling": [-1, 4],
@@ -116,17 +119,19 @@ def bad_changes(right: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"x": x[..., :4, :4], "y": y[..., :4, :4], "same": False}
         if "gradients" in right:
             yield {"x": x.byte(), "y": y.byte()}
-        if "upstream" in right or "by_luminance" in right:
+        if "upstream" in right:
             yield {"gradients": 0}
+    if "mask" in right:
+        yield from ({"mask": bad} for bad in bad_tensors(torch.rand_like(right["x"])))
     if "rows" in right:
         yield {"rows": None}
         yield {"rows": None, "columns": None}  # which the weights of `right` need, or a pair
     for grad in {"grad", "finest"} & right.keys():
         yield {grad: right[grad][0]}
-    if "scale_weights" in right and "x" in right:
+    if "exponents" in right and "x" in right:
         yield {"pooling": 0}
         yield {"x": right["x"][..., :1, :], "y": right["y"][..., :1, :], "pooling": 1}
-    if "coarser" in right or "grads" in right:
+    if "coarser" in right:
         yield {"y": None}
 
 
@@ -142,7 +147,7 @@ def test_what_would_break_an_op_is_refused(kernels):
 
 # ---- in place -----------------------------------------------------------------------------------
 
-IN_PLACE = [name for name in ops.SCHEMAS if name.endswith("_")]
+IN_PLACE = [name for name in library.SCHEMAS if name.endswith("_")]
 
 
 @every_backend

@@ -15,6 +15,7 @@ import pytest
 pytestmark = pytest.mark.needs("compiler", "posix")
 
 HERE = Path(__file__).parent / "emulator"
+CSRC = Path(__file__).parents[1] / "csrc"
 CUDA_INCLUDE = Path("/usr/local/cuda/include")
 
 RIGHT, CAUGHT = 0, 3  # exit codes
@@ -112,7 +113,7 @@ def build(tmp_path_factory) -> Callable[[str], Path]:
 
     @cache
     def compiled(name: str) -> Path:
-        flags = ["-std=c++20", "-Wall", "-Wextra", "-Werror", "-DSSIMFAST_EMULATED", f"-I{HERE}"]
+        flags = ["-std=c++20", "-Wall", "-Wextra", "-Werror", f"-I{HERE}", f"-I{CSRC}"]
         command = [machine.compiler(), *flags, *BUILDS[name], str(HERE / "planted.cpp")]
         done = subprocess.run([*command, "-o", str(folder / name)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

@@ -39,7 +39,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import ssimfast
-from ssimfast import ops, presets, typing
+from ssimfast import presets, typing
+from ssimfast.ops import library
 
 CASES = os.environ.get("SSIMFAST_FUZZ_CASES")
 
@@ -694,7 +695,7 @@ def compare(call: Call, want: Expected, backend: str) -> None:
         assert_near(image.grad, gradient, limit, f"{backend}: gradient by {name}")
 
 
-ON_CPU = ["reference"] if ops.extension is None else ["cpu", "reference"]
+ON_CPU = ["reference"] if library.extension is None else ["cpu", "reference"]
 
 
 @drawn(1)
@@ -706,8 +707,7 @@ def test_calls(call):
 def has_cuda_kernels(call: Call) -> bool:
     """All others use operations of PyTorch on GPUs, at least in part."""
     settled = settle(call)
-    plain = call.mask is None and len(call.shape) == 4
-    return plain and settled.get("padding") != "reflect" and settled.get("negative") != "raise"
+    return settled.get("padding") != "reflect" and settled.get("negative") != "raise"
 
 
 @pytest.mark.needs("compiler", "sources")

@@ -233,32 +233,33 @@ def test_tests_that_hang_are_stopped_and_the_finished_ones_counted(tmp_path, cap
 @pytest.mark.needs("triton")
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 def test_triton_is_timed_beside_the_compiled_kernels(monkeypatch, capsys):
-    from ssimfast import ops, triton_backend
+    from ssimfast.backends.triton import launch
+    from ssimfast.ops import library
 
     calls = []
 
     def counted(name, op):
-        def call(*arguments):
+        def call(**arguments):
             calls.append(name)
-            return op(*arguments)
+            return op(**arguments)
 
         return call
 
-    every = {name: counted(name, op) for name, op in triton_backend.OPS.items()}
-    known = ops._similarity
+    every = {name: counted(name, op) for name, op in launch.OPS.items()}
+    known = library.OPS["sweep"]
     with monkeypatch.context() as patch:
         patch.setattr(gpu_report, "first_calls", {})
         case = gpu_report.Timed("SSIM", (1, 1, 12, 13))
-        patch.setattr(triton_backend, "OPS", every)
+        patch.setattr(launch, "OPS", every)
         excluded: list[str] = []
         steps = gpu_report.compared(case, ["ssimfast", gpu_report.TRITON], CPU, excluded)
         assert excluded == []
         assert list(steps) == ["ssimfast", gpu_report.TRITON]
         calls.clear()
         steps["ssimfast"]()
-        assert calls == [] and ops._similarity is known
+        assert calls == [] and library.OPS["sweep"] is known
         steps[gpu_report.TRITON]()
-        assert calls == ["similarity", "scale_grad_"] and ops._similarity is known
+        assert calls == ["sweep", "scale_"] and library.OPS["sweep"] is known
         gpu_report.say_first_calls(least=0.0)
     assert re.search(r"- SSIM, 1x1x12x13, float32: \d+\.\d s", capsys.readouterr().out)
 

@@ -5,17 +5,9 @@ import torch
 from comparison import HARD, TOLERANCES, as_float64, assert_matches_oracle, assert_near
 from hypothesis import given
 from hypothesis import strategies as st
-from promises import (
-    LAYOUTS,
-    drawn,
-    few,
-    not_emulated,
-    pair,
-)
+from promises import LAYOUTS, drawn, few, pair
 
 import ssimfast
-
-pytestmark = not_emulated
 
 
 def disk(height: int, width: int) -> torch.Tensor:
@@ -312,7 +304,7 @@ def test_volumes(backend, shape):
         assert_matches_oracle(*pair(*shape), window_size=5, padding=padding)
 
 
-@pytest.mark.long_with("reference")
+@pytest.mark.long_with("reference", "cuda-emulated")
 @pytest.mark.parametrize("padding", ["valid", "same", "reflect"])
 @pytest.mark.parametrize("window", ["gaussian", "uniform"])
 @pytest.mark.parametrize("window_size", [1, 3, 7])
@@ -395,7 +387,7 @@ def test_nan_and_infinity_reach_their_windows_and_no_other(backend, bad):
 # ---- layouts ------------------------------------------------------------------------------------
 
 
-@pytest.mark.long_with("reference")
+@pytest.mark.long_with("reference", "cuda-emulated")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_strides_of_masks(backend, layout):
     x, y = pair(2, 3, 20, 23)
@@ -413,7 +405,7 @@ def test_strides_of_masks(backend, layout):
 # ---- which gradients, how often -----------------------------------------------------------------
 
 
-@pytest.mark.long_with("reference")
+@pytest.mark.long_with("reference", "cuda-emulated")
 @pytest.mark.parametrize("reduction", ["mean", "sum", "batch", "none"])
 def test_gradcheck_of_masks(backend, reduction):
     padding = "valid" if reduction in ("mean", "none") else "same"
@@ -427,7 +419,7 @@ def test_gradcheck_of_masks(backend, reduction):
     )
 
 
-@pytest.mark.long_with("reference")
+@pytest.mark.long_with("reference", "cuda-emulated")
 @pytest.mark.parametrize(
     "reduction, padding", [("mean", "reflect"), ("batch", "valid"), ("none", "same")]
 )
@@ -441,7 +433,7 @@ def test_gradcheck_of_volumes(backend, reduction, padding):
     )
 
 
-@pytest.mark.long_with("reference")
+@pytest.mark.long_with("reference", "cuda-emulated")
 def test_gradcheck_of_masked_volumes(backend):
     x, y = pair(1, 1, 4, 5, 6, dtype=torch.float64)
     mask = torch.rand(4, 5, 6) * (torch.rand(4, 5, 6) < 0.7)

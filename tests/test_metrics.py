@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import ssimfast
-from ssimfast import reference
+from ssimfast.backends import constants
 
 pytestmark = pytest.mark.needs("torchmetrics")
 METRICS = {}
@@ -155,11 +155,11 @@ def test_devices(monkeypatch):
     metric = StructuralSimilarity()
     metric.update(x, y)
     want = metric.total.clone()
-    monkeypatch.setattr(reference, "_WITHOUT_FLOAT64", {"meta"})
+    monkeypatch.setattr(constants, "_WITHOUT_FLOAT64", {"meta"})
     metric.to("meta")
     assert metric.device.type == "meta" and metric.compute().is_meta
     assert metric.total.device.type == "cpu" and torch.equal(metric.total, want)
-    monkeypatch.setattr(reference, "_WITHOUT_FLOAT64", set())
+    monkeypatch.setattr(constants, "_WITHOUT_FLOAT64", set())
     metric.to("meta")
     assert metric.total.is_meta and metric.count.is_meta
     torch.nn.Sequential(metric).to_empty(device="cpu")  # as models do that were made on meta

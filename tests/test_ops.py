@@ -1,14 +1,17 @@
 """The ops as PyTorch sees them: registration, fake kernels, torch.compile, who serves what."""
 
+from typing import Any
+
 import promises
 import pytest
 import torch
-from conftest import use_reference
 from promises import needs_extension
 
 import ssimfast
-from ssimfast import ops, reference
 from ssimfast.arguments import gaussian_taps
+from ssimfast.backends.constants import NEGATIVES, TERMS, value_dtype
+from ssimfast.ops import library
+from ssimfast.ops.schemas import ARGUMENTS
 
 SETTINGS = (gaussian_taps(2, 1.5), 1e-4, 9e-4, 0.0, 1.0)
 LAYOUTS = {
@@ -19,80 +22,141 @@ LAYOUTS = {
 }
 
 
-def arguments(name: str, more: bool, dtype: torch.dtype, layout: str) -> tuple:
-    """Arguments of an op; with ``more``, everything that is optional."""
+def arguments(name: str, more: bool, dtype: torch.dtype, layout: str) -> dict[str, Any]:
+    """Arguments of an op, in the order of its schema; with ``more``, everything that is
+    optional."""
     x, y = torch.rand(2, 2, 3, 12, 13).to(dtype)
     x, y = LAYOUTS[layout](x), LAYOUTS[layout](y)
-    out_dtype = reference.result_dtype(dtype)
-    settings = (*SETTINGS, more)
+    out_dtype = value_dtype(dtype)
     size = (12, 13) if more else (8, 9)
-    rows, columns = torch.rand(12, dtype=out_dtype), torch.rand(13, dtype=out_dtype)
-    upstream = torch.rand((2,) if more else (), dtype=out_dtype)
     maps = torch.rand(2, 2, 3, *size, dtype=out_dtype)
-    mask = torch.rand(2, 3, 12, 13, dtype=out_dtype) if more else None
     gradients = 1 + more
-    if name == "similarity":
-        weights = [0.5, 0.2, 3.0, 0.4, 0.6] if more else [1.0, 0.0, 0.0, 0.0, 0.0]
-        wanted = (31, weights, 0.7) if more else (1, weights, 0.0)
-        plane_weights = torch.rand(2, 3, 2, dtype=out_dtype) if more else None
-        optional = (plane_weights, rows, columns) if more else (None, None, None)
-        return x, y, *settings, *wanted, *optional, 72, gradients, gradients, 2, False
-    if name == "scale_grad":
-        return x, upstream, 0.5, 72
-    if name == "scale_grad_":  # nothing can be written to an expanded tensor
-        return (x.clone() if layout == "expanded" else x), upstream, 0.5, 72
-    if name.startswith("combine_scales"):
-        terms = [torch.rand(2, 3, reference.TERMS, dtype=torch.float64) for _ in range(3)]
-        absolute = () if name.endswith("_or_raise") else (more,)
-        rest = (more, [0.1, 0.2, 0.3, 0.4, 0.5], 0.7 * more, more, [72, 20, 6])
-        return terms, [0.2, 0.3, 0.5], *absolute, *rest
-    if name == "sweep_scales":
+    loss = {"kept": gradients, "gradients": gradients}
+    if name.startswith("sweep"):
+        rows, columns = torch.rand(12, dtype=out_dtype), torch.rand(13, dtype=out_dtype)
+        loss |= {"rows": rows if more else None, "columns": columns if more else None}
+        loss |= {"constant": 0.7 * more}
+    given = {
+        "maps": {"components": False, "mask": None},
+        "maps_grad": {"upstream": [maps[0]], "mask": None, "gradients": gradients},
+        "sweep": loss
+        | {
+            "weights": [0.5, 0.2, 3.0, 0.4, 0.6] if more else [1.0, 0.0, 0.0, 0.0, 0.0],
+            "wanted": 31 if more else 1,
+            "count": 72,
+            "grad_scale": 0.4 if more else 1.0,
+            "grad_count": 3 if more else 1,
+            "plane_weights": torch.rand(2, 3, 2, dtype=out_dtype) if more else None,
+            "pooling": 2,
+        },
+        "sweep_levels": loss
+        | {
+            "weights": [0.5, 0.2, 0.3, 0.4, 0.6] if more else [0.0, 1.0, 0.0, 0.0, 0.0],
+            "kept": int(more),
+            "exponents": [0.2, 0.3, 0.5][: 1 + 2 * more],
+            "pooling": 2,
+            "negative": int(more),
+            "joint": more,
+        },
+        "combine_levels": {
+            "terms": [torch.rand(2, 3, TERMS, dtype=torch.float64) for _ in range(3)],
+            "positions": [72, 20, 6],
+            "exponents": [0.2, 0.3, 0.5],
+            "negative": int(more),
+            "joint": more,
+            "weights": [0.1, 0.2, 0.3, 0.4, 0.5],
+            "constant": 0.7 * more,
+            "kept": int(more),
+        },
+        "scale_": {"factor": 0.5, "count": 72},
+        "collapse_": {
+            "coarser": [torch.rand(2, 3, *shape, dtype=out_dtype) for shape in ((6, 7), (3, 4))],
+            "slopes": torch.rand(2, 3, 3, dtype=torch.float64),
+            "scale": 0.5,
+            "pooling": 2,
+            "x": x if more else None,
+            "y": y if more else None,
+            "pixel_weights": [0.1, 0.2, 0.3] if more else [0.0] * 3,
+            "rows": torch.rand(12, dtype=out_dtype) if more else None,
+            "columns": torch.rand(13, dtype=out_dtype) if more else None,
+        },
+    }[name]
+    if name == "sweep_levels":
         x, y = (LAYOUTS[layout](image) for image in torch.rand(2, 2, 3, 21, 22).to(dtype))
-        rows, columns = torch.rand(21, dtype=out_dtype), torch.rand(22, dtype=out_dtype)
-        weights = [0.5, 0.2, 0.3, 0.4, 0.6] if more else [0.0, 1.0, 0.0, 0.0, 0.0]
-        optional = (rows, columns) if more else (None, None)
-        scales = ([0.2, 0.3, 0.5][: 1 + 2 * more], 2, more, more)
-        return x, y, *settings, *scales, weights, 0.7 * more, *optional, more, gradients, more
-    if name in ("collapse", "collapse_"):
-        grads = [x, *(torch.rand(2, 3, *shape, dtype=out_dtype) for shape in ((6, 7), (3, 4)))]
-        optional = (x, y, [0.1, 0.2, 0.3], rows, columns)
-        without = (None, None, [0.0, 0.0, 0.0], None, None)
-        slopes = torch.rand(2, 3, 3, dtype=torch.float64)
-        rest = (slopes, upstream, 0.5, 2, *(optional if more else without))
-        if name == "collapse":
-            return grads, *rest
-        return (x.clone() if layout == "expanded" else x), grads[1:], *rest
-    if name == "components_map_grad":
-        return *maps, x, y, *settings, gradients
-    if name == "ssim_map_grad":
-        return maps[0], x, y, *settings, gradients
-    if name == "ssim_nd_map_grad":
-        return maps[0], x, y, mask, *settings, gradients
-    if name == "ssim_nd_map":
-        return x, y, mask, *settings
-    if name == "ssim_nd_mean":
-        shape = (2, 3, 4, 3, 13) if more else (2, 3, 12, 13)
-        return x.reshape(shape), y.reshape(shape), *settings, 72, gradients, gradients
-    return x, y, *settings
+        if more:
+            given |= {"rows": torch.rand(21, dtype=out_dtype)}
+            given |= {"columns": torch.rand(22, dtype=out_dtype)}
+    changed = x.clone() if layout == "expanded" else x  # nothing can be written to an expanded one
+    every = dict(zip(("window", "c1", "c2", "low", "scale"), SETTINGS, strict=True))
+    every |= {"x": x, "y": y, "same": more, "grad": changed, "finest": changed}
+    every |= {"upstream": torch.rand((2,) if more else (), dtype=out_dtype)}
+    return {argument: (every | given)[argument] for argument in ARGUMENTS[name]}
 
 
-def calls(name: str, dtype: torch.dtype, layout: str) -> list[tuple]:
+def calls(name: str, dtype: torch.dtype, layout: str) -> list[dict[str, Any]]:
     """Arguments of an op, for every way that it goes."""
     plain, full = (arguments(name, more, dtype, layout) for more in (False, True))
-    if name == "similarity":
-        return [plain, full, (*plain[:-1], True), (*full[:-1], True)]
-    if name != "sweep_scales":
-        return [plain, full]
-    x, y, *settings = full[:8]
-    *rest, kept, _, _ = full[9:]
-    three, two, one = [0.2, 0.3, 0.5], [0.4, 0.6], [0.7]
-    # SSIM beside MS-SSIM of one scale, whose weights are added; gradients of the finest scale, of
-    # one image and both, that do not wait; none at all.
-    others = [(one, 2, True), (three, 1, False), (two, 2, False), (three, 0, False)]
-    return [plain, full] + [
-        (x, y, *settings, weights, *rest, kept, gradients, late)
-        for weights, gradients, late in others
-    ]
+    out_dtype = value_dtype(dtype)
+    mask = torch.rand(2, 3, 12, 13, dtype=out_dtype)
+    volumes = {
+        image: full[image].reshape(2, 3, 4, 3, 13)
+        for image in ("x", "y")
+        if name in ("maps", "maps_grad", "sweep")
+    }
+    if name == "maps":
+        return [plain, full, full | {"components": True}, full | {"mask": mask}, full | volumes]
+    if name == "maps_grad":
+        maps = list(torch.rand(2, 2, 3, 12, 13, dtype=out_dtype))
+        of_volume = {"upstream": [maps[0].reshape(2, 3, 4, 3, 13)]}
+        others = ({"upstream": maps}, {"mask": mask}, volumes | of_volume)
+        return [plain, full, *(full | other for other in others)]
+    if name == "sweep":
+        of_volume = {"weights": [0.5, 0.0, 0.0, 0.0, 0.0], "wanted": 1, "pooling": 0}
+        of_volume |= {"rows": None, "columns": None, "plane_weights": None}
+        return [plain, full, full | {"plane_weights": None}, full | volumes | of_volume]
+    if name == "scale_":
+        volume = full["grad"].reshape(2, 3, 4, 3, 13)
+        return [plain, full, full | {"grad": volume}]
+    if name == "combine_levels":
+        positive = {"negative": NEGATIVES["raise"]}
+        return [plain, full, full | positive]
+    if name == "sweep_levels":
+        # SSIM beside MS-SSIM of one level, whose weights are added; without SSIM; no gradients.
+        without_ssim = [0.0, *full["weights"][1:]]
+        return [plain, full] + [
+            full | {"exponents": exponents, "gradients": gradients, "weights": weights}
+            for exponents, gradients, weights in (
+                ([0.7], 2, full["weights"]),
+                ([0.2, 0.3, 0.5], 1, without_ssim),
+                ([0.4, 0.6], 2, without_ssim),
+                ([0.2, 0.3, 0.5], 0, full["weights"]),
+            )
+        ]
+    return [plain, full]
+
+
+def has_kernel(name: str, given: dict[str, Any]) -> bool:
+    """True if Triton kernels serve the call: not yet for volumes and masks."""
+    return given.get("mask") is None and all(
+        given[image].dim() == 4 for image in ("x", "grad") if given.get(image) is not None
+    )
+
+
+# Keywords of a plain sweep in Python.
+SWEEP = {
+    "weights": [1.0, 0.0, 0.0, 0.0, 0.0],
+    "constant": 0.0,
+    "rows": None,
+    "columns": None,
+    "kept": 1,
+    "gradients": 0,
+    "wanted": 1,
+    "count": 1,
+    "grad_scale": 1.0,
+    "grad_count": 1,
+    "plane_weights": None,
+    "pooling": 0,
+}
 
 
 def flat(result) -> list[torch.Tensor]:
@@ -102,35 +166,37 @@ def flat(result) -> list[torch.Tensor]:
     return [tensor for part in result for tensor in flat(part)]
 
 
-def results(name: str, op, args: tuple) -> list[torch.Tensor]:
+def results(name: str, op, given: dict[str, Any]) -> list[torch.Tensor]:
     """All tensors that an op makes; of one that works in place, what it makes of a copy."""
+    first, *others = given.values()
     if not name.endswith("_"):
-        return flat(op(*args))
-    changed = args[0].clone()
-    op(changed, *args[1:])
+        return flat(op(first, *others))
+    changed = first.clone()
+    op(changed, *others)
     return [changed]
 
 
 def assert_same_tensors(
-    name: str, kernel, dtype: torch.dtype, layout: str, monkeypatch, **tolerances: float
+    name: str, kernel, dtype: torch.dtype, layout: str, served=lambda *call: True, **tolerances
 ) -> None:
     """As the reference gives, to ``tolerances`` by the names of dtypes."""
-    use_reference(monkeypatch)  # for the one that is made of others
-    by_reference = getattr(reference, name, ops._sweep_scales_by_ops)
+    by_reference = library.by_position(name, library.REFERENCE[name])
     allowed = {"float32": 1e-5, "bfloat16": 1e-2, "float64": 1e-9, **tolerances}
     tolerance = allowed[str(dtype).removeprefix("torch.")]
-    for args in calls(name, dtype, layout):
-        got, want = results(name, kernel, args), results(name, by_reference, args)
+    for given in calls(name, dtype, layout):
+        if not served(name, given):
+            continue
+        got, want = results(name, kernel, given), results(name, by_reference, given)
         for g, w in zip(got, want, strict=True):
             assert g.stride() == w.stride() and g.dtype == w.dtype
             torch.testing.assert_close(g, w, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", ops.SCHEMAS)
+@pytest.mark.parametrize("name", library.SCHEMAS)
 def test_opcheck(name):
     op = getattr(torch.ops.ssimfast, name).default
-    for args in calls(name, torch.float32, "contiguous"):
-        torch.library.opcheck(op, args)
+    for given in calls(name, torch.float32, "contiguous"):
+        torch.library.opcheck(op, tuple(given.values()))
 
 
 @pytest.mark.long
@@ -138,74 +204,71 @@ def test_opcheck(name):
 @pytest.mark.parametrize("kept", [0, 1, 2])
 @pytest.mark.parametrize("gradients", [0, 1, 2])
 def test_opcheck_of_every_request(gradients, kept, pooling):
-    args = (*arguments("similarity", True, torch.float32, "contiguous")[:-4], kept, gradients)
-    for finished in (False, True):
-        torch.library.opcheck(torch.ops.ssimfast.similarity.default, (*args, pooling, finished))
+    given = arguments("sweep", True, torch.float32, "contiguous")
+    given |= {"gradients": gradients, "kept": kept, "pooling": pooling}
+    torch.library.opcheck(torch.ops.ssimfast.sweep.default, tuple(given.values()))
 
 
-# The other one is the reference everywhere.
-@pytest.mark.parametrize("name", [name for name in ops.SCHEMAS if not name.endswith("_or_raise")])
+@pytest.mark.parametrize("name", library.SCHEMAS)
 @needs_extension
-def test_kernel_and_reference_give_the_same_tensors(name, monkeypatch):
+def test_kernel_and_reference_give_the_same_tensors(name):
     """In every dtype and layout; the fake kernels promise what the reference returns."""
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         for layout in LAYOUTS:
-            assert_same_tensors(name, getattr(torch.ops.ssimfast, name), dtype, layout, monkeypatch)
+            assert_same_tensors(name, getattr(torch.ops.ssimfast, name), dtype, layout)
 
 
-@pytest.mark.parametrize("more", [False, True])
-@needs_extension
-def test_combining_scales_without_a_negative_mean(more):
-    """It has no kernel of its own: where nothing is negative it is the one that combines them."""
-    scales, weights, *rest = arguments("combine_scales_or_raise", more, torch.float32, "contiguous")
-    got = torch.ops.ssimfast.combine_scales_or_raise(scales, weights, *rest)
-    want = torch.ops.ssimfast.combine_scales(scales, weights, False, *rest)
-    assert len(got) == len(want) == 3
-    for g, w in zip(got, want, strict=True):
-        assert g.stride() == w.stride() and g.dtype == w.dtype
-        torch.testing.assert_close(g, w, rtol=1e-9, atol=1e-9)
-    scales[1][0, 0] = -9
+def test_combining_levels_with_a_negative_mean():
+    given = arguments("combine_levels", True, torch.float32, "contiguous")
+    terms, exponents = given["terms"], given["exponents"]
+    raising = given | {"negative": NEGATIVES["raise"]}
+    terms[1][0, 0] = -9
     with pytest.raises(ValueError, match='negative="raise": a mean of contrast-structure is -'):
-        torch.ops.ssimfast.combine_scales_or_raise(scales, weights, *rest)
-    weights[1] = 0.0  # where it does not count
-    torch.ops.ssimfast.combine_scales_or_raise(scales, weights, *rest)
+        torch.ops.ssimfast.combine_levels(*raising.values())
+    exponents[1] = 0.0  # where it does not count
+    torch.ops.ssimfast.combine_levels(*raising.values())
 
 
 @needs_extension
 def test_a_direct_call_is_guarded():
     x = torch.rand(1, 1, 16, 16)
-    call = torch.ops.ssimfast.ssim_map
+
+    def call(x, y, window=SETTINGS[0]):
+        return torch.ops.ssimfast.maps(x, y, None, window, *SETTINGS[1:], False, False)
+
     bad = {
         "dimension 3": (x, x[..., :-1]),
         "dtype": (x, x.double()),
-        "4 dimensions": (x[0], x[0]),
+        "dimensions": (x[0], x[0]),
         "floating point": (x.int(), x.int()),
         "smaller than the window": (x[..., :4, :4], x[..., :4, :4]),
     }
     for message, (a, b) in bad.items():
         with pytest.raises(RuntimeError, match=message):
-            call(a, b, *SETTINGS, False)
+            call(a, b)
     with pytest.raises(RuntimeError, match="tensors are on cpu and meta"):
-        call(x, x.to("meta"), *SETTINGS, False)
+        call(x, x.to("meta"))
     for window in ([0.5, 0.5], [1.0] * 35, [0.1, 0.2, 0.3], []):
         with pytest.raises(RuntimeError, match="window"):
-            call(x, x, window, *SETTINGS[1:], False)
+            call(x, x, window)
     with pytest.raises(RuntimeError, match="does not fit the map"):
-        torch.ops.ssimfast.ssim_map_grad(x, x, x, *SETTINGS, False, 1)
+        torch.ops.ssimfast.maps_grad([x], x, x, None, *SETTINGS, False, 1)
     with pytest.raises(RuntimeError, match="does not fit the result"):
-        torch.ops.ssimfast.scale_grad(x, torch.rand(3), 1.0, 1)
-    scales = (1, False, False, [0.0, 1.0, 0.0, 0.0, 0.0], 0.0, None, None, 0, 1, False)
+        torch.ops.ssimfast.scale_(x, torch.rand(3), 1.0, 1)
+    given = arguments("sweep_levels", False, torch.float32, "contiguous") | {"same": True}
     for thin in (x[..., :1, :], x[..., :1]):
-        with pytest.raises(RuntimeError, match="scale 1 is empty"):
-            torch.ops.ssimfast.sweep_scales(thin, thin, *SETTINGS, True, [0.5, 0.5], *scales)
+        thin_pair = {"x": thin, "y": thin, "exponents": [0.5, 0.5], "pooling": 1}
+        with pytest.raises(RuntimeError, match="level 1 is empty"):
+            torch.ops.ssimfast.sweep_levels(*(given | thin_pair).values())
     for count in (0, 17):
-        with pytest.raises(RuntimeError, match="scales must be 1 to 16"):
-            torch.ops.ssimfast.sweep_scales(x, x, *SETTINGS, True, [0.5] * count, *scales)
-    terms = torch.rand(2, 3, reference.TERMS, dtype=torch.float64)
-    for of_scales in ([terms.float()], [terms, terms[:1]], [terms] * 17):
-        scales = (of_scales, [0.5] * len(of_scales), False, False)
-        with pytest.raises(RuntimeError, match="ssimfast: terms"):
-            torch.ops.ssimfast.combine_scales(*scales, [1.0] * 5, 0.0, 0, [9] * len(of_scales))
+        with pytest.raises(RuntimeError, match="levels must be 1 to 16"):
+            torch.ops.ssimfast.sweep_levels(*(given | {"exponents": [0.5] * count}).values())
+    given = arguments("combine_levels", False, torch.float32, "contiguous")
+    terms = given["terms"][0]
+    for of_levels in ([terms.float()], [terms, terms[:1]], [terms] * 17):
+        lists = {"exponents": [0.5] * len(of_levels), "positions": [9] * len(of_levels)}
+        with pytest.raises(RuntimeError, match="ssimfast: .*terms"):
+            torch.ops.ssimfast.combine_levels(*(given | lists | {"terms": of_levels}).values())
 
 
 # Dynamo and Inductor call deprecated parts of torch themselves.
@@ -229,6 +292,6 @@ def test_compile_with_inductor():
 
 
 def test_backends_are_the_dispatchers_choice():
-    expected = "reference" if ops.extension is None else "cpu"
+    expected = "reference" if library.extension is None else "cpu"
     assert ssimfast.backends()["cpu"] == expected
     assert ssimfast.backends()["mps"] == "reference"

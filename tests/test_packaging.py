@@ -13,7 +13,7 @@ import pytest
 
 import ssimfast
 from ssimfast import __main__ as main
-from ssimfast import ops
+from ssimfast.ops import library
 
 PACKAGE = Path(ssimfast.__file__).parent
 ROOT = Path(__file__).parents[1]
@@ -49,16 +49,16 @@ def test_an_extension_that_does_not_load_says_so_and_names_the_cure(copy_without
 
 @pytest.mark.needs("extension")
 def test_an_extension_of_other_schemas_is_refused(monkeypatch):
-    monkeypatch.setattr(ops, "DIGEST", "another")
+    monkeypatch.setattr(library, "DIGEST", "another")
     with pytest.raises(ImportError, match="compiled from other sources.*pip install -e"):
-        ops._load_extension()
+        library._load_extension()
 
 
 @pytest.mark.long
 @pytest.mark.needs("extension")
 def test_a_second_import_says_the_same_of_an_extension_that_was_refused(tmp_path):
     shutil.copytree(PACKAGE, tmp_path / "ssimfast")
-    with (tmp_path / "ssimfast" / "schemas.py").open("a") as schemas:
+    with (tmp_path / "ssimfast" / "ops" / "schemas.py").open("a") as schemas:
         schemas.write('\nDIGEST = "another"\n')
     code = (
         "for _ in range(2):\n"
@@ -95,9 +95,9 @@ def test_report_names_the_backend_of_every_device():
     report = main.report()
     for device, backend in ssimfast.backends().items():
         assert f"{device:5} -> {backend} (" in report
-    if ops.extension is not None:
-        assert ops.extension.built_with_torch in report
-        assert ops.extension.instruction_set() in report
+    if library.extension is not None:
+        assert library.extension.built_with_torch in report
+        assert library.extension.instruction_set() in report
 
 
 def test_report_says_why_pytorch_operations_serve(monkeypatch):

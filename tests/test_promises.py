@@ -13,16 +13,12 @@ from promises import (
     channels_last,
     mixture,
     needs_extension,
-    not_emulated,
     pair,
 )
 from torch import Tensor
 from torch.autograd import forward_ad
 
-EVERY_FUNCTION = [
-    pytest.param(function, id=name, marks=[] if function.emulated else not_emulated)
-    for name, function in FUNCTIONS.items()
-]
+EVERY_FUNCTION = [pytest.param(function, id=name) for name, function in FUNCTIONS.items()]
 of_every_function = pytest.mark.parametrize("function", EVERY_FUNCTION)
 # One function for each autograd Function, and the compositions of them.
 DERIVATIVES = {"ssim", "map", "reflected", "components", "masked_map", "volume"}

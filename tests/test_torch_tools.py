@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ssimfast
-from ssimfast import ops
+from ssimfast.ops import reflection
 
 LOSSES = {
     "ssim": ssimfast.SSIMLoss(),
@@ -185,9 +185,10 @@ def test_reflected_gradients_are_those_of_torch(halo):
         padded = torch.nn.functional.pad(x, [halo] * (2 * (x.dim() - 2)), mode="reflect")
         upstream = torch.rand_like(padded)
         (want,) = torch.autograd.grad(padded, x, upstream)
-        torch.testing.assert_close(ops._folded(upstream, halo), want)
-        torch.testing.assert_close(ops._unreflected(upstream, halo), want) if x.dim() == 4 else None
-        got, _ = ops.reflected(x, x.detach(), halo)
+        torch.testing.assert_close(reflection._folded_from(upstream, halo, dim=2), want)
+        if x.dim() == 4:
+            torch.testing.assert_close(reflection.folded(upstream, halo), want)
+        got = reflection.differentiable_reflected(x, halo)
         assert torch.equal(got, padded)
         torch.testing.assert_close(torch.autograd.grad(got, x, upstream)[0], want)
 
@@ -319,14 +320,15 @@ def test_fully_sharded(loss, a_group_of_one):
 
 @pytest.mark.filterwarnings("ignore:.torch.jit")  # deprecated, and used by jvp itself
 @of_every_loss
-def test_transforms_are_refused_with_what_to_do(loss):
+def test_transforms_are_refused(loss):
+    """torch itself refuses them."""
     x, y = pair()
     for call in (
         lambda: torch.func.grad(lambda image: loss(image, y).mean())(x),
         lambda: torch.func.vmap(lambda a, b: loss(a[None], b[None]))(x, y),
         lambda: torch.func.jvp(lambda image: loss(image, y), (x,), (x,)),
     ):
-        with pytest.raises(RuntimeError, match="does not go through torch.func.*backward"):
+        with pytest.raises(RuntimeError, match="setup_context|Batching rule not implemented"):
             call()
 
 
@@ -343,12 +345,12 @@ def test_transforms_by_the_mask_are_refused(transform):
         "vmap": lambda: torch.func.vmap(by_mask)(mask),
         "jvp": lambda: torch.func.jvp(by_mask, (mask[0],), (mask[1],)),
     }[transform]
-    with pytest.raises(RuntimeError, match="does not go through torch.func"):
+    with pytest.raises(RuntimeError, match="Batching rule not implemented|setup_context"):
         call()
 
 
 @of_every_loss
-def test_batches_of_upstream_gradients_are_refused_with_what_to_do(loss):
+def test_batches_of_upstream_gradients_are_refused(loss):
     x, y = pair()
     batch = torch.rand(4)
     x.requires_grad_()
@@ -357,25 +359,20 @@ def test_batches_of_upstream_gradients_are_refused_with_what_to_do(loss):
         lambda value: torch.func.vmap(lambda up: torch.autograd.grad(value, x, up))(batch),
     ):
         value = loss(x, y).sum()
-        message = "one upstream gradient at a time.*retain_graph=True"
-        with pytest.raises(RuntimeError, match=message):
+        with pytest.raises(RuntimeError, match="Batching rule not implemented"):
             call(value)
 
 
 @of_every_loss
-@pytest.mark.parametrize("transform", ["grad", "vmap"])
-def test_transforms_are_refused_when_compiled(loss, transform):
+def test_transforms_are_refused_when_compiled(loss):
     torch._dynamo.reset()
     x, y = pair()
-    call = {
-        "grad": lambda x, y: torch.func.grad(lambda image: loss(image, y).mean())(x),
-        "vmap": torch.func.vmap(lambda a, b: loss(a[None], b[None])),
-    }[transform]
-    with pytest.raises(RuntimeError, match="does not go through torch.func"):
-        torch.compile(call, backend="aot_eager")(x, y)
-    torch._dynamo.reset()
-    with pytest.raises(torch._dynamo.exc.Unsupported):
-        torch.compile(call, backend="aot_eager", fullgraph=True)(x, y)
+    for call in (
+        lambda x, y: torch.func.grad(lambda image: loss(image, y).mean())(x),
+        torch.func.vmap(lambda a, b: loss(a[None], b[None])),
+    ):
+        with pytest.raises(RuntimeError, match="setup_context|Batching rule not implemented"):
+            torch.compile(call, backend="aot_eager")(x, y)
 
 
 def test_transforms_of_something_else_are_not_refused():
@@ -409,13 +406,12 @@ def test_tracing_is_refused():
 
 @pytest.mark.filterwarnings("ignore:.torch.jit", "ignore::DeprecationWarning")
 def test_scripting_is_refused():
-    from ssimfast.compat import fused_ssim, pytorch_msssim, torchmetrics
+    from ssimfast.compat import fused_ssim, pytorch_msssim
 
     for called in (
         *(ssimfast.ssim, ssimfast.ms_ssim, ssimfast.similarity_loss, ssimfast.ssim_components),
         *(*LOSSES.values(), Step(ssimfast.SSIMLoss()), ssimfast.MixLoss()),
         *(fused_ssim.fused_ssim, pytorch_msssim.ssim, pytorch_msssim.SSIM()),
-        torchmetrics.structural_similarity_index_measure,
     ):
         with pytest.raises(RuntimeError, match="torch.jit.script cannot compile ssimfast; use"):
             torch.jit.script(called)

@@ -29,8 +29,10 @@ from conftest import use_triton
 from promises import pair
 
 import ssimfast
-from ssimfast import ops, reference
 from ssimfast.arguments import gaussian_taps
+from ssimfast.backends import constants, reference
+from ssimfast.ops import library
+from ssimfast.ops.schemas import Statistic
 
 pytestmark = [
     pytest.mark.needs("triton"),
@@ -38,7 +40,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter"),
 ]
 if machine.has("triton"):
-    from ssimfast import triton_backend
+    from ssimfast.backends.triton import launch
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 MEAN = {"reductions": ("mean",)}
@@ -58,31 +60,25 @@ def triton_kernels(monkeypatch):
 # ---- ops ----------------------------------------------------------------------------------------
 
 
-def test_every_op_has_kernels():
-    assert sorted(triton_backend.OPS) == sorted(ops.TRITON_OPS)
-
-
-def assert_same_tensors(name: str, dtype: torch.dtype, layout: str, monkeypatch) -> None:
-    kernel = triton_backend.OPS[name]
+def assert_same_tensors(name: str, dtype: torch.dtype, layout: str) -> None:
+    kernel = library.by_position(name, launch.OPS[name])
     tolerances = {"bfloat16": 2e-2, "float64": 1e-12}
-    test_ops.assert_same_tensors(name, kernel, dtype, layout, monkeypatch, **tolerances)
+    test_ops.assert_same_tensors(name, kernel, dtype, layout, test_ops.has_kernel, **tolerances)
 
 
 # Quick ones; the sweep behind the others is in the short suite with images of 5 x 6 pixels.
-@pytest.mark.parametrize(
-    "name", ["scale_grad", "scale_grad_", "combine_scales", "collapse", "collapse_"]
-)
-def test_kernel_and_reference_give_the_same_tensors(name, monkeypatch):
-    assert_same_tensors(name, torch.float32, "contiguous", monkeypatch)
+@pytest.mark.parametrize("name", ["scale_", "combine_levels", "collapse_"])
+def test_kernel_and_reference_give_the_same_tensors(name):
+    assert_same_tensors(name, torch.float32, "contiguous")
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ops.TRITON_OPS)
-def test_kernel_and_reference_give_the_same_tensors_in_every_layout(name, monkeypatch):
+@pytest.mark.parametrize("name", library.SCHEMAS)
+def test_kernel_and_reference_give_the_same_tensors_in_every_layout(name):
     for layout in test_ops.LAYOUTS:
-        assert_same_tensors(name, torch.float32, layout, monkeypatch)
-    assert_same_tensors(name, torch.bfloat16, "channels_last", monkeypatch)
-    assert_same_tensors(name, torch.float64, "contiguous", monkeypatch)
+        assert_same_tensors(name, torch.float32, layout)
+    assert_same_tensors(name, torch.bfloat16, "channels_last")
+    assert_same_tensors(name, torch.float64, "contiguous")
 
 
 @pytest.mark.long
@@ -111,39 +107,39 @@ def test_images_of_two_layouts():
 @pytest.mark.parametrize("height, width", [(9, 12), (10, 13), (11, 15)])
 def test_pyramids_of_every_pooling(pooling, height, width):
     x, y = pair(2, 2, height, width)
-    settings = (gaussian_taps(1, 1.5), 1e-4, 9e-4, -1.0, 0.5, True)
-    rest = (1, [1.0, 0.0, 0.0, 0.0, 0.0], 0.0, None, None, None, 1, 0, 0, pooling, False)
-    pooled = triton_backend.similarity(x, y, *settings, *rest)[3]
-    for got, want in zip(pooled, reference.similarity(x, y, *settings, *rest)[3], strict=True):
+    statistic = Statistic(gaussian_taps(1, 1.5), 1e-4, 9e-4, -1.0, 0.5, True)
+    request = test_ops.SWEEP | {"kept": 0, "pooling": pooling}
+    pooled = launch.sweep(x, y, statistic, **request)[3]
+    for got, want in zip(pooled, reference.sweep(x, y, statistic, **request)[3], strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
     grads, image = [], x
     for _ in range(3):
         grads.append(torch.rand(image.shape))
         image = reference.pool(image, pooling)
-    arguments = (grads, torch.rand(2, 2, 3).double(), torch.rand(2, 2), 0.5, pooling)
+    arguments = (torch.rand(2, 2, 3).double(), torch.rand(2, 2), 0.5, pooling)
     pixels = (x, y, [0.3, 0.0, 0.2], torch.rand(height), torch.rand(width))
     for optional in (pixels, (None, None, [0.0] * 3, None, None)):
-        got = triton_backend.collapse(*arguments, *optional)
-        want = reference.collapse(*arguments, *optional)
-        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
-        finest, *coarser = (grad.clone() for grad in grads)
-        triton_backend.collapse_(finest, coarser, *arguments[1:], *optional)
-        torch.testing.assert_close(finest, got, rtol=0, atol=0)
+        results = []
+        for collapse_ in (launch.collapse_, reference.collapse_):
+            finest, *coarser = (grad.clone() for grad in grads)
+            collapse_(finest, coarser, *arguments, *optional)
+            results.append(finest)
+        torch.testing.assert_close(*results, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("absolute", [False, True])
-def test_slopes_where_means_vanish(absolute):
+@pytest.mark.parametrize("negative", ["relu", "abs"])
+def test_slopes_where_means_vanish(negative):
     """Below the bound and above it, negative, 0 and NaN; exponents around 1."""
     means = torch.tensor([3e-5, 0.5, -2e-5, -0.3, 0.0, float("nan")], dtype=torch.float64)
-    terms = torch.zeros(3, 1, 6, reference.TERMS, dtype=torch.float64)
-    terms[0, 0, :, reference.CONTRAST_STRUCTURE] = means
-    terms[1, 0, :, reference.CONTRAST_STRUCTURE] = means.flip(0).nan_to_num(0.7)
-    terms[2, 0, :, reference.SSIM] = 0.2
+    terms = torch.zeros(3, 1, 6, constants.TERMS, dtype=torch.float64)
+    terms[0, 0, :, constants.CONTRAST_STRUCTURE] = means
+    terms[1, 0, :, constants.CONTRAST_STRUCTURE] = means.flip(0).nan_to_num(0.7)
+    terms[2, 0, :, constants.SSIM] = 0.2
     for exponents in ([0.3, 1.0, 0.5], [1.0, 0.3, 2.0], [0.0, 1.5, 0.2]):
-        request = (list(terms), exponents, absolute, False)
-        rest = ([0.1, 0.9, 0.0, 0.0, 0.0], 0.0, 2, [9, 4, 1])
-        got = triton_backend.combine_scales(*request, *rest)
-        want = reference.combine_scales(*request, *rest)
+        request = (list(terms), [9, 4, 1], exponents, constants.NEGATIVES[negative], False)
+        rest = ([0.1, 0.9, 0.0, 0.0, 0.0], 0.0, 2)
+        got = launch.combine_levels(*request, *rest)
+        want = reference.combine_levels(*request, *rest)
         torch.testing.assert_close(got, want, rtol=1e-12, atol=0, equal_nan=True)
 
 
@@ -162,10 +158,10 @@ def test_windows(window_size, padding):
 @pytest.mark.long
 def test_the_largest_window():
     x, y = pair(1, 1, 33, 34, dtype=torch.float64)
-    settings = (gaussian_taps(16, 5.0), 1e-4, 9e-4, 0.0, 1.0, False)
-    rest = (1, [1.0, 0.0, 0.0, 0.0, 0.0], 0.0, None, None, None, 2, 0, 1, 0, False)
-    got = triton_backend.similarity(x, y, *settings, *rest)
-    want = reference.similarity(x, y, *settings, *rest)
+    statistic = Statistic(gaussian_taps(16, 5.0), 1e-4, 9e-4, 0.0, 1.0, False)
+    request = test_ops.SWEEP | {"kept": 0, "gradients": 1, "count": 2}
+    got = launch.sweep(x, y, statistic, **request)
+    want = reference.sweep(x, y, statistic, **request)
     torch.testing.assert_close(got[0], want[0], rtol=1e-12, atol=0)
     torch.testing.assert_close(got[2][0], want[2][0], rtol=0, atol=1e-13)
 
@@ -321,12 +317,19 @@ def test_the_same_bits_from_run_to_run():
 @pytest.mark.long
 def test_optional_numbers_of_any_strides():
     x, y = pair(2, 3, 12, 13)
-    settings = (gaussian_taps(1, 1.5), 1e-4, 9e-4, 0.0, 1.0, True)
-    plane_weights = torch.rand(2, 2, 3).mT
-    rows, columns = torch.rand(24)[::2], torch.rand(1).expand(13)
-    rest = (31, [0.2] * 5, 0.3, plane_weights, rows, columns, 1, 0, 1, 0, False)
-    got = triton_backend.similarity(x, y, *settings, *rest)
-    want = reference.similarity(x, y, *settings, *rest)
+    statistic = Statistic(gaussian_taps(1, 1.5), 1e-4, 9e-4, 0.0, 1.0, True)
+    request = test_ops.SWEEP | {
+        "weights": [0.2] * 5,
+        "wanted": 31,
+        "constant": 0.3,
+        "plane_weights": torch.rand(2, 2, 3).mT,
+        "rows": torch.rand(24)[::2],
+        "columns": torch.rand(1).expand(13),
+        "kept": 0,
+        "gradients": 1,
+    }
+    got = launch.sweep(x, y, statistic, **request)
+    want = reference.sweep(x, y, statistic, **request)
     torch.testing.assert_close(got[0], want[0], rtol=1e-5, atol=0)
     torch.testing.assert_close(got[2][0], want[2][0], rtol=1e-4, atol=1e-4)
 
@@ -354,12 +357,10 @@ SHAPES = [(1, 1, 1, 1), (1, 3, 256, 256), (16, 3, 64, 64), (8, 3, 1080, 1920), (
 def test_plans_cover_every_pixel(shape, monkeypatch):
     images = torch.empty(shape, device="meta")
     for size, gradients, multiprocessors in product((1, 7, 11, 33), (0, 1, 2), (1, 28, 132)):
-        monkeypatch.setattr(triton_backend, "_multiprocessors", lambda device, n=multiprocessors: n)
+        monkeypatch.setattr(launch, "_multiprocessors", lambda device, n=multiprocessors: n)
         what = f"window {size}, {gradients} gradients, {multiprocessors} multiprocessors"
-        window = [1 / size] * size
-        plan = triton_backend._Sweep(
-            images, images, window, 1e-4, 9e-4, 0, 1, True, gradients=gradients
-        )
+        statistic = Statistic([1 / size] * size, 1e-4, 9e-4, 0, 1, True)
+        plan = launch._Sweep(images, images, statistic, gradients)
         kept = plan.lanes - (size - 1) * (2 if gradients else 1)
         assert kept >= 1 and plan.lanes % 32 == 0 and plan.lanes <= 256, what
         assert (plan.strips - 1) * kept < shape[3] <= plan.strips * kept, what
@@ -376,13 +377,13 @@ def test_plans_cover_every_pixel(shape, monkeypatch):
 @pytest.mark.long
 def test_warmup_calls_every_kernel_of_a_training_step(monkeypatch):
     called = []
-    for name in ("similarity", "scale_grad_"):
+    for name in ("sweep", "scale_"):
 
-        def op(*arguments, name=name, op=triton_backend.OPS[name]):
+        def op(*arguments, name=name, op=library.OPS[name]):
             called.append((name, arguments[0].shape, arguments[0].dtype))
             return op(*arguments)
 
-        monkeypatch.setattr(ops, f"_{name}", op)
+        monkeypatch.setitem(library.OPS, name, op)
     loss = ssimfast.SSIMLoss(window_size=3)
     device = torch.get_default_device()
     shapes, dtypes = [(1, 1, 4, 5), (2, 1, 4, 4)], [torch.float32, torch.float16]
@@ -390,8 +391,8 @@ def test_warmup_calls_every_kernel_of_a_training_step(monkeypatch):
     for shape in shapes:
         for dtype in dtypes:
             # Alone, to one image, to both; and three gradients in backward.
-            assert called.count(("similarity", shape, dtype)) == 3
-            assert called.count(("scale_grad_", shape, dtype)) == 3
+            assert called.count(("sweep", shape, dtype)) == 3
+            assert called.count(("scale_", shape, dtype)) == 3
 
 
 def test_warmup_refuses_what_it_cannot_call():
@@ -431,7 +432,7 @@ def test_triton_can_be_chosen():
 @pytest.mark.needs("cuda torch")
 def test_compiled_kernels_can_be_asked_for():
     done = served("cuda")
-    if ops.extension is not None and ops.extension.cuda_runtime_version is not None:
+    if library.extension is not None and library.extension.cuda_runtime_version is not None:
         assert done.stdout.split()[0] == "cuda"
     else:
         assert "built without nvcc" in done.stderr
@@ -440,4 +441,4 @@ def test_compiled_kernels_can_be_asked_for():
 def test_another_backend_is_refused(monkeypatch):
     monkeypatch.setenv("SSIMFAST_CUDA_BACKEND", "opencl")
     with pytest.raises(ValueError, match="SSIMFAST_CUDA_BACKEND must be .*, got 'opencl'"):
-        ops._register_triton()  # as at import
+        library._register_triton()  # as at import

@@ -98,22 +98,27 @@ import torch, triton_ahead as ahead
 kernels = set()
 for height, width in {sizes}:
     x = torch.empty(1, 3, height, width + 3)[..., 3:]
-    arguments = (1, [1.0, 0, 0, 0, 0], 0.0, None, None, None, height * width, 0, 1, 1, True)
-    kernels |= set(ahead.launches_of("similarity", x, x, *ahead.settings(11), *arguments))
-    for op in ("scale_grad", "scale_grad_"):
-        kernels |= set(ahead.launches_of(op, x, torch.zeros(()), 1.0, height * width))
-    terms = [torch.zeros(1, 1, 5).double()] * 5
+    loss = dict(weights=[1.0, 0, 0, 0, 0], constant=0.0, rows=None, columns=None, kept=0)
+    request = dict(gradients=1, wanted=1, count=height * width, grad_scale=1.0, pooling=1)
+    rest = dict(grad_count=height * width, plane_weights=None)
+    statistic = ahead.statistic(11)
+    call = dict(x=x, y=x, statistic=statistic, **loss, **request, **rest)
+    kernels |= set(ahead.launches_of("sweep", **call))
+    one = torch.zeros(())
+    grad = torch.empty(1, 3, height, width)
+    kernels |= set(ahead.launches_of("scale_", grad=grad, upstream=one, factor=1.0, count=height))
     positions = [height * width // 4**j + 1 for j in range(5)]
-    rest = ([0.2] * 5, False, False, [0, 1.0, 0, 0, 0], 0.0, 0, positions)
-    kernels |= set(ahead.launches_of("combine_scales", terms, *rest))
-    pyramid = [torch.zeros(1, 1, height >> j, width >> j) for j in range(2)]
-    rest = (torch.zeros(1, 1, 2).double(), torch.zeros(()), 1.0, 1)
-    rest = (*rest, None, None, [0.0] * 3, None, None)
-    kernels |= set(ahead.launches_of("collapse", pyramid, *rest))
+    call = dict(terms=[torch.zeros(1, 1, 5).double()] * 5, positions=positions, kept=0)
+    call |= dict(exponents=[0.2] * 5, negative=0, joint=False, weights=[0, 1.0, 0, 0, 0])
+    kernels |= set(ahead.launches_of("combine_levels", constant=0.0, **call))
+    finest, coarser = (torch.zeros(1, 1, height >> j, width >> j) for j in range(2))
+    call = dict(finest=finest, coarser=[coarser], slopes=torch.zeros(1, 1, 2).double())
+    call |= dict(upstream=one, scale=1.0, pooling=1, x=None, y=None, pixel_weights=[0.0] * 3)
+    kernels |= set(ahead.launches_of("collapse_", rows=None, columns=None, **call))
 print(sorted(k.kernel for k in kernels))
 """
     kernels = json.loads(ahead(script).replace("'", '"'))
     assert kernels.count("sweep") <= 4
-    for name in ("pool_pair", "scale_grad", "combine_scales", "collapse"):
+    for name in ("pool_pair", "scale", "combine_levels", "collapse"):
         assert kernels.count(name) == 1, name
     assert kernels.count("finish_terms") == 2  # of tiles, of planes

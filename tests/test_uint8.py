@@ -5,11 +5,12 @@ import oracle
 import pytest
 import torch
 from comparison import as_float64, assert_near, on_default_device, to_oracle
-from promises import needs_extension, not_emulated
-from test_ops import LAYOUTS
+from promises import needs_extension
+from test_ops import LAYOUTS, SWEEP
 
 import ssimfast
-from ssimfast import ops
+from ssimfast.ops import library
+from ssimfast.ops.schemas import Statistic
 
 RANGE = {"data_range": 255}
 
@@ -72,13 +73,7 @@ CALLS = {
 
 
 @pytest.mark.long_with("reference")
-@pytest.mark.parametrize(
-    "call",
-    [
-        pytest.param(call, marks=not_emulated if call in ("mask", "volume") else [])
-        for call in CALLS
-    ],
-)
+@pytest.mark.parametrize("call", CALLS)
 def test_every_call_equals_that_of_the_same_numbers_as_floats(backend, call):
     x, y = pair(2, 3, 48, 50)
     torch.testing.assert_close(
@@ -126,7 +121,6 @@ def test_one_image_of_floats_is_refused(autocast):
 @pytest.mark.backends("cpu", "cuda-emulated", "cuda", "triton")
 def test_ops_refuse_gradients(backend):
     x, _ = pair(1, 1, 16, 16)
-    settings = ([1.0], 1e-4, 9e-4, 0.0, 255.0, False)
-    request = (1, [1.0, 0.0, 0.0, 0.0, 0.0], 0.0, None, None, None, 1, 0, 1, 0, False)
+    statistic = Statistic([1.0], 1e-4, 9e-4, 0.0, 255.0, False)
     with pytest.raises(RuntimeError, match="8-bit images have no gradient"):
-        ops._similarity(x, x, *settings, *request)
+        library.sweep(x, x, statistic, **SWEEP | {"gradients": 1})

@@ -21,12 +21,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ssimfast import reference, triton_backend, triton_kernels
 from ssimfast.arguments import gaussian_taps
+from ssimfast.backends import constants
+from ssimfast.backends.triton import kernels, launch
+from ssimfast.ops.multiscale import wanted_bits
+from ssimfast.ops.schemas import Statistic
 
 NVIDIA = (80, 90, 100, 120)
 AMD = ("gfx942",)
-KERNELS = ("sweep", "finish_terms", "combine_scales", "pool_pair", "scale_grad", "collapse")
+KERNELS = ("sweep", "finish_terms", "combine_levels", "pool_pair", "scale", "collapse")
 SHAPES = sass.SHAPES
 POINTERS = {
     torch.float16: "*fp16",
@@ -85,17 +88,17 @@ class Recorder:
         return launch
 
 
-def launches_of(op: str, *arguments) -> list[Launch]:
+def launches_of(op: str, **arguments) -> list[Launch]:
     """What an op would launch."""
     launches: list[Launch] = []
-    kernels = {name: getattr(triton_kernels, name) for name in KERNELS}
+    known = {name: getattr(kernels, name) for name in KERNELS}
     try:
-        for name, kernel in kernels.items():
-            setattr(triton_kernels, name, Recorder(kernel, launches))
-        triton_backend.OPS[op](*arguments)
+        for name, kernel in known.items():
+            setattr(kernels, name, Recorder(kernel, launches))
+        launch.OPS[op](**arguments)
     finally:
-        for name, kernel in kernels.items():
-            setattr(triton_kernels, name, kernel)
+        for name, kernel in known.items():
+            setattr(kernels, name, kernel)
     return launches
 
 
@@ -110,16 +113,16 @@ class Compiled(NamedTuple):
     loop: dict | None  # of the sweep: counts of an iteration; see `loop_of`
 
 
-def compile_launch(label: str, launch: Launch, target: GPUTarget, folder: Path) -> Compiled:
+def compile_launch(label: str, launched: Launch, target: GPUTarget, folder: Path) -> Compiled:
     source = ASTSource(
-        getattr(triton_kernels, launch.kernel),
-        signature=dict(launch.signature),
-        constexprs=dict(launch.constants),
+        getattr(kernels, launched.kernel),
+        signature=dict(launched.signature),
+        constexprs=dict(launched.constants),
     )
-    options = dict(launch.options)
+    options = dict(launched.options)
     if target.backend == "hip":
         options.pop("maxnreg", None)
-        if launch.kernel == "sweep":  # as where torch is built for HIP
+        if launched.kernel == "sweep":  # as where torch is built for HIP
             options["num_warps"] = max(1, options["num_warps"] // 2)
     start = time.perf_counter()
     compiled = triton.compile(source, target=target, options=options)
@@ -131,16 +134,16 @@ def compile_launch(label: str, launch: Launch, target: GPUTarget, folder: Path) 
             for name in ("vgpr_count", "vgpr_spill_count")
         }
         return Compiled(
-            *(label, launch.kernel, target.arch, figures["vgpr_count"]),
+            *(label, launched.kernel, target.arch, figures["vgpr_count"]),
             *(figures["vgpr_spill_count"], compiled.metadata.shared, seconds, None),
         )
     cubin = folder / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
     usage = sass.run(sass.tool("cuobjdump") or "cuobjdump", "-res-usage", str(cubin))
     figures = dict(part.split(":") for part in usage.split() if part.count(":") == 1)
-    loop = loop_of(cubin) if launch.kernel == "sweep" else None
+    loop = loop_of(cubin) if launched.kernel == "sweep" else None
     return Compiled(
-        *(label, launch.kernel, f"sm_{target.arch}", int(figures["REG"]), int(figures["STACK"])),
+        *(label, launched.kernel, f"sm_{target.arch}", int(figures["REG"]), int(figures["STACK"])),
         *(compiled.metadata.shared, seconds, loop),
     )
 
@@ -176,65 +179,89 @@ def images(dtype: torch.dtype) -> list[torch.Tensor]:
     return [torch.zeros(1, 3, HEIGHT, WIDTH, dtype=dtype) for _ in range(2)]
 
 
-def settings(size: int, sigma: float = 1.5) -> tuple:
-    return gaussian_taps(size // 2, sigma), 1e-4, 9e-4, 0.0, 1.0, False
+def statistic(size: int) -> Statistic:
+    return Statistic(gaussian_taps(size // 2, 1.5), 1e-4, 9e-4, 0.0, 1.0, False)
 
 
-def similarity_launches(size: int, dtype: torch.dtype, gradients: int, more: bool) -> list[Launch]:
+def sweep_launches(size: int, dtype: torch.dtype, gradients: int, more: bool) -> list[Launch]:
     weights = [0.5, 0.0, 0.2, 0.3, 0.4] if more else [1.0, 0.0, 0.0, 0.0, 0.0]
-    arithmetic = reference.result_dtype(dtype)
-    counts = [torch.zeros(n, dtype=arithmetic) if more else None for n in (HEIGHT, WIDTH)]
-    wanted = sum(1 << term for term, weight in enumerate(weights) if weight)
+    arithmetic = constants.value_dtype(dtype)
+    rows, columns = (torch.zeros(n, dtype=arithmetic) if more else None for n in (HEIGHT, WIDTH))
+    x, y = images(dtype)
     return launches_of(
-        "similarity", *images(dtype), *settings(size), wanted, weights, 0.0, None, *counts,
-        1, 0, gradients, 1 if more else 0, True,
-    )  # fmt: skip
+        "sweep",
+        x=x,
+        y=y,
+        statistic=statistic(size),
+        weights=weights,
+        constant=0.0,
+        rows=rows,
+        columns=columns,
+        kept=0,
+        gradients=gradients,
+        wanted=wanted_bits(weights),
+        count=1,
+        grad_scale=1.0,
+        grad_count=1,
+        plane_weights=None,
+        pooling=1 if more else 0,
+    )
 
 
 def plain_launches() -> Iterator[tuple[str, Launch]]:
     """The sweep of SSIM alone."""
     for size in (7, 9, 11, 21, 33):
         for gradients in (0, 1, 2):
-            launch = similarity_launches(size, torch.float32, gradients, False)[0]
-            yield f"ssim, float32, window {size}, {gradients} gradients", launch
+            launched = sweep_launches(size, torch.float32, gradients, False)[0]
+            yield f"ssim, float32, window {size}, {gradients} gradients", launched
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
-        launch = similarity_launches(11, dtype, 1, False)[0]
-        yield f"ssim, {str(dtype)[6:]}, window 11, 1 gradients", launch
+        launched = sweep_launches(11, dtype, 1, False)[0]
+        yield f"ssim, {str(dtype)[6:]}, window 11, 1 gradients", launched
 
 
 def other_launches() -> Iterator[tuple[str, Launch]]:
     """A mixture, maps, and all other kernels."""
-    for launch in similarity_launches(11, torch.float32, 2, True):
-        yield "mixture, float32, window 11, 2 gradients", launch
+    for launched in sweep_launches(11, torch.float32, 2, True):
+        yield "mixture, float32, window 11, 2 gradients", launched
     x, y = images(torch.float32)
     maps = [torch.zeros(1, 3, HEIGHT - 10, WIDTH - 10)] * 2
-    for op, arguments in {
-        "components_map": (x, y, *settings(11)),
-        "components_map_grad": (*maps, x, y, *settings(11), 2),
-        "ssim_map": (x, y, *settings(11)),
-        "ssim_map_grad": (maps[0], x, y, *settings(11), 1),
-        "scale_grad": (x, torch.zeros(()), 1.0, 1),
-    }.items():
-        for launch in launches_of(op, *arguments):
-            yield f"{op}, float32", launch
-    terms = [torch.zeros(1, 3, reference.TERMS, dtype=torch.float64)] * 5
-    pyramid = [x, *(torch.zeros(1, 3, HEIGHT >> j, WIDTH >> j) for j in range(1, 5))]
-    arguments = (terms, [0.2] * 5, False, False, [0.0, 1.0, 0.0, 0.0, 0.0], 0.0, 0, [900] * 5)
-    for launch in launches_of("combine_scales", *arguments):
-        yield "combine_scales, 5 scales", launch
-    slopes, pixels = torch.zeros(1, 3, 5, dtype=torch.float64), (x, y, [0.1, 0.1, 0.1])
-    arguments = (
-        pyramid,
-        slopes,
-        torch.zeros(()),
-        1.0,
-        1,
-        *pixels,
-        torch.zeros(HEIGHT),
-        torch.zeros(WIDTH),
-    )
-    for launch in launches_of("collapse", *arguments):
-        yield "collapse, 5 scales and pixel terms", launch
+    pair = {"x": x, "y": y, "mask": None, "statistic": statistic(11)}
+    one = torch.zeros(())
+    terms = [torch.zeros(1, 3, constants.TERMS, dtype=torch.float64)] * 5
+    levels = {
+        "terms": terms,
+        "positions": [900] * 5,
+        "exponents": [0.2] * 5,
+        "negative": 0,
+        "joint": False,
+        "weights": [0.0, 1.0, 0.0, 0.0, 0.0],
+        "constant": 0.0,
+        "kept": 0,
+    }
+    pyramid = {
+        "finest": x,
+        "coarser": [torch.zeros(1, 3, HEIGHT >> j, WIDTH >> j) for j in range(1, 5)],
+        "slopes": torch.zeros(1, 3, 5, dtype=torch.float64),
+        "upstream": one,
+        "scale": 1.0,
+        "pooling": 1,
+        "x": x,
+        "y": y,
+        "pixel_weights": [0.1, 0.1, 0.1],
+        "rows": torch.zeros(HEIGHT),
+        "columns": torch.zeros(WIDTH),
+    }
+    for label, op, arguments in (
+        ("maps of components", "maps", pair | {"components": True}),
+        ("gradients of components", "maps_grad", pair | {"upstream": maps, "gradients": 2}),
+        ("map", "maps", pair | {"components": False}),
+        ("gradient of a map", "maps_grad", pair | {"upstream": maps[:1], "gradients": 1}),
+        ("scale_", "scale_", {"grad": x, "upstream": one, "factor": 1.0, "count": 1}),
+        ("combine_levels, 5 levels", "combine_levels", levels),
+        ("collapse_, 5 levels and pixel terms", "collapse_", pyramid),
+    ):
+        for launched in launches_of(op, **arguments):
+            yield f"{label}, float32", launched
 
 
 PLAIN = "ssim, float32, window 11, 1 gradients"
@@ -244,10 +271,10 @@ def chosen(every: bool) -> Iterator[tuple[str, Launch, GPUTarget]]:
     """What is compiled for which target. A test has not the time for every pair of them."""
     targets = [GPUTarget("cuda", a, 32) for a in NVIDIA]
     targets += [GPUTarget("hip", a, 64) for a in AMD if "amd" in triton.backends.backends]
-    for number, (label, launch) in enumerate([*plain_launches(), *other_launches()]):
+    for number, (label, launched) in enumerate([*plain_launches(), *other_launches()]):
         for k, target in enumerate(targets):
             if every or label == PLAIN or k == number % len(targets):
-                yield label, launch, target
+                yield label, launched, target
 
 
 def compile_all(every: bool, folder: Path) -> list[Compiled]:
@@ -260,13 +287,13 @@ def compile_all(every: bool, folder: Path) -> list[Compiled]:
 def per_pixel(loop: dict, shape: sass.Shape, multiprocessors: int, size: int = 11) -> dict:
     """Of one pixel of one channel, from the counts of an iteration and the plan; of the gradient
     to one image."""
-    known = triton_backend._multiprocessors
-    triton_backend._multiprocessors = lambda device: multiprocessors
+    known = launch._multiprocessors
+    launch._multiprocessors = lambda device: multiprocessors
     try:
         x = torch.empty(tuple(shape), device="meta")
-        plan = triton_backend._Sweep(x, x, *settings(size), gradients=1)
+        plan = launch._Sweep(x, x, statistic(size), gradients=1)
     finally:
-        triton_backend._multiprocessors = known
+        launch._multiprocessors = known
     lost = 4 * (size // 2)
     steps = 0
     for run in range(plan.runs):

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../ssim.h"
+#include "pixel.h"
 
 namespace ssimfast::cpu {
 
@@ -50,8 +50,8 @@ SSIMFAST_INLINE V broadcast(A a) {
   return a - V{};
 }
 
-// Of two numbers. Not by one division, of their product, which overflows where neither does; and
-// beside all the multiplications a second one takes no time.
+// The reciprocals of two numbers, by two divisions. One division, of their product, would overflow
+// where neither does, and the second takes no time beside all the multiplications.
 template <class A>
 struct Reciprocals {
   template <class V>
@@ -60,11 +60,6 @@ struct Reciprocals {
     of_b = A(1) / b;
   }
 };
-
-template <class V>
-SSIMFAST_INLINE V magnitude(V v) {
-  return v < V{} ? -v : v;
-}
 
 // Sums of non-negative numbers, a lane each, in which little is lost: what an addition rounds off
 // is added the next time. V is a vector of numbers A.
@@ -98,11 +93,5 @@ class Compensated {
   V sum{}, rest{};
   double edges = 0;
 };
-
-// -1, 0 or 1; NaN for NaN. Without branches, so that a loop of it becomes vectors.
-template <class A>
-SSIMFAST_INLINE A sign(A a) {
-  return A(a > 0) - A(a < 0) + (a - a);
-}
 
 }  // namespace ssimfast::cpu

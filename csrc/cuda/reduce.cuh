@@ -1,38 +1,43 @@
-// The second stage of sums: what the tiles of a sweep left becomes terms, values and slopes.
+// The second stage of sums: the records of tiles (record.cuh) become terms, values and slopes.
 //
-// A sweep leaves one record of kTerms doubles for each tile: of kSsim and kContrastStructure the
-// sums over its positions of (1 - SSIM) / 2 and (1 - contrast-structure) / 2, which lose nothing
-// where both images are nearly the same, and of the others the sums over its pixels of |d|, d^2 and
-// counts * |d|. The records of a plane lie one after another, and so do the planes, n * C + c. What
-// was not wanted is 0 in each record and is 0 as a term.
-//
-// Everything here is added in double and in an order that is always the same, whatever the grid.
-// Each kernel is launched with kSumThreads threads, kSumShared bytes and any number of blocks from
-// 1 on: best as many as it says.
+// Everything here is added in double and in an order that never changes, whatever the grid. Each
+// kernel is launched with kSumThreads threads, kSumShared bytes and any number of blocks; best is
+// one block for each item that the kernel loops over.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
-#include "../terms.h"
-#include "device.cuh"
+#include "cuda/record.cuh"
+#include "problem.h"
 
 namespace ssimfast::cuda {
 
 constexpr int kSumThreads = 512;
 constexpr int kSumWarps = kSumThreads / kWarp;
-constexpr int64_t kSumShared = (kSumWarps * kTerms + 2 * kMostScales) * sizeof(double);
+constexpr int64_t kSumShared = (kSumWarps * kTerms + 2 * kMaxLevels) * sizeof(double);
 constexpr int kEveryTerm = (1 << kTerms) - 1;
+
+// Records of a sweep: `count` for each group of planes that is added.
+struct RecordList {
+  const double* first;
+  int64_t count;
+
+  SSIMFAST_DEVICE const double* of_group(int64_t group) const {
+    return first + group * count * kTerms;
+  }
+};
 
 struct Sums {
   double of[kTerms] = {};
 };
 
-// Of the records first, first + step, ... below count, the terms in `wanted`.
+// Adds the records first, first + step, ... below count; only the terms in `wanted`.
+//
+// Several records are read before any is added. The kernels are compiled for one block a
+// multiprocessor, which leaves the registers for that: otherwise few reads are under way at once.
 SSIMFAST_DEVICE Sums sum_records(const double* records, int64_t count, int wanted, int first,
                                  int step) {
-  // Many are read before any is added. For the sake of that the kernels are compiled for one block
-  // at a time, with the registers that it takes: else few reads are under way at once.
   constexpr int kAhead = 4;
   Sums sums;
   for (int64_t i = first; i < count; i += kAhead * step) {
@@ -49,7 +54,8 @@ SSIMFAST_DEVICE Sums sum_records(const double* records, int64_t count, int wante
   return sums;
 }
 
-// The sums over each warp of a block, a row of `rows` for each; total() then adds these.
+// Adds over each warp of a block and writes a row of `rows` a warp. After a barrier, total() adds
+// the rows.
 SSIMFAST_DEVICE void sum_warps(const Sums& sums, const Shared<double>& rows) {
   const int thread = int(threadIdx.x);
   for (int t = 0; t < kTerms; ++t) {
@@ -64,210 +70,184 @@ SSIMFAST_DEVICE double total(const Shared<double>& rows, int term) {
   return sum;
 }
 
-// The value of terms: what every op that has one gives.
-struct ValueOf {
-  double weights[kTerms];
-  double constant;
-};
-
-SSIMFAST_DEVICE double weighted_sum(const ValueOf& value_of, const Shared<double>& means) {
+// Weighted sum of the terms of a group, by one thread, into its value.
+template <class A>
+SSIMFAST_DEVICE void write_value(const Reduction<A>& to, int64_t group,
+                                 const Shared<double>& terms) {
   double value = 0;
   for (int t = 0; t < kTerms; ++t)
-    if (value_of.weights[t] != 0) value += value_of.weights[t] * means[t];
-  return value + value_of.constant;
+    if (to.weights[t] != 0) value += to.weights[t] * terms[t];
+  write(to.value + group, A(value + to.constant));
 }
 
-// ---- one scale ----------------------------------------------------------------------------------
+// ---- one sweep ----------------------------------------------------------------------------------
 
-// Makes one record of every `run` records of a group (the last may be of fewer). For groups of so
-// many records that finish_terms, one block a group, would take long.
+// Folds every `run` records of a group into one; the last run of a group may be shorter. For groups
+// of so many records that finish_terms, one block a group, would take long.
 struct FoldRecords {
-  const double* records;
-  int64_t groups, count;  // records of each group
-  int64_t run;
+  RecordList from;
+  int64_t groups, run;
   int wanted;
   double* out;  // (groups, runs(), kTerms)
 
-  SSIMFAST_INLINE int64_t runs() const { return (count + run - 1) / run; }
+  SSIMFAST_INLINE int64_t runs() const { return (from.count + run - 1) / run; }
 };
 
 static __global__ void __launch_bounds__(kSumThreads, 1) fold_records(const FoldRecords p) {
   const auto rows = Shared<double>::dynamic();
   const int thread = int(threadIdx.x);
   for (int64_t item = blockIdx.x; item < p.groups * p.runs(); item += gridDim.x) {
-    const int64_t group = item / p.runs(), begin = item % p.runs() * p.run;
-    const int64_t rest = p.count - begin;
-    sum_warps(sum_records(p.records + (group * p.count + begin) * kTerms,
+    const int64_t begin = item % p.runs() * p.run, rest = p.from.count - begin;
+    sum_warps(sum_records(p.from.of_group(item / p.runs()) + begin * kTerms,
                           rest < p.run ? rest : p.run, p.wanted, thread, kSumThreads),
               rows);
     __syncthreads();
     if (thread < kTerms) write(p.out + item * kTerms + thread, total(rows, thread));
-    __syncthreads();  // before `rows` are written again
+    __syncthreads();  // before `rows` is written again
   }
 }
 
-// The terms and the value of each group of planes.
+// Parameter of the kernels that make the terms and the value of each group of planes.
 template <class A>
-struct FinishTerms {
-  const double* records;
-  int64_t groups, count;       // records of each group: those of all tiles of all its planes
-  double positions;            // of a group
-  double divisor;              // the op's `count`
-  double positions_per_pixel;  // what brings sums over pixels to the number of positions
-  int wanted;                  // one bit for each term
-  ValueOf value_of;
-  double* terms;  // (groups, kTerms)
-  A* value;       // (groups)
+struct Finish {
+  RecordList from;
+  Reduction<A> to;
+  double positions;  // of a group
 };
 
+// From the records of all tiles of all planes of a group.
 template <class A>
-__global__ void __launch_bounds__(kSumThreads, 1) finish_terms(const FinishTerms<A> p) {
+__global__ void __launch_bounds__(kSumThreads, 1) finish_terms(const Finish<A> p) {
   const auto rows = Shared<double>::dynamic(), terms = rows + kSumWarps * kTerms;
   const int thread = int(threadIdx.x);
-  for (int64_t group = blockIdx.x; group < p.groups; group += gridDim.x) {
-    sum_warps(
-        sum_records(p.records + group * p.count * kTerms, p.count, p.wanted, thread, kSumThreads),
-        rows);
+  const Reduction<A>& to = p.to;
+  for (int64_t group = blockIdx.x; group < to.groups; group += gridDim.x) {
+    sum_warps(sum_records(p.from.of_group(group), p.from.count, to.wanted, thread, kSumThreads),
+              rows);
     __syncthreads();
     if (thread < kTerms) {
       double term = 0;
-      if ((p.wanted >> thread & 1) != 0) {
+      if ((to.wanted >> thread & 1) != 0) {
         const double sum = total(rows, thread);
-        term = (thread < kL1 ? p.positions - 2 * sum : sum * p.positions_per_pixel) / p.divisor;
+        term = (thread < kL1 ? p.positions - 2 * sum : sum * to.positions_per_pixel) / to.count;
       }
       terms.set(thread, term);
-      write(p.terms + group * kTerms + thread, term);
+      write(to.terms + group * kTerms + thread, term);
     }
     __syncthreads();
-    if (thread == 0) write(p.value + group, A(weighted_sum(p.value_of, terms)));
+    if (thread == 0) write_value(to, group, terms);
   }
 }
 
-// ---- all scales of MS-SSIM ----------------------------------------------------------------------
+// ---- all levels of MS-SSIM ----------------------------------------------------------------------
 
-struct ScaleRecords {
-  const double* records;
-  int64_t count;     // records of each plane
-  double positions;  // of each plane
-};
-
-// What reference.combine_scales makes of each plane or, if means are joint, of each image: the
-// terms of its finest scale with MS-SSIM among them, and the slopes. The records of the coarsest
-// scale hold kSsim, of the others kContrastStructure. If the finest scale waits for backward, also
-// the weights that it waits for.
+// MS-SSIM of each plane or, if means are joint, of each image; the terms of its finest level, with
+// MS-SSIM in the place of kContrastStructure, into `plane_terms`; the slopes; and the weights of a
+// second sweep of the finest level, if there is one.
 template <class A>
 struct CombinePlanes {
-  ScaleRecords scales[kMostScales];
-  double exponents[kMostScales];
-  int scale_count;
-  int64_t groups, planes;      // planes of a group: 1 or, if joint, the channels
-  bool absolute;               // negative means count as positive, else as 0
-  double slope;                // the weight of MS-SSIM / the planes that a value is the mean of
-  int wanted;                  // terms of the finest scale, and what its mean is of
-  double positions_per_pixel;  // of the finest scale
-  double* plane_terms;         // (N * C, kTerms), with MS-SSIM in the place of kContrastStructure
-  double* slopes;              // (N * C, scale_count)
-  A* finest_weights;           // if it waits: (N * C, 2), of SSIM and of contrast-structure
-  double by_ssim;              // the weight of SSIM beside MS-SSIM
-  double value_positions;      // of the finest scale, that a value is the mean of
-
-  SSIMFAST_INLINE Term mean_of(int scale) const { return mean_of_scale(scale, scale_count); }
+  RecordList levels[kMaxLevels];  // the records of each plane
+  Reduction<A> to;
+  int64_t planes;          // whose means are averaged: 1 or, if joint, the channels
+  double planes_of_value;  // that a value is the mean of
 };
+
+// The sums over one plane: those of the finest level into `rows`, by all threads, and those of the
+// means of coarser levels added to `sums`, by a warp each, for these have few records.
+template <class A>
+SSIMFAST_DEVICE void sum_levels(const CombinePlanes<A>& p, int64_t plane, bool first,
+                                const Shared<double>& rows, const Shared<double>& sums) {
+  const int thread = int(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
+  const RecordList& finest = p.levels[0];
+  sum_warps(sum_records(finest.of_group(plane), finest.count, p.to.wanted, thread, kSumThreads),
+            rows);
+  static_assert(1 + kSumWarps >= kMaxLevels);
+  const int level = 1 + warp;
+  double sum = 0;
+  if (level < p.to.levels) {
+    const RecordList& records = p.levels[level];
+    sum = sum_records(records.of_group(plane) + p.to.mean_of(level), records.count, 1, lane, kWarp)
+              .of[0];
+  }
+  sum = warp_sum(sum);
+  if (lane == 0 && level < p.to.levels) sums.set(level, (first ? 0.0 : sums[level]) + sum);
+}
+
+// The terms of the finest level of one plane, by kTerms threads. MS-SSIM is not known yet.
+template <class A>
+SSIMFAST_DEVICE void write_plane_terms(const Reduction<A>& to, int64_t plane, bool first,
+                                       const Shared<double>& rows, const Shared<double>& sums) {
+  const int term = int(threadIdx.x);
+  const double sum = total(rows, term);
+  if (term == to.mean_of(0)) sums.set(0, (first ? 0.0 : sums[0]) + sum);
+  double mean = 0;
+  if ((to.wanted >> term & 1) != 0)
+    mean =
+        term < kL1 ? 1 - 2 * sum / to.positions[0] : sum * to.positions_per_pixel / to.positions[0];
+  if (term != kContrastStructure) write(to.plane_terms + plane * kTerms + term, mean);
+}
 
 template <class A>
 __global__ void __launch_bounds__(kSumThreads, 1) combine_planes(const CombinePlanes<A> p) {
   const auto rows = Shared<double>::dynamic(), sums = rows + kSumWarps * kTerms;
-  const Shared<double> powers = sums + kMostScales;
-  const int thread = int(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
-  const ScaleRecords& finest = p.scales[0];
-  for (int64_t group = blockIdx.x; group < p.groups; group += gridDim.x) {
-    for (int64_t i = 0; i < p.planes; ++i) {
-      const int64_t plane = group * p.planes + i;
-      sum_warps(sum_records(finest.records + plane * finest.count * kTerms, finest.count, p.wanted,
-                            thread, kSumThreads),
-                rows);
-      // Coarser scales have few records: a warp for each. Those without one go along.
-      static_assert(1 + kSumWarps >= kMostScales);
-      const int j = 1 + warp;
-      double sum = 0;
-      if (j < p.scale_count) {
-        const ScaleRecords& scale = p.scales[j];
-        const double* const records = scale.records + plane * scale.count * kTerms + p.mean_of(j);
-        sum = sum_records(records, scale.count, 1, lane, kWarp).of[0];
-      }
-      sum = warp_sum(sum);
-      if (lane == 0 && j < p.scale_count) sums.set(j, (i == 0 ? 0.0 : sums[j]) + sum);
+  const Shared<double> powers = sums + kMaxLevels;
+  const int thread = int(threadIdx.x);
+  const Reduction<A>& to = p.to;
+  for (int64_t begin = blockIdx.x * p.planes; begin < to.planes; begin += gridDim.x * p.planes) {
+    for (int64_t plane = begin; plane < begin + p.planes; ++plane) {
+      sum_levels(p, plane, plane == begin, rows, sums);
       __syncthreads();
-      if (thread < kTerms) {
-        sum = total(rows, thread);
-        if (thread == p.mean_of(0)) sums.set(0, (i == 0 ? 0.0 : sums[0]) + sum);
-        double term = 0;
-        if ((p.wanted >> thread & 1) != 0)
-          term = thread < kL1 ? 1 - 2 * sum / finest.positions
-                              : sum * p.positions_per_pixel / finest.positions;
-        if (thread != kContrastStructure) write(p.plane_terms + plane * kTerms + thread, term);
-      }
+      if (thread < kTerms) write_plane_terms(to, plane, plane == begin, rows, sums);
       __syncthreads();
     }
-    double mean = 0;
-    if (thread < p.scale_count) {
-      mean = 1 - 2 * sums[thread] / (p.scales[thread].positions * double(p.planes));
-      powers.set(thread, pow(base_of_power(mean, p.absolute), p.exponents[thread]));
+    // Thread j combines level j.
+    LevelPower power{};
+    if (thread < to.levels) {
+      const double mean = 1 - 2 * sums[thread] / (to.positions[thread] * double(p.planes));
+      power = level_power(mean, to.exponents[thread], to.absolute);
+      powers.set(thread, power.value);
     }
     __syncthreads();
-    double ms_ssim = 1, others = 1;  // than the power of this thread's scale
-    for (int j = 0; j < p.scale_count; ++j) {
-      const double power = powers[j];
-      ms_ssim *= power;
-      if (j != thread) others *= power;
-    }
+    const double others = product_except(powers, to.levels, thread);
+    const double ms_ssim = others * power.value;
     double slope = 0;
-    if (thread < p.scale_count)
-      slope = others * slope_of_power(p.exponents[thread], powers[thread], mean, p.absolute) *
-              p.slope / p.scales[thread].positions;
-    FinestWeights finest_weights{};
-    if (p.finest_weights != nullptr && thread == 0) {
-      finest_weights = finest_weights_of(p.mean_of(0), slope, p.by_ssim, p.value_positions);
-      slope = finest_weights.slope;
+    if (thread < to.levels)
+      slope = others * power.slope * (to.weights[kContrastStructure] / p.planes_of_value) /
+              to.positions[thread];
+    FinestWeights finest{};
+    if (to.plane_weights != nullptr && thread == 0) {
+      finest = finest_weights_of(to.mean_of(0), slope, to.weights[kSsim],
+                                 to.positions[0] * p.planes_of_value);
+      slope = finest.slope;
     }
-    for (int64_t plane = group * p.planes; plane < (group + 1) * p.planes; ++plane) {
-      if (thread < p.scale_count) write(p.slopes + plane * p.scale_count + thread, slope);
-      if (thread == 0) write(p.plane_terms + plane * kTerms + kContrastStructure, ms_ssim);
-      if (p.finest_weights != nullptr && thread == 0) {
-        write(p.finest_weights + 2 * plane + kSsim, A(finest_weights.ssim));
-        write(p.finest_weights + 2 * plane + kContrastStructure,
-              A(finest_weights.contrast_structure));
+    for (int64_t plane = begin; plane < begin + p.planes; ++plane) {
+      if (thread < to.levels) write(to.slopes + plane * to.levels + thread, slope);
+      if (thread == 0) write(to.plane_terms + plane * kTerms + kContrastStructure, ms_ssim);
+      if (to.plane_weights != nullptr && thread == 0) {
+        write(to.plane_weights + 2 * plane + kSsim, A(finest.ssim));
+        write(to.plane_weights + 2 * plane + kContrastStructure, A(finest.contrast_structure));
       }
     }
   }
 }
 
-// The means over each group of planes of what combine_planes left, and their weighted sum.
+// From plane_terms, of which it takes the mean over each group.
 template <class A>
-struct CombineGroups {
-  const double* plane_terms;
-  int64_t groups, planes;  // planes of each group
-  ValueOf value_of;
-  double* terms;  // (groups, kTerms)
-  A* value;       // (groups)
-};
-
-template <class A>
-__global__ void __launch_bounds__(kSumThreads, 1) combine_groups(const CombineGroups<A> p) {
+__global__ void __launch_bounds__(kSumThreads, 1) combine_groups(const Finish<A> p) {
   const auto rows = Shared<double>::dynamic(), terms = rows + kSumWarps * kTerms;
   const int thread = int(threadIdx.x);
-  for (int64_t group = blockIdx.x; group < p.groups; group += gridDim.x) {
-    sum_warps(sum_records(p.plane_terms + group * p.planes * kTerms, p.planes, kEveryTerm, thread,
-                          kSumThreads),
+  const Reduction<A>& to = p.to;
+  for (int64_t group = blockIdx.x; group < to.groups; group += gridDim.x) {
+    sum_warps(sum_records(p.from.of_group(group), p.from.count, kEveryTerm, thread, kSumThreads),
               rows);
     __syncthreads();
     if (thread < kTerms) {
-      const double term = total(rows, thread) / double(p.planes);
+      const double term = total(rows, thread) / double(p.from.count);
       terms.set(thread, term);
-      write(p.terms + group * kTerms + thread, term);
+      write(to.terms + group * kTerms + thread, term);
     }
     __syncthreads();
-    if (thread == 0) write(p.value + group, A(weighted_sum(p.value_of, terms)));
+    if (thread == 0) write_value(to, group, terms);
   }
 }
 

@@ -1,5 +1,5 @@
-#include "select.cuh"
+#include "cuda/select.cuh"
 
 namespace ssimfast::cuda {
-template Fused select_sweep<7>(Dtype, Pass, bool);
+template Fused select_sweep<7>(Dtype, Kind, bool);
 }

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ssimfast.arguments import MAX_WINDOW_SIZE, checked_images, flag, not_scriptable
+from ssimfast.arguments import checked_images, flag, not_scriptable
+from ssimfast.backends.constants import MAX_WINDOW_SIZE
 from ssimfast.measures import WANG_WEIGHTS, MSSSIMMeasure, SSIMMeasure
 from ssimfast.typing import MSSSIMArguments, Reduction
 

@@ -1,8 +1,9 @@
 // Runs CUDA kernels on the CPU, every thread a fiber, and checks what a GPU would not tell.
 //
-// Device code is compiled by a plain C++ compiler against this header in place of CUDA's. It calls
-// the hooks below (global_read, shared_write, ...) before each access to memory. launch() runs one
-// block after another, or several alternately, and throws std::runtime_error at the first of
+// Device code is compiled by a plain C++ compiler against this header in place of CUDA's. Its
+// access functions (cuda/device.cuh beside this file) call the hooks below before each access to
+// memory. launch() runs one block after another, or several alternately, and throws
+// std::runtime_error at the first of
 //   - a race: two threads use a word of shared memory, one of them writes it, and there is neither
 //     a barrier of the block nor, within a warp, one of the warp between;
 //   - shared memory out of the block's bounds, or read before anything was written there;

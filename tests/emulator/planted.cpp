@@ -12,7 +12,7 @@
 #include <numeric>
 #include <vector>
 
-#include "../../csrc/cuda/image.cuh"
+#include "cuda/image.cuh"
 
 using ssimfast::cuda::from_lane;
 using ssimfast::cuda::from_lane_xor;
@@ -414,9 +414,10 @@ void conversions() {
   EXPECT(bfloat(std::numeric_limits<float>::max()) == INFINITY && bfloat(0x1p-133f) == 0x1p-133f);
 }
 
-__global__ void images(ssimfast::cuda::Image<float> from, ssimfast::cuda::Image<float> to) {
+__global__ void images(ssimfast::View from, ssimfast::View to) {
+  using namespace ssimfast::cuda;
   const int64_t i = threadIdx.x;
-  to.set(i * to.by_column, from.at(i * from.by_column) * 2);
+  store<float>(to, i * to.by_column, load<float>(from, i * from.by_column) * 2);
 }
 
 void images_of_halves() {
@@ -424,9 +425,9 @@ void images_of_halves() {
   std::vector<__nv_bfloat16> to(2 * kThreads);
   emulator::poison(to.data(), to.size() * 2);
   for (int i = 0; i < kThreads; ++i) from[i] = __float2half_rn(float(i));
-  using ssimfast::cuda::Dtype;
-  const ssimfast::cuda::Image<float> x{from.data(), 0, 0, 0, 1, Dtype::kFloat16};
-  const ssimfast::cuda::Image<float> y{to.data(), 0, 0, 0, 2, Dtype::kBFloat16};
+  using ssimfast::Dtype;
+  const ssimfast::View x{from.data(), 0, 0, 0, 0, 1, Dtype::kFloat16};
+  const ssimfast::View y{to.data(), 0, 0, 0, 0, 2, Dtype::kBFloat16};
   emulator::launch(images, 1, kThreads, 0, x, y);
   for (int i = 0; i < kThreads; ++i) {
     EXPECT(__bfloat162float(to[2 * i]) == float(2 * i));

@@ -1,5 +1,4 @@
-// SSIM of images and volumes as a map or a mean, and its gradient, with a mask or without:
-// ssim_nd_map, ssim_nd_map_grad and ssim_nd_mean.
+// The separable path: SSIM of volumes, and of images with a mask, and its gradient.
 //
 // A volume streams through, slice by slice:
 //
@@ -15,21 +14,19 @@
 // Everything is in double, whatever the images are. tile.h does without by taking differences from
 // the pixel at the centre; under a mask that pixel may be hidden, and each window's sums are
 // divided by a weight of its own. In double plain sums of squares leave 1e-7 of error of what is
-// within a thousand ranges of the level (1e-5 within ten thousand), cost no more than centred ones
+// within a thousand ranges of the offset (1e-5 within ten thousand), cost no more than centred ones
 // in float, and are divided once, after the last axis.
+#include "cpu/separable.h"
+
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
 #include <numeric>
-#include <optional>
-#include <tuple>
 #include <utility>
 #include <vector>
 
-#include "../tensor.h"
-#include "nd.h"
-#include "tensors.h"
+#include "cpu/cpu.h"
 
 namespace ssimfast::cpu {
 namespace {
@@ -64,52 +61,46 @@ struct Row {
   int64_t n, c, z, r;
 };
 
-// A tensor (N, C, H, W) or (N, C, D, H, W) of any strides, as rows of double.
-struct Image {
-  char* data;
-  Box box;  // where its numbers belong: to all pixels, or to the centres of windows
-  int64_t strides[2 + kAxes];  // in bytes
-  int64_t element_size;
-  ReadRow<double> read_row;
-  WriteRow<double> write_row;
-
-  char* at(const Row& row, int64_t column) const {
-    return data + row.n * strides[0] + row.c * strides[1] +
-           (row.z - box[kDepth].begin) * strides[2] + (row.r - box[kHeight].begin) * strides[3] +
-           column * strides[4];
+// An image's view with its rows as slices of one row.
+View as_volume(const Problem<double>& problem, View view) {
+  if (!problem.is_volume) {
+    view.by_slice = view.by_row;
+    view.by_row = 0;
   }
+  return view;
+}
+
+// A tensor whose rows are read as double. Its numbers belong to all pixels, or to the centres of
+// windows: `box` says which.
+struct Reader {
+  Source<double> source;
+  Box box;
+
+  bool is_there() const { return source.data != nullptr; }
   void read(const Row& row, double* to, int64_t column, int64_t count) const {
-    read_row(at(row, column), strides[4] / element_size, count, to);
+    const char* const plane = source.plane(row.n, row.c, row.z - box[kDepth].begin);
+    source.read(source.address(plane, row.r - box[kHeight].begin, column),
+                source.strides.w / source.element_size, count, to);
   }
   void read(const Row& row, double* to) const { read(row, to, 0, box[kWidth].size()); }
+};
+
+struct Writer {
+  Sink<double> sink;
+  Box box;
+
+  bool is_there() const { return sink.data != nullptr; }
   void write(const Row& row, const double* from) const {
-    write_row(from, box[kWidth].size(), at(row, 0), strides[4] / element_size);
+    sink.write(from, box[kWidth].size(),
+               sink.address(row.n, row.c, row.r - box[kHeight].begin, 0, row.z - box[kDepth].begin),
+               sink.strides.w / sink.element_size);
   }
 };
 
-template <class T>
-Image image(const Tensor& tensor, const void* data, const Box& box) {
-  const int64_t size = sizeof(T), last = tensor.dim() - 1;
-  const auto read = [](const void* from, int64_t stride, int64_t n, double* to) {
-    for (int64_t i = 0; i < n; ++i)
-      to[i] = static_cast<Arithmetic<T>>(static_cast<const T*>(from)[i * stride]);
-  };
-  const auto write = [](const double* from, int64_t n, void* to, int64_t stride) {
-    for (int64_t i = 0; i < n; ++i)
-      static_cast<T*>(to)[i * stride] = static_cast<T>(static_cast<Arithmetic<T>>(from[i]));
-  };
-  return {static_cast<char*>(const_cast<void*>(data)),
-          box,
-          {tensor.stride(0) * size, tensor.stride(1) * size, tensor.stride(2) * size,
-           last == 4 ? tensor.stride(3) * size : 0, tensor.stride(last) * size},
-          size,
-          read,
-          write};
-}
-
+// A problem with all numbers in double.
 struct Task {
-  Image x, y, mask, upstream;
-  Image map, grad_x, grad_y;  // of these and the former, what is not asked for has no data
+  Reader x, y, mask, upstream;
+  Writer map, grad[2];
   std::vector<double> window;
   double c1, c2, low, scale, grad_scale;
   bool masked, is_volume;
@@ -118,17 +109,48 @@ struct Task {
   int64_t planes, channels;
   Box pixels, centres;
 
+  explicit Task(const Problem<double>& problem);
+
   int half() const { return static_cast<int>(window.size()) / 2; }
   int half_down() const { return is_volume ? half() : 0; }  // the window down the columns
   int sums() const { return masked ? kSums : kSumWeight; }
-  int slopes() const { return gradients == 0 ? 0 : gradients == 2 ? kPartials : kRestD; }
+  int slopes() const { return gradients == 0 ? 0 : gradients == 2 ? kPartials : kConstantD; }
   int64_t width() const { return pixels[kWidth].end; }
   // From row to row of a map: vectors of a row may end beyond it.
   int64_t pitch() const { return (width() + 2 * half() + 15) / 8 * 8; }
   int64_t ring_slices() const { return static_cast<int64_t>(window.size()) + 2 * kTogether; }
 };
 
-// What one call of the kernel is for: some slices and rows of a plane. Where there are gradients
+Task::Task(const Problem<double>& problem)
+    : window(problem.taps, problem.taps + problem.window),
+      c1(problem.twice_c1 / 2),
+      c2(problem.twice_c2 / 2),
+      low(problem.low),
+      scale(problem.scale),
+      grad_scale(problem.grad_scale),
+      masked(problem.has_mask()),
+      is_volume(problem.is_volume),
+      gradients(problem.gradients),
+      row_sums(nullptr),
+      planes(problem.planes),
+      channels(problem.channels) {
+  const auto set = [&](Axis axis, int64_t size, int64_t margin) {
+    pixels[axis] = {0, size};
+    centres[axis] = {margin, size - margin};
+  };
+  set(kDepth, is_volume ? problem.depth : problem.height, problem.margin);
+  set(kHeight, is_volume ? problem.height : 1, is_volume ? problem.margin : 0);
+  set(kWidth, problem.width, problem.margin);
+  const auto source = [&](const View& view) { return Source<double>(as_volume(problem, view)); };
+  x = {source(problem.x), pixels};
+  y = {source(problem.y), pixels};
+  mask = {source(problem.mask), pixels};
+  upstream = {source(problem.upstream[0]), centres};
+  map = {Sink<double>(as_volume(problem, problem.map[0])), centres};
+  for (int i = 0; i < 2; ++i) grad[i] = {Sink<double>(as_volume(problem, problem.grad[i])), pixels};
+}
+
+// The work of one call of the kernel: some slices and rows of a plane. Where there are gradients
 // these are of pixels, else of windows.
 struct Part {
   int64_t plane;
@@ -168,8 +190,8 @@ class Stream {
         centre_rows(
             part.rows.grown(task.gradients > 0 ? task.half_down() : 0, task.centres[kHeight])),
         pixel_rows(centre_rows.grown(task.half_down(), task.pixels[kHeight])),
-        level(choose_level()),
-        level_s(2 * (level - task.low) * task.scale),
+        offset(choose_offset()),
+        offset_s(2 * (offset - task.low) * task.scale),
         along_rows(task.is_volume ? kTogether : 0, task.sums(), pixel_rows, pitch),
         sums(ring, task.sums(), centre_rows, pitch),
         slopes(task.gradients > 0 ? ring : 0, task.slopes(), centre_rows, pitch),
@@ -201,9 +223,9 @@ class Stream {
   const int half;
   const int64_t ring, width, pitch;
   const Interval columns;  // of the centres of windows
-  // Of the statistics, which for gradients reach beyond the part; and the rows that they see.
+  // Centres of the statistics, which for gradients reach beyond the part; the rows that they see.
   const Interval centres, centre_rows, pixel_rows;
-  const double level, level_s;  // subtracted from both images; from s
+  const double offset, offset_s;  // subtracted from both images; from s
   Maps along_rows;   // sums along rows of the slices that are being loaded; not of an image
   Maps sums;         // ring: along rows and down columns
   Maps slopes;       // ring
@@ -226,47 +248,44 @@ class Stream {
   }
   static constexpr int kScratchRows = kSums * kTogether + 2 * kPartials + 8;
 
-  // The median of some pixels that are seen, which outliers do not move. It matters to images far
-  // from zero: their squares would lose digits even in double.
-  double choose_level() const {
+  // The same as in tile.h, of pixels that are seen: far from the range, squares would lose digits
+  // even in double.
+  double choose_offset() const {
     constexpr size_t kSamples = 50;
     constexpr int64_t kTries = 4096;
     const int64_t height = task.pixels[kHeight].end;
     const int64_t count = task.pixels[kDepth].end * height * width;
-    std::vector<double> values;
+    std::vector<double> pixels;
     const auto sample = [&](int64_t at) {
       const Row row = row_of(at / width / height, at / width % height);
       double weight = 1, value;
       if (task.masked) task.mask.read(row, &weight, at % width, 1);
       if (weight == 0) return;
-      for (const Image* image : {&task.x, &task.y}) {
+      for (const Reader* image : {&task.x, &task.y}) {
         image->read(row, &value, at % width, 1);
-        if (std::isfinite(value)) values.push_back(value);
+        if (std::isfinite(value)) pixels.push_back(value);
       }
     };
-    // By the golden ratio, however many there are, they are spread evenly.
+    // Steps of the golden ratio spread the samples evenly, however many there are.
     int64_t step = std::max<int64_t>(1, static_cast<int64_t>(count * 0.6180339887498949));
     while (std::gcd(step, count) != 1) ++step;
     int64_t at = 0;
-    for (int64_t i = 0; i < std::min(count, kTries) && values.size() < kSamples; ++i) {
+    for (int64_t i = 0; i < std::min(count, kTries) && pixels.size() < kSamples; ++i) {
       at = (at + step) % count;
       sample(at);
     }
     // A mask may show next to nothing.
-    for (at = 0; at < count && values.empty(); ++at) sample(at);
-    if (values.empty()) return task.low;
-    const auto middle = values.begin() + values.size() / 2;
-    std::nth_element(values.begin(), middle, values.end());
-    return *middle;
+    for (at = 0; at < count && pixels.empty(); ++at) sample(at);
+    return offset_of(pixels, task.low, task.scale);
   }
 
   // Outside the image there is the lower end of the range, or, with a mask, nothing to be seen.
   double padding(int map) const {
     if (task.masked) return 0;
-    return map == kSumS ? -level_s : map == kSumS2 ? level_s * level_s : 0;
+    return map == kSumS ? -offset_s : map == kSumS2 ? offset_s * offset_s : 0;
   }
 
-  // The pixels of a row, in unit range and less the level, and their weights. What the mask hides
+  // The pixels of a row, in unit range and less the offset, and their weights. What the mask hides
   // is 0, whatever it was.
   void load_pixels(const Row& row, double* s, double* d, double* w) const {
     task.x.read(row, s);
@@ -275,7 +294,7 @@ class Stream {
     if (task.masked) task.mask.read(row, w);
     for (int64_t i = 0; i < width; ++i) {
       const double x = s[i], y = d[i];
-      s[i] = w[i] == 0 ? 0 : ((x - level) + (y - level)) * task.scale;
+      s[i] = w[i] == 0 ? 0 : ((x - offset) + (y - offset)) * task.scale;
       d[i] = w[i] == 0 ? 0 : (x - y) * task.scale;
     }
   }
@@ -357,10 +376,10 @@ class Stream {
     for (int b = 0; b < slices.size(); ++b) {
       const int64_t z = slices.begin + b;
       const Row row = row_of(z, r);
-      const Windows of{windows + b * kSums * pitch, pitch, task.masked, level_s, task.c1, task.c2};
+      const Windows of{windows + b * kSums * pitch, pitch, task.masked, offset_s, task.c1, task.c2};
       if (task.gradients > 0) {
         const double* by = ones.data();
-        if (task.upstream.data != nullptr) {
+        if (task.upstream.is_there()) {
           task.upstream.read(row, upstream);
           by = upstream;
         }
@@ -370,7 +389,7 @@ class Stream {
       } else {
         sweep(WriteSsim{of, ssim}, columns.size());
       }
-      if (task.map.data != nullptr) task.map.write(row, ssim);
+      if (task.map.is_there()) task.map.write(row, ssim);
       if (task.row_sums != nullptr && part.slices.has(z) && part.rows.has(r)) {
         const int64_t height = task.pixels[kHeight].end;
         task.row_sums[(part.plane * task.pixels[kDepth].end + z) * height + r] =
@@ -428,17 +447,17 @@ class Stream {
       std::copy_n(slopes + map * pitch, columns.size(), line + half + columns.begin);
       sweep(Correlate{line, 1, task.window.data(), half, slope[map]}, width);
     }
-    const double* const rest_d = task.gradients == 2 ? slope[kRestD] : zeros.data();
+    const double* const rest_d = task.gradients == 2 ? slope[kConstantD] : zeros.data();
     for (int64_t i = 0; i < width; ++i) {
       const double factor = w[i] * task.grad_scale;
-      const double by_s = (slope[kRestS][i] + slope[kByVarS][i] * s[i]) * factor;
+      const double by_s = (slope[kConstantS][i] + slope[kByVarS][i] * s[i]) * factor;
       const double by_d = (rest_d[i] + slope[kByVarD][i] * d[i]) * factor;
-      // What is hidden has no gradient, even where its windows have none that is finite.
+      // Hidden pixels get no gradient, even where their windows have none that is finite.
       s[i] = w[i] == 0 ? 0 : by_s + by_d;
       d[i] = w[i] == 0 ? 0 : by_s - by_d;
     }
-    task.grad_x.write(row, s);
-    if (task.gradients == 2) task.grad_y.write(row, d);
+    task.grad[0].write(row, s);
+    if (task.gradients == 2) task.grad[1].write(row, d);
   }
 };
 
@@ -476,156 +495,26 @@ void run(const Task& task) {
   torch::stable::parallel_for(0, count, 1, some);
 }
 
-// ---- ops ----------------------------------------------------------------------------------------
-
-using Mask = std::optional<Tensor>;
-
-bool has_sizes(const Tensor& tensor, const std::vector<int64_t>& sizes) {
-  bool has = tensor.dim() == static_cast<int64_t>(sizes.size());
-  for (int64_t i = 0; has && i < tensor.dim(); ++i) has = tensor.size(i) == sizes[i];
-  return has;
-}
-
-// Checks the arguments that the ops share; the sizes of the map.
-std::vector<int64_t> map_sizes(const Tensor& x, const Tensor& y, const Mask& mask,
-                               const std::vector<double>& window, bool same) {
-  const int64_t count = static_cast<int64_t>(window.size());
-  STD_TORCH_CHECK(x.dim() == 4 || x.dim() == 5,
-                  "ssimfast: images must have 4 or 5 dimensions, got ", x.dim());
-  check_image_dtype(x);
-  check_device(y, x);
-  if (mask) check_device(*mask, x);
-  std::vector<int64_t> sizes;
-  for (int64_t i = 0; i < x.dim(); ++i) sizes.push_back(x.size(i));
-  STD_TORCH_CHECK(has_sizes(y, sizes) && y.scalar_type() == x.scalar_type(),
-                  "ssimfast: x and y differ in shape or dtype");
-  STD_TORCH_CHECK(!mask || (has_sizes(*mask, sizes) && mask->scalar_type() == arithmetic_dtype(x)),
-                  "ssimfast: the mask does not fit the images");
-  STD_TORCH_CHECK(count % 2 == 1 && count <= kMaxWindow, "ssimfast: window must have 1, 3, ... ",
-                  kMaxWindow, " taps, got ", count);
-  STD_TORCH_CHECK(std::equal(window.begin(), window.end(), window.rbegin()),
-                  "ssimfast: window must be symmetric");
-  for (int64_t i = 2; !same && i < x.dim(); ++i) {
-    STD_TORCH_CHECK(sizes[i] >= count, "ssimfast: dimension ", i, " of size ", sizes[i],
-                    " is smaller than the window of ", count);
-    sizes[i] -= count - 1;
-  }
-  return sizes;
-}
-
-template <class T>
-Task make_task(const Tensor& x, const Tensor& y, const Mask& mask, std::vector<double> window,
-               double c1, double c2, double low, double scale, bool same) {
-  Task task{};
-  task.is_volume = x.dim() == 5;
-  const int64_t margin = same ? 0 : static_cast<int64_t>(window.size()) / 2;
-  const auto set = [&](Axis axis, int64_t size) {
-    task.pixels[axis] = {0, size};
-    task.centres[axis] = {margin, size - margin};
-  };
-  set(kDepth, x.size(2));
-  if (task.is_volume) {
-    set(kHeight, x.size(3));
-  } else {
-    task.pixels[kHeight] = task.centres[kHeight] = {0, 1};
-  }
-  set(kWidth, x.size(x.dim() - 1));
-  task.x = image<T>(x, x.const_data_ptr(), task.pixels);
-  task.y = image<T>(y, y.const_data_ptr(), task.pixels);
-  task.masked = mask.has_value();
-  if (mask) task.mask = image<Arithmetic<T>>(*mask, mask->const_data_ptr(), task.pixels);
-  task.planes = x.size(0) * x.size(1);
-  task.channels = x.size(1);
-  task.window = std::move(window);
-  task.c1 = c1;
-  task.c2 = c2;
-  task.low = low;
-  task.scale = scale;
-  task.grad_scale = 1;  // of gradients by images in unit range
-  return task;
-}
-
-template <class T>
-void set_gradients(Task& task, const std::vector<Tensor>& grads) {
-  task.gradients = static_cast<int>(grads.size());
-  if (grads.size() > 0) task.grad_x = image<T>(grads[0], grads[0].mutable_data_ptr(), task.pixels);
-  if (grads.size() > 1) task.grad_y = image<T>(grads[1], grads[1].mutable_data_ptr(), task.pixels);
-}
-
-Tensor ssim_nd_map(const Tensor& x, const Tensor& y, const Mask& mask, std::vector<double> window,
-                   double c1, double c2, double low, double scale, bool same) {
-  const std::vector<int64_t> sizes = map_sizes(x, y, mask, window, same);
-  const Tensor map = torch::stable::new_empty(x, sizes, arithmetic_dtype(x));
-  if (x.numel() == 0) return map;
-  dispatch_images(x, [&](auto zero) {
-    using T = decltype(zero);
-    Task task = make_task<T>(x, y, mask, std::move(window), c1, c2, low, scale, same);
-    task.map = image<Arithmetic<T>>(map, map.mutable_data_ptr(), task.centres);
-    run(task);
-  });
-  return map;
-}
-
-std::vector<Tensor> ssim_nd_map_grad(const Tensor& upstream, const Tensor& x, const Tensor& y,
-                                     const Mask& mask, std::vector<double> window, double c1,
-                                     double c2, double low, double scale, bool same,
-                                     int64_t gradients) {
-  const std::vector<int64_t> sizes = map_sizes(x, y, mask, window, same);
-  check_device(upstream, x);
-  STD_TORCH_CHECK(has_sizes(upstream, sizes) && upstream.scalar_type() == arithmetic_dtype(x),
-                  "ssimfast: the gradient of the map does not fit the map");
-  STD_TORCH_CHECK(gradients > 0, "ssimfast: gradients must be 1 or 2, got ", gradients);
-  const std::vector<Tensor> grads = new_gradients(x, y, gradients);
-  if (x.numel() == 0) return grads;
-  dispatch_floating(x, [&](auto zero) {
-    using T = decltype(zero);
-    Task task = make_task<T>(x, y, mask, std::move(window), c1, c2, low, scale, same);
-    task.grad_scale = scale;
-    task.upstream = image<Arithmetic<T>>(upstream, upstream.const_data_ptr(), task.centres);
-    set_gradients<T>(task, grads);
-    run(task);
-  });
-  return grads;
-}
-
-std::tuple<Tensor, std::vector<Tensor>> ssim_nd_mean(const Tensor& x, const Tensor& y,
-                                                     std::vector<double> window, double c1,
-                                                     double c2, double low, double scale, bool same,
-                                                     int64_t count, int64_t kept,
-                                                     int64_t gradients) {
-  map_sizes(x, y, std::nullopt, window, same);
-  check_count(count);
-  check_kept(kept);
-  const Tensor value = new_tensor(x, kept_shape(x, kept), arithmetic_dtype(x));
-  const std::vector<Tensor> grads = new_gradients(x, y, gradients);
-  if (x.numel() == 0) {
-    Tensor zero = value;
-    torch::stable::fill_(zero, 0);
-    return {value, grads};
-  }
-  dispatch_images(x, [&](auto zero) {
-    using T = decltype(zero);
-    Task task = make_task<T>(x, y, std::nullopt, std::move(window), c1, c2, low, scale, same);
-    set_gradients<T>(task, grads);
-    std::vector<double> rows(task.planes * task.pixels[kDepth].end * task.pixels[kHeight].end);
-    task.row_sums = rows.data();
-    run(task);
-    const int64_t groups = value.numel(), each = static_cast<int64_t>(rows.size()) / groups;
-    auto* const values = static_cast<Arithmetic<T>*>(value.mutable_data_ptr());
-    for (int64_t g = 0; g < groups; ++g) {
-      const auto first = rows.begin() + g * each;
-      values[g] = Arithmetic<T>(std::accumulate(first, first + each, 0.0) / double(count));
-    }
-  });
-  return {value, grads};
-}
-
 }  // namespace
-}  // namespace ssimfast::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(ssimfast, CPU, m) {
-  using namespace ssimfast::cpu;
-  m.impl("ssim_nd_map", TORCH_BOX(&ssim_nd_map));
-  m.impl("ssim_nd_map_grad", TORCH_BOX(&ssim_nd_map_grad));
-  m.impl("ssim_nd_mean", TORCH_BOX(&ssim_nd_mean));
+CpuDevice::Records sweep_separable(const Problem<double>& problem) {
+  Task task(problem);
+  CpuDevice::Records records;
+  std::vector<double> rows;
+  const bool sums = problem.pass == Pass::kValue || problem.pass == Pass::kGradient;
+  const int64_t each = task.pixels[kDepth].end * task.pixels[kHeight].end;
+  if (sums) {
+    task.grad_scale *= problem.weight[kSsim];
+    rows.resize(problem.planes * each);
+    task.row_sums = rows.data();
+  }
+  run(task);
+  for (int64_t plane = 0; sums && plane < problem.planes; ++plane) {
+    const auto first = rows.begin() + plane * each;
+    records.emplace_back();
+    records.back().term[kSsim] = std::accumulate(first, first + each, 0.0);
+  }
+  return records;
 }
+
+}  // namespace ssimfast::cpu

@@ -1,8 +1,8 @@
-"""Forward and backward in plain PyTorch: the specification of every other backend, and what runs
-on devices that have no kernel of their own.
+"""The ops in plain PyTorch: the specification of every other backend, and what runs on devices
+that have no kernels of their own.
 
-Formulation: docs/mathematics.md. Filters are sums of shifted slices rather than convolutions:
-exact in the arithmetic type on every device, where a convolution may round to TF32.
+docs/mathematics.md derives the formulas. Filters are sums of shifted slices rather than
+convolutions: exact in the arithmetic dtype on every device, where a convolution may round to TF32.
 """
 
 import math
@@ -11,39 +11,23 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from typing_extensions import Unpack
 
-# What all ops share, see schemas.py: window, c1, c2, low, scale, same.
-Settings = tuple[list[float], float, float, float, float, bool]
-GradRequest = tuple[Unpack[Settings], int]  # and how many gradients
-MeanRequest = tuple[Unpack[Settings], int, int, int]  # and count, kept, how many gradients
-# Slopes, upstream, scale, pooling; x, y, pixel_weights, rows, columns: as of collapse.
-_Pixels = tuple[Tensor | None, Tensor | None, list[float], Tensor | None, Tensor | None]
-# Weights, constant, kept, positions: of combine_scales.
-_Combination = tuple[list[float], float, int, list[int]]
-PyramidRequest = tuple[Tensor, Tensor, float, int, Unpack[_Pixels]]
-
-# What `similarity` sums, in this order: bit t of `wanted` asks for term t.
-SSIM, CONTRAST_STRUCTURE, L1, L2, BLURRED_L1 = range(5)
-TERMS = 5
-MS_SSIM = CONTRAST_STRUCTURE  # in a mixture it stands in the place of its finest scale's term
-# How scales are pooled where their size is odd: see `pool`.
-POOLINGS = {"none": 0, "floor": 1, "pad": 2, "replicate": 3}
-MOST_SCALES = 16  # of which the finest has 32768 pixels for each of the coarsest
-# A root is infinitely steep at 0: below this mean it is taken to be as steep as here.
-LEAST_MEAN = 1e-4
-
-_WITHOUT_FLOAT64 = {"mps", "xpu"}  # kinds of device
-
-
-def result_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of values and maps for images of ``dtype``: half types lose nothing."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def widest_dtype(x: Tensor) -> torch.dtype:
-    """The widest floating dtype of the device: that of terms and slopes, a few numbers a plane."""
-    return torch.float32 if x.device.type in _WITHOUT_FLOAT64 else torch.float64
+from ssimfast.backends.constants import (
+    BLURRED_L1,
+    CONTRAST_STRUCTURE,
+    FAR,
+    L1,
+    L2,
+    LEAST_MEAN,
+    MS_SSIM,
+    NEGATIVES,
+    POOLINGS,
+    SSIM,
+    TERMS,
+    value_dtype,
+    widest_dtype,
+)
+from ssimfast.ops.schemas import Statistic
 
 
 def _spatial_dims(image: Tensor) -> tuple[int, ...]:
@@ -185,22 +169,14 @@ class _CentredMoments:
         return by_mean
 
 
-class _Statistics:
-    """Everything that SSIM and its gradient need, of images or volumes."""
+class _LocalStatistics:
+    """Means and variances of s and d in every window, and what SSIM is made of them."""
 
     def __init__(
-        self,
-        x: Tensor,
-        y: Tensor,
-        window: list[float],
-        c1: float,
-        c2: float,
-        low: float,
-        scale: float,
-        same: bool,
-        mask: Tensor | None = None,
+        self, x: Tensor, y: Tensor, statistic: Statistic, mask: Tensor | None = None
     ) -> None:
-        self.out_dtype = result_dtype(x.dtype)
+        window, c1, c2, low, scale, same = statistic
+        self.out_dtype = value_dtype(x.dtype)
         dtype = widest_dtype(x)
         x, y = x.to(dtype), y.to(dtype)
         self.c1, self.c2, self.scale = c1, c2, scale
@@ -233,7 +209,7 @@ class _Statistics:
             seen = self.mask != 0
             least, most = x.where(seen, torch.inf), x.where(seen, -torch.inf)
         level = torch.maximum(least.amin(dims, True), most.amax(dims, True).clamp(max=low))
-        far = ((level - low).abs() * self.scale > 4) & level.isfinite()
+        far = ((level - low).abs() * self.scale > FAR) & level.isfinite()
         return torch.where(far, level, low)
 
     def ssim(self) -> Tensor:
@@ -298,103 +274,62 @@ def _gradients_like(
 # ---- maps ---------------------------------------------------------------------------------------
 
 
-def ssim_map(x: Tensor, y: Tensor, *settings: Unpack[Settings]) -> Tensor:
-    return ssim_nd_map(x, y, None, *settings)
-
-
-def ssim_map_grad(
-    upstream: Tensor, x: Tensor, y: Tensor, *request: Unpack[GradRequest]
+def maps(
+    x: Tensor, y: Tensor, mask: Tensor | None, statistic: Statistic, components: bool
 ) -> list[Tensor]:
-    return ssim_nd_map_grad(upstream, x, y, None, *request)
+    local = _LocalStatistics(x, y, statistic, mask)
+    if components:
+        return [local.as_map(local.luminance()), local.as_map(local.contrast_structure())]
+    return [local.as_map(local.ssim())]
 
 
-def ssim_nd_map(x: Tensor, y: Tensor, mask: Tensor | None, *settings: Unpack[Settings]) -> Tensor:
-    statistics = _Statistics(x, y, *settings, mask)
-    return statistics.as_map(statistics.ssim())
-
-
-def ssim_nd_map_grad(
-    upstream: Tensor, x: Tensor, y: Tensor, mask: Tensor | None, *request: Unpack[GradRequest]
-) -> list[Tensor]:
-    statistics = _Statistics(x, y, *request[:-1], mask)
-    grads = statistics.gradients(ssim=upstream * statistics.scale)
-    return _gradients_like((x, y), grads, request[-1])
-
-
-def ssim_nd_mean(
-    x: Tensor, y: Tensor, *request: Unpack[MeanRequest]
-) -> tuple[Tensor, list[Tensor]]:
-    count, kept, gradients = request[-3:]
-    statistics = _Statistics(x, y, *request[:-3])
-    value = statistics.ssim().sum(tuple(range(kept, x.dim()))) / count
-    grads = []
-    if gradients > 0:
-        grads = _gradients_like((x, y), statistics.gradients(ssim=1.0), gradients)
-    return value.to(statistics.out_dtype), grads
-
-
-def components_map(x: Tensor, y: Tensor, *settings: Unpack[Settings]) -> tuple[Tensor, Tensor]:
-    statistics = _Statistics(x, y, *settings)
-    luminance, contrast_structure = statistics.luminance(), statistics.contrast_structure()
-    return statistics.as_map(luminance), statistics.as_map(contrast_structure)
-
-
-def components_map_grad(
-    by_luminance: Tensor,
-    by_contrast_structure: Tensor,
+def maps_grad(
+    upstream: list[Tensor],
     x: Tensor,
     y: Tensor,
-    *request: Unpack[GradRequest],
+    mask: Tensor | None,
+    statistic: Statistic,
+    gradients: int,
 ) -> list[Tensor]:
-    statistics = _Statistics(x, y, *request[:-1])
-    scale = statistics.scale
-    grads = statistics.gradients(
-        luminance=by_luminance * scale, contrast_structure=by_contrast_structure * scale
-    )
-    return _gradients_like((x, y), grads, request[-1])
+    local = _LocalStatistics(x, y, statistic, mask)
+    scaled = [by_map * statistic.scale for by_map in upstream]
+    names = ("ssim",) if len(scaled) == 1 else ("luminance", "contrast_structure")
+    grads = local.gradients(**dict(zip(names, scaled, strict=True)))
+    return _gradients_like((x, y), grads, gradients)
 
 
 # ---- losses -------------------------------------------------------------------------------------
 
 
-def bound_of(weights: list[float]) -> float:
-    """What ``similarity`` divides a gradient by that is not finished."""
-    return max(1.0, *map(abs, weights))
-
-
-def similarity(
+def sweep(
     x: Tensor,
     y: Tensor,
-    window: list[float],
-    c1: float,
-    c2: float,
-    low: float,
-    scale: float,
-    same: bool,
-    wanted: int,
+    statistic: Statistic,
     weights: list[float],
     constant: float,
-    plane_weights: Tensor | None,
     rows: Tensor | None,
     columns: Tensor | None,
-    count: int,
     kept: int,
     gradients: int,
+    wanted: int,
+    count: int,
+    grad_scale: float,
+    grad_count: int,
+    plane_weights: Tensor | None,
     pooling: int,
-    finished: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-    statistics = _Statistics(x, y, window, c1, c2, low, scale, same)
-    d = statistics.d
-    positions_per_pixel = statistics.n1[0, 0].numel() / d[0, 0].numel() if d.numel() else 1.0
+    local = _LocalStatistics(x, y, statistic)
+    d = local.d
+    positions_per_pixel = local.n1[0, 0].numel() / d[0, 0].numel() if d.numel() else 1.0
     counts = _pixel_counts(d, rows, columns)
     quantities: dict[int, Callable[[], Tensor]] = {
-        SSIM: statistics.ssim,
-        CONTRAST_STRUCTURE: statistics.contrast_structure,
+        SSIM: local.ssim,
+        CONTRAST_STRUCTURE: local.contrast_structure,
         L1: lambda: d.abs() * positions_per_pixel,
         L2: lambda: d.square() * positions_per_pixel,
         BLURRED_L1: lambda: d.abs() * counts * positions_per_pixel,
     }
-    dims = tuple(range(kept, 4))
+    dims = tuple(range(kept, x.dim()))
     terms = d.new_zeros(*x.shape[:kept], TERMS)
     value = d.new_zeros(x.shape[:kept])
     for term, quantity in quantities.items():
@@ -404,26 +339,25 @@ def similarity(
             value = value + weights[term] * terms[..., term]
     grads = []
     if gradients > 0:
+        factor = grad_scale / grad_count
         by_ssim: Tensor | float
         by_cs: Tensor | float
-        factor = scale / count if finished else 1.0
-        bound = 1.0 if finished else bound_of(weights)
-        by_ssim, by_cs, *by_pixels = (weight / bound * factor for weight in weights)
+        by_ssim, by_cs, *by_pixels = (weight * factor for weight in weights)
         if plane_weights is not None:
             by_ssim, by_cs = (factor * plane_weights.to(d.dtype))[..., None, None].unbind(2)
-        by_x, by_y = statistics.gradients(ssim=by_ssim, contrast_structure=by_cs)
+        by_x, by_y = local.gradients(ssim=by_ssim, contrast_structure=by_cs)
         by_d = _by_difference(d, by_pixels, counts) * positions_per_pixel
         grads = _gradients_like((x, y), (by_x + by_d, by_y - by_d), gradients)
     pooled = []
     if pooling != POOLINGS["none"]:
         for image in (x, y):
-            unit = (image.to(d.dtype) - low) * scale
-            pooled.append(statistics.as_map(pool(unit, pooling)))
-    return (value + constant).to(statistics.out_dtype), terms, grads, pooled
+            unit = (image.to(d.dtype) - statistic.low) * statistic.scale
+            pooled.append(local.as_map(pool(unit, pooling)))
+    return (value + constant).to(local.out_dtype), terms, grads, pooled
 
 
 def _pixel_counts(d: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor | float:
-    """What each pixel counts in the blurred L1."""
+    """The weight of each pixel in the blurred L1."""
     if rows is None or columns is None:
         return 0.0
     return rows[:, None].to(d.dtype) * columns.to(d.dtype)
@@ -435,12 +369,8 @@ def _by_difference(d: Tensor, weights: list[float], counts: Tensor | float) -> T
     return (l1 + blurred * counts) * d.sign() + 2 * l2 * d
 
 
-def scale_grad(grad: Tensor, upstream: Tensor, scale: float, count: int) -> Tensor:
-    return _like(grad, grad * (_by_plane(upstream, grad) * (scale / count)))
-
-
-def scale_grad_(grad: Tensor, upstream: Tensor, scale: float, count: int) -> None:
-    grad.mul_(_by_plane(upstream, grad) * (scale / count))
+def scale_(grad: Tensor, upstream: Tensor, factor: float, count: int) -> None:
+    grad.mul_(_by_plane(upstream, grad) * (factor / count))
 
 
 def _by_plane(upstream: Tensor, image: Tensor) -> Tensor:
@@ -448,7 +378,7 @@ def _by_plane(upstream: Tensor, image: Tensor) -> Tensor:
 
 
 def pool(image: Tensor, pooling: int) -> Tensor:
-    """Means of 2 x 2 pixels. Of an odd number of rows or columns, "floor" drops the last, "pad"
+    """Means of 2 x 2 pixels. Where rows or columns are odd in number, "floor" drops the last, "pad"
     puts a black one before the first, "replicate" counts the last one twice."""
     odd_height, odd_width = (size % 2 for size in image.shape[-2:])
     if pooling == POOLINGS["pad"]:
@@ -472,8 +402,9 @@ def _pool_adjoint(pooled: Tensor, height: int, width: int, pooling: int) -> Tens
     return torch.nn.functional.pad(out, (0, width - out.shape[-1], 0, height - out.shape[-2]))
 
 
-def collapse(
-    grads: list[Tensor],
+def collapse_(
+    finest: Tensor,
+    coarser: list[Tensor],
     slopes: Tensor,
     upstream: Tensor,
     scale: float,
@@ -483,8 +414,8 @@ def collapse(
     pixel_weights: list[float],
     rows: Tensor | None,
     columns: Tensor | None,
-) -> Tensor:
-    *finer, coarsest = zip(grads, slopes.unbind(-1), strict=True)
+) -> None:
+    *finer, coarsest = zip([finest, *coarser], slopes.unbind(-1), strict=True)
     total = coarsest[0].to(slopes.dtype) * coarsest[1][..., None, None]
     for grad, slope in reversed(finer):
         height, width = grad.shape[-2:]
@@ -494,58 +425,37 @@ def collapse(
         d = (x.to(total.dtype) - y.to(total.dtype)) * scale
         by_d = _by_difference(d, pixel_weights, _pixel_counts(d, rows, columns))
         total = total + by_d * (upstream.numel() / d.numel() if d.numel() else 1.0)
-    return _like(grads[0], total * _by_plane(upstream, total) * scale)
+    finest.copy_(total * _by_plane(upstream, total) * scale)
 
 
-def collapse_(finest: Tensor, coarser: list[Tensor], *request: Unpack[PyramidRequest]) -> None:
-    finest.copy_(collapse([finest, *coarser], *request))
-
-
-def combine_scales_or_raise(
-    terms: list[Tensor], scale_weights: list[float], joint: bool, *rest: Unpack[_Combination]
-) -> tuple[Tensor, Tensor, Tensor]:
-    means = _means_of_scales(terms, joint)
-    if ((means < 0) & (means.new_tensor(scale_weights) > 0)).any():
-        raise ValueError(
-            f'negative="raise": a mean of contrast-structure is {means.min().item():.4g}; '
-            'negative="relu" or "abs" accept it'
-        )
-    return combine_scales(terms, scale_weights, False, joint, *rest)
-
-
-def _means_of_scales(terms: list[Tensor], joint: bool) -> Tensor:
-    """What MS-SSIM takes the powers of: (N, C, scales), with joint channels (N, 1, scales)."""
-    of_scales = [term[..., CONTRAST_STRUCTURE] for term in terms[:-1]] + [terms[-1][..., SSIM]]
-    means = torch.stack(of_scales, -1)
-    return means.mean(1, keepdim=True) if joint else means
-
-
-def combine_scales(
+def combine_levels(
     terms: list[Tensor],
-    scale_weights: list[float],
-    absolute: bool,
+    positions: list[int],
+    exponents: list[float],
+    negative: int,
     joint: bool,
     weights: list[float],
     constant: float,
     kept: int,
-    positions: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    means = _means_of_scales(terms, joint)
-    batch, channels = terms[0].shape[:2]
-    scales = len(terms)
-    exponents = torch.tensor(scale_weights, dtype=means.dtype, device=means.device)
-    size = means.abs() if absolute else means.clamp_min(0)
-    powers = size**exponents
+    of_levels = [term[..., CONTRAST_STRUCTURE] for term in terms[:-1]] + [terms[-1][..., SSIM]]
+    means = torch.stack(of_levels, -1)  # (N, C, levels)
+    if joint:
+        means = means.mean(1, keepdim=True)
+    powers_of = torch.tensor(exponents, dtype=means.dtype, device=means.device)
+    if negative == NEGATIVES["raise"] and ((means < 0) & (powers_of > 0)).any():
+        raise ValueError(
+            f'negative="raise": a mean of contrast-structure is {means.min().item():.4g}; '
+            'negative="relu" or "abs" accept it'
+        )
+    size = means.abs() if negative == NEGATIVES["abs"] else means.clamp_min(0)
+    powers = size**powers_of
     ms_ssim = powers.prod(-1)
-    own = torch.eye(scales, dtype=torch.bool, device=means.device)
-    others = powers[..., None, :].masked_fill(own, 1).prod(-1)  # the product of all other powers
-    too_steep = (exponents < 1) & (size < LEAST_MEAN)
-    by_size = exponents * torch.where(too_steep, LEAST_MEAN ** (exponents - 1), powers / size)
-    by_size = by_size.masked_fill(size == 0, 0)
-    slopes = others * torch.where(means < 0, -by_size, by_size)
+    batch, channels = terms[0].shape[:2]
     planes = math.prod((batch, channels)[kept:])  # of which the value is a mean
-    counts = torch.tensor(positions, dtype=means.dtype, device=means.device)
-    slopes = (slopes * (weights[MS_SSIM] / planes) / counts).expand(batch, channels, scales)
+    slopes = _slopes(means, size, powers, powers_of) * (weights[MS_SSIM] / planes)
+    slopes = slopes / torch.tensor(positions, dtype=means.dtype, device=means.device)
+    slopes = slopes.expand(batch, channels, len(terms)).contiguous()
     parts = list(terms[0].unbind(-1))
     parts[MS_SSIM] = ms_ssim.expand(batch, channels)
     out = torch.stack(parts, -1)
@@ -554,4 +464,14 @@ def combine_scales(
     for term, weight in enumerate(weights):
         if weight != 0:
             value = value + weight * out[..., term]
-    return value + constant, out, slopes.contiguous()
+    return value + constant, out, slopes
+
+
+def _slopes(means: Tensor, size: Tensor, powers: Tensor, exponents: Tensor) -> Tensor:
+    """The derivative of the product of all powers by each level's mean."""
+    own = torch.eye(len(exponents), dtype=torch.bool, device=means.device)
+    others = powers[..., None, :].masked_fill(own, 1).prod(-1)  # the product of all other powers
+    too_steep = (exponents < 1) & (size < LEAST_MEAN)
+    by_size = exponents * torch.where(too_steep, LEAST_MEAN ** (exponents - 1), powers / size)
+    by_size = by_size.masked_fill(size == 0, 0)
+    return others * torch.where(means < 0, -by_size, by_size)

@@ -1,10 +1,8 @@
-// Runs tiles with the widest instruction set of this processor.
+// The instruction set that the CPU kernels run with.
 #pragma once
 
-#include "tile.h"
-
 // The features of each instruction set: X(name, whether this processor and its system have it).
-// Kernels are compiled for them and chosen by them, so that none is used which was not looked for.
+// Kernels are compiled for these features and chosen by them.
 #if defined(__GNUC__) && defined(__x86_64__)
 #define SSIMFAST_X86 1
 #define SSIMFAST_AVX2_FEATURES(X)           \
@@ -25,17 +23,10 @@
 
 namespace ssimfast::cpu {
 
-// The sums over the tile; `workspace` holds Workspace<A>::size numbers, aligned to 64 bytes.
-template <class A>
-using RunTile = Sums (*)(const Job<A>& job, const Tile& tile, int64_t pitch, A* workspace);
-
-template <class A>
-RunTile<A> select_kernel(Pass pass, bool both, const Job<A>& job);
-
-// Baseline is SSE2 on x86-64, NEON on arm64.
+// Baseline is SSE2 on x86-64 and NEON on arm64.
 enum class Isa { kBaseline, kAvx2, kAvx512 };
 
-// The widest of this processor, or a narrower one that SSIMFAST_CPU_ISA asks for.
+// The widest instruction set of this processor, or a narrower one that SSIMFAST_CPU_ISA asks for.
 // Throws std::invalid_argument if that is not there.
 Isa isa();
 

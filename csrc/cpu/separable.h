@@ -1,4 +1,4 @@
-// Arithmetic on rows of numbers for nd_cpu.cpp, run with the widest instruction set there is.
+// Arithmetic on rows of numbers for separable.cpp, run with the widest instruction set there is.
 //
 // A kernel is an object whose at<V>(i) does its work for the numbers at i, i + 1, ..., as many as
 // a vector V holds; sweep() calls it along a row.
@@ -7,12 +7,13 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "dispatch.h"
-#include "simd.h"
+#include "cpu/isa.h"
+#include "cpu/simd.h"
+#include "cpu/tile.h"
 
 namespace ssimfast::cpu {
 
-// What is summed over each window: a pixel's weight w (its mask) and w s, w d, w s^2, w d^2.
+// Sums over each window: of a pixel's weight w (its mask), and of w s, w d, w s^2, w d^2.
 enum Sum { kSumS, kSumD, kSumS2, kSumD2, kSumWeight, kSums };
 
 // to[i] = sum over k of taps[k] * from[i + k * step], for a symmetric window.
@@ -72,13 +73,13 @@ struct Windows {
   const double* sums;
   int64_t pitch;
   bool masked;
-  double level_s;  // what was subtracted from s
+  double offset_s;  // was subtracted from s
   double c1, c2;
 
   template <class V>
   struct Statistics {
     V share;           // 1 / the sum of the weights; 0 where there are none
-    V mean_s, mean_d;  // of s less the level
+    V mean_s, mean_d;  // of s less its offset
     Moments<V> moments;
   };
 
@@ -97,7 +98,7 @@ struct Windows {
     q.mean_d = sum(kSumD) * q.share;
     const V square_s = sum(kSumS2) * q.share, square_d = sum(kSumD2) * q.share;
     // Two equal images where there is nothing, and none that c1 = c2 = 0 would divide by 0.
-    q.moments.mu_s = nothing ? one : q.mean_s + level_s;
+    q.moments.mu_s = nothing ? one : q.mean_s + offset_s;
     q.moments.mu_d = q.mean_d;
     q.moments.vs = nothing ? one : non_negative<V>(square_s - q.mean_s * q.mean_s) + 2 * c2;
     q.moments.vd = non_negative<V>(square_d - q.mean_d * q.mean_d);
@@ -139,8 +140,8 @@ struct WriteSlopes {
     double* const to = slopes + i;
     store(to + kByVarS * pitch, p.by_var_s);
     store(to + kByVarD * pitch, p.by_var_d);
-    store(to + kRestS * pitch, both ? rest_s : rest_s + rest_d);
-    if (both) store(to + kRestD * pitch, rest_d);
+    store(to + kConstantS * pitch, both ? rest_s : rest_s + rest_d);
+    if (both) store(to + kConstantD * pitch, rest_d);
   }
 };
 

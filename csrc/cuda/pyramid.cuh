@@ -1,5 +1,5 @@
-// The backward half of one-pass losses, bound by memory: gradients that the forward pass prepared,
-// times what only backward knows, summed over the scales of a pyramid.
+// The backward half of one-pass losses, bound by memory: multiplies gradients that the forward pass
+// prepared by what only backward knows, and adds those of all levels of a pyramid.
 //
 // `upstream` and the slopes are read on the device. Factors are computed in double and rounded
 // once.
@@ -9,19 +9,18 @@
 #include <cstring>
 #include <type_traits>
 
-#include "../terms.h"
-#include "image.cuh"
+#include "cuda/image.cuh"
 
 namespace ssimfast::cuda {
 
-// Elements that are read or written at once, in 4, 8 or 16 bytes.
+// Elements that one access of 4, 8 or 16 bytes reads or writes.
 template <class T, int n>
 struct Several {
   T of[n];
 };
 
-// The same in memory. Rows and vectors are stepped to in such pointers: nvcc 13.0 often takes what
-// is written through a pointer that was stepped in T to pieces.
+// The word that holds them in memory. Use pointers to such words to step to rows and vectors:
+// nvcc 13.0 often splits a vector that is written through a pointer that was stepped in T.
 template <class T, int n>
 using Packed = std::conditional_t<n * sizeof(T) == 16, uint4,
                                   std::conditional_t<n * sizeof(T) == 8, uint2, unsigned>>;
@@ -41,35 +40,32 @@ SSIMFAST_DEVICE void write_several(Packed<T, n>* to, const Several<T, n>& values
   write(to, packed);
 }
 
-// ---- scale_grad ---------------------------------------------------------------------------------
+// ---- scale_ -------------------------------------------------------------------------------------
 //
-// Each element is read once and written once, perhaps to where it was: 2 sizeof(T) bytes; none if
-// it is there already.
+// Each element is read once and written once, 2 sizeof(T) bytes; not at all if its factor is 1.
 
 constexpr int kScaleThreads = 256;
 
-// A dimension of both tensors, and the strides of one step along it.
+// A dimension of the gradient, and the strides of one step along it.
 struct Axis {
-  int64_t size = 1, from = 0, to = 0, upstream = 0;
+  int64_t size = 1, grad = 0, upstream = 0;
 };
 
 struct Offsets {
-  int64_t from = 0, to = 0, upstream = 0;
+  int64_t grad = 0, upstream = 0;
 };
 
 template <class A>
 struct ScaleGrad {
-  const void* from = nullptr;
-  void* to = nullptr;
+  void* grad = nullptr;
   Dtype dtype = Dtype::kFloat32;
   const A* upstream = nullptr;
-  double factor = 1;  // scale / count
-  Axis axes[4];       // outermost first
+  double factor = 1;
+  Axis axes[5];  // outermost first
   int axis_count = 0;
-  // How many there are of what a block of scale_runs or a thread of scale_elements does at a time.
-  int64_t items = 0;
-  // Below the axes of scale_runs: as many elements that lie one after another in both tensors and
-  // have one factor, and how many pieces of kPieceBytes they are.
+  int64_t items = 0;  // pieces for blocks of scale_runs, elements for threads of scale_elements
+  // scale_runs: number of elements below the axes, which are contiguous and have one factor, and
+  // number of pieces of kPieceBytes that they make.
   int64_t run = 0, pieces = 0;
 
   SSIMFAST_DEVICE Offsets offsets(int64_t index) const {
@@ -78,8 +74,7 @@ struct ScaleGrad {
       const Axis& axis = axes[i];
       const int64_t step = index % axis.size;
       index /= axis.size;
-      offsets.from += step * axis.from;
-      offsets.to += step * axis.to;
+      offsets.grad += step * axis.grad;
       offsets.upstream += step * axis.upstream;
     }
     return offsets;
@@ -87,49 +82,45 @@ struct ScaleGrad {
   SSIMFAST_DEVICE A factor_at(int64_t offset) const {
     return A(double(read(upstream + offset)) * factor);
   }
-  SSIMFAST_DEVICE bool is_done(A factor) const { return factor == 1 && from == to; }
 };
 
 constexpr int kVectorBytes = 16;
 constexpr int kVectorsPerThread = 2;
 constexpr int kPieceBytes = kScaleThreads * kVectorsPerThread * kVectorBytes;
 
-// At most kPieceBytes, by all threads of a block: as vectors where both lie alike.
+// Scales at most kPieceBytes, by all threads of a block; in vectors where they are aligned.
 template <class T, class A>
-SSIMFAST_DEVICE void scale_piece(const T* from, T* to, int count, A factor) {
+SSIMFAST_DEVICE void scale_piece(T* grad, int count, A factor) {
   constexpr int kLanes = kVectorBytes / sizeof(T);
-  const uintptr_t address = reinterpret_cast<uintptr_t>(to);
-  const bool alike = (reinterpret_cast<uintptr_t>(from) - address) % kVectorBytes == 0;
-  const int before = int((uintptr_t{} - address) / sizeof(T) % kLanes);  // the first whole vector
-  const int vectors = alike && before < count ? (count - before) / kLanes : 0;
+  const uintptr_t address = reinterpret_cast<uintptr_t>(grad);
+  const int before = int((uintptr_t{} - address) / sizeof(T) % kLanes);  // elements, unaligned
+  const int vectors = before < count ? (count - before) / kLanes : 0;
   const auto scaled = [&](T value) { return from_arithmetic<T>(to_arithmetic(value) * factor); };
-  const auto* const source = reinterpret_cast<const Packed<T, kLanes>*>(from + before);
-  auto* const target = reinterpret_cast<Packed<T, kLanes>*>(to + before);
+  auto* const packed = reinterpret_cast<Packed<T, kLanes>*>(grad + before);
   for (int i = int(threadIdx.x); i < vectors; i += kScaleThreads) {
-    auto values = unpacked<T, kLanes>(read_own(source + i));
+    auto values = unpacked<T, kLanes>(read_own(packed + i));
     for (T& value : values.of) value = scaled(value);
-    write_several(target + i, values);
+    write_several(packed + i, values);
   }
-  // Those before and after the vectors.
+  // The elements before and after the vectors.
   for (int i = int(threadIdx.x); i < count - vectors * kLanes; i += kScaleThreads) {
     const int place = i < before ? i : i + vectors * kLanes;
-    write(to + place, scaled(read_own(from + place)));
+    write(grad + place, scaled(read_own(grad + place)));
   }
 }
 
-// A block does one item: memory cannot hold more of them than a grid has blocks.
+// A block does one item: memory cannot hold more items than a grid has blocks.
 template <class A>
 __global__ void __launch_bounds__(kScaleThreads) scale_runs(const ScaleGrad<A> p) {
   const int64_t item = blockIdx.x;
   const Offsets offsets = p.offsets(item / p.pieces);
   const A factor = p.factor_at(offsets.upstream);
-  if (p.is_done(factor)) return;
+  if (factor == 1) return;
   for_dtype<A>(p.dtype, [&](auto zero) {
     using T = decltype(zero);
     constexpr int64_t kPiece = kPieceBytes / sizeof(T);
     const int64_t begin = item % p.pieces * kPiece, rest = p.run - begin;
-    scale_piece(static_cast<const T*>(p.from) + offsets.from + begin,
-                static_cast<T*>(p.to) + offsets.to + begin, int(rest < kPiece ? rest : kPiece),
+    scale_piece(static_cast<T*>(p.grad) + offsets.grad + begin, int(rest < kPiece ? rest : kPiece),
                 factor);
   });
 }
@@ -140,28 +131,29 @@ __global__ void __launch_bounds__(kScaleThreads) scale_elements(const ScaleGrad<
   for (int64_t i = int64_t(blockIdx.x) * kScaleThreads + threadIdx.x; i < p.items; i += step) {
     const Offsets offsets = p.offsets(i);
     const A factor = p.factor_at(offsets.upstream);
-    if (p.is_done(factor)) continue;
+    if (factor == 1) continue;
     for_dtype<A>(p.dtype, [&](auto zero) {
       using T = decltype(zero);
-      const A value = to_arithmetic(read_own(static_cast<const T*>(p.from) + offsets.from));
-      write(static_cast<T*>(p.to) + offsets.to, from_arithmetic<T>(value * factor));
+      T* const place = static_cast<T*>(p.grad) + offsets.grad;
+      write(place, from_arithmetic<T>(to_arithmetic(read_own(place)) * factor));
     });
   }
 }
 
-// ---- collapse -----------------------------------------------------------------------------------
+// ---- collapse_ ----------------------------------------------------------------------------------
 //
-// Of each pixel of the finest scale, what must be read and written: its gradient and the result,
-// 2 sizeof(T); a third of sizeof(A) for the gradients of all coarser scales; 2 sizeof(T) for the
-// images, if there are terms over pixels. A thread does a patch of 4 x 4 pixels: those that are one
-// pixel of scale 2, and 2 x 2 of scale 1. So it climbs the pyramid once for 16 pixels. What a
-// coarser scale has is read by several threads, but by neighbours: from the caches.
+// Adds the gradients of all levels into the finest. A pixel of the finest level costs 2 sizeof(T)
+// bytes for its gradient and the result, a third of sizeof(A) for the coarser levels, and 2
+// sizeof(T) for the images if there are terms over pixels. A thread does a patch of 4 x 4 pixels,
+// which are 2 x 2 pixels of level 1 and one pixel of level 2, so it climbs the pyramid once for 16
+// pixels. Several threads read the same pixel of a coarser level, but they are neighbours and find
+// it in the caches.
 
 constexpr int kCollapseThreads = 128;
 constexpr int kPixelTerms = kTerms - kL1;
 constexpr int kPatch = 4;
 
-// Where a patch lies, and the image that it may stand out of.
+// Place of a patch, which may stand out of its image.
 struct Patch {
   int row, column, height, width;
 
@@ -172,12 +164,12 @@ struct Patch {
   }
 };
 
-// An image of which patches are read and written; by one thread each, so that an image which is
-// read may be the one that is written.
+// An image whose patches are read and written, each by one thread: the image that is read may be
+// the one that is written.
 template <class A>
 struct Patches {
-  Image<A> image;
-  bool packed = false;  // whether the rows of each patch are vectors, or pairs of such
+  View image;
+  bool packed = false;  // true if each row of a patch is a vector or a pair of vectors
 
   template <class T>
   static constexpr int kLanes = kPatch * sizeof(T) > kVectorBytes ? kPatch / 2 : kPatch;
@@ -233,23 +225,23 @@ struct Patches {
   }
 };
 
-// A scale, and how its rows and columns become those of the next one.
+// A pyramid level, and how its rows and columns become those of the next one.
 template <class A>
 struct Level {
-  const A* grad = nullptr;  // not of the finest scale
-  int64_t by_image = 0, by_plane = 0, by_row = 0, by_column = 0;
+  const A* grad = nullptr;  // null for the finest level
+  int64_t by_image = 0, by_channel = 0, by_row = 0, by_column = 0;
   int height = 0, width = 0;
   int row_shift = 0, column_shift = 0;
-  int twice_row = -1, twice_column = -1;  // which count twice
+  int twice_row = -1, twice_column = -1;  // a row and a column that count twice, if any
 
-  // Of an odd number the last may be dropped: then it is outside the next scale.
+  // False for the last of an odd number of rows or columns, if pooling drops it.
   SSIMFAST_DEVICE bool has(int row, int column) const {
     return row >= 0 && row < height && column >= 0 && column < width;
   }
   SSIMFAST_DEVICE A at(int64_t plane, int row, int column) const {
     return read(grad + plane + row * by_row + column * by_column);
   }
-  // The share of a pixel in one of the next scale.
+  // Share of a pixel in its pixel of the next level.
   SSIMFAST_DEVICE A share(int row, int column) const {
     return A(0.25) * A(row == twice_row ? 2 : 1) * A(column == twice_column ? 2 : 1);
   }
@@ -257,56 +249,55 @@ struct Level {
 
 template <class A>
 struct Collapse {
-  Level<A> levels[kMostScales];
+  Level<A> levels[kMaxLevels];
   int level_count = 0;
-  Patches<A> grad, out, x, y;  // of the finest scale; x and y without data if they are not needed
+  Patches<A> grad, x, y;           // finest level; x and y have no data if they are not needed
   const double* slopes = nullptr;  // (N, C, level_count)
   const A* upstream = nullptr;
-  int64_t upstream_by_image = 0, upstream_by_plane = 0;
+  int64_t upstream_by_image = 0, upstream_by_channel = 0;
   double scale = 1;
-  double pixel_slopes[kPixelTerms] = {};  // what sign(x - y), x - y, counts * sign(x - y) count
+  double pixel_weights[kPixelTerms] = {};  // weights of the terms over pixels, for d = x - y
   const A* rows = nullptr;
   const A* columns = nullptr;
   int64_t channels = 0;
-  // Patches begin that many pixels outside the image.
+  // Number of pixels that the first patch stands out of the image.
   int row_shift = 0, column_shift = 0;
   int patches_per_row = 0, rows_of_patches = 0;
-  int64_t pieces = 0, items = 0;  // in a plane, in all: what the threads of a block do at a time
+  int64_t pieces = 0, items = 0;  // work for one block at a time: pieces of a plane, items in all
 };
 
-// What all threads of a block need to know of its plane, worked out by its first warp.
+// What all threads of a block share about its plane, computed by the first warp.
 template <class A>
 struct PlaneState {
-  enum Place { kOut = kMostScales, kX, kY, kFirstRow, kFirstColumn, kPlaces };
+  enum Place { kX = kMaxLevels, kY, kFirstRow, kFirstColumn, kPlaces };
 
-  // Where the plane begins in the gradient of each scale and in the other images; the row and the
-  // column of the first thread's patch, among patches.
+  // Offsets of the plane in the gradient of each level and in the images; row and column of the
+  // first thread's patch, counted in patches.
   Shared<int64_t> places;
-  Shared<A> factors;        // of each scale
-  Shared<A> pixel_factors;  // of each term over pixels
+  Shared<A> factors;        // one a level
+  Shared<A> pixel_weights;  // one a term over pixels
 
   static constexpr int64_t kBytes =
-      kPlaces * sizeof(int64_t) + (kMostScales + kPixelTerms) * sizeof(A);
+      kPlaces * sizeof(int64_t) + (kMaxLevels + kPixelTerms) * sizeof(A);
 
   SSIMFAST_DEVICE explicit PlaneState(const Shared<int64_t>& memory)
       : places(memory),
         factors((places + kPlaces).template as<A>()),
-        pixel_factors(factors + kMostScales) {}
+        pixel_weights(factors + kMaxLevels) {}
 
   SSIMFAST_DEVICE void set(const Collapse<A>& p, int64_t item, int lane) const {
-    // Channels first: where they lie next to each other, they share what is fetched.
+    // Channels vary fastest: where they are neighbours in memory, they share cache lines.
     const int64_t c = item % p.channels, rest = item / p.channels;
     const int64_t piece = rest % p.pieces, n = rest / p.pieces;
     const double factor =
-        double(read(p.upstream + n * p.upstream_by_image + c * p.upstream_by_plane)) * p.scale;
+        double(read(p.upstream + n * p.upstream_by_image + c * p.upstream_by_channel)) * p.scale;
     if (lane < p.level_count) {
       const double slope = read(p.slopes + (n * p.channels + c) * p.level_count + lane);
       factors.set(lane, A(slope * factor));
-      places.set(lane, n * p.levels[lane].by_image + c * p.levels[lane].by_plane);
+      places.set(lane, n * p.levels[lane].by_image + c * p.levels[lane].by_channel);
     }
-    if (lane < kPixelTerms) pixel_factors.set(lane, A(p.pixel_slopes[lane] * factor));
+    if (lane < kPixelTerms) pixel_weights.set(lane, A(p.pixel_weights[lane] * factor));
     if (lane == 0) {
-      places.set(kOut, p.out.image.plane(n, c));
       places.set(kX, p.x.image.plane(n, c));
       places.set(kY, p.y.image.plane(n, c));
       places.set(kFirstRow, piece * blockDim.x / p.patches_per_row);
@@ -315,7 +306,7 @@ struct PlaneState {
   }
 };
 
-// What scale `j` and all coarser ones contribute to this pixel of scale j.
+// Gradient of a pixel of level j by this level and all coarser ones.
 template <class A>
 SSIMFAST_DEVICE A sum_from(int j, const Collapse<A>& p, const PlaneState<A>& plane, int row,
                            int column) {
@@ -337,20 +328,20 @@ SSIMFAST_DEVICE void add_pixel_terms(const Collapse<A>& p, const PlaneState<A>& 
   A x[kPatch][kPatch] = {}, y[kPatch][kPatch] = {};
   p.x.get(plane.places[plane.kX], patch, x);
   p.y.get(plane.places[plane.kY], patch, y);
-  const A l1 = plane.pixel_factors[0], l2 = plane.pixel_factors[1];
+  A weights[kPixelTerms];
+  for (int t = 0; t < kPixelTerms; ++t) weights[t] = plane.pixel_weights[t];
   for (int i = 0; i < kPatch; ++i) {
-    const A by_counts = p.rows != nullptr && patch.has_row(i)
-                            ? plane.pixel_factors[2] * read(p.rows + patch.row + i)
-                            : A(0);
+    const A row_count = p.rows != nullptr && patch.has_row(i) ? read(p.rows + patch.row + i) : A(0);
     for (int k = 0; k < kPatch; ++k) {
-      const A d = x[i][k] - y[i][k];
-      const A count =
+      const A column_count =
           p.rows != nullptr && patch.has_column(k) ? read(p.columns + patch.column + k) : A(0);
-      sums[i][k] += (l1 + by_counts * count) * sign(d) + l2 * d;
+      sums[i][k] += pixel_slope(weights, x[i][k] - y[i][k], row_count * column_count);
     }
   }
 }
 
+// Climbs from level 2 to the coarsest, spreads that to 2 x 2 pixels of level 1 and to 4 x 4 pixels
+// of the finest, and adds the terms over pixels.
 template <class A>
 SSIMFAST_DEVICE void collapse_patch(const Collapse<A>& p, const PlaneState<A>& plane, int patch_row,
                                     int patch_column) {
@@ -377,7 +368,7 @@ SSIMFAST_DEVICE void collapse_patch(const Collapse<A>& p, const PlaneState<A>& p
       sums[i][k] = plane.factors[0] * sums[i][k] +
                    finest.share(patch.row + i, patch.column + k) * coarser[i / 2][k / 2];
   if (p.x.image.data != nullptr) add_pixel_terms(p, plane, patch, sums);
-  p.out.set(plane.places[plane.kOut], patch, sums);
+  p.grad.set(plane.places[0], patch, sums);
 }
 
 template <class A>

@@ -1,8 +1,10 @@
-"""The ops of ``ssimfast/schemas.py`` by the kernels of ``triton_kernels.py``: plans and launches.
+"""The ops by the kernels of ``kernels.py``: plans and launches.
 
 A plan is chosen by size, not measured: nothing is tuned when a shape is seen for the first time,
 and results are the same bits from run to run. Kernels are compiled at their first call for a
 window, dtype and request (not for a size); ``warmup`` does that ahead.
+
+Volumes and masks have no kernels yet: they use the reference.
 """
 
 import math
@@ -14,10 +16,13 @@ import torch
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.graph import increment_version
-from typing_extensions import Unpack
 
-from ssimfast import ops, reference, triton_kernels
-from ssimfast.checks import checked
+from ssimfast.backends import constants, reference
+from ssimfast.backends.constants import value_dtype, widest_dtype
+from ssimfast.backends.triton import kernels
+from ssimfast.ops import library, multiscale
+from ssimfast.ops.checks import checked
+from ssimfast.ops.schemas import Statistic
 
 _RESIDENT_THREADS = 384  # of a multiprocessor, in blocks of 128, as registers allow
 _LEAST_ROWS = 16
@@ -51,7 +56,7 @@ def _contiguous(given: Tensor | None) -> Tensor | None:
 def _alike_in_memory(
     strides: tuple[int, ...], others: tuple[int, ...], shape: tuple[int, ...]
 ) -> bool:
-    """Whether both say the same. A step along a dimension of one element is never made."""
+    """True if both reach the same elements: strides of dimensions of size 1 do not count."""
     return all(n == 1 or s == o for s, o, n in zip(strides, others, shape, strict=True))
 
 
@@ -88,17 +93,17 @@ def _alike(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _terms_of(bits: int) -> tuple[bool, ...]:
-    return tuple(bool(bits >> term & 1) for term in range(reference.TERMS))
+    return tuple(bool(bits >> term & 1) for term in range(constants.TERMS))
 
 
 def _pixel_terms(weights: list[float]) -> tuple[bool, ...]:
-    """Of the weights of L1, L2 and blurred L1: which terms have one."""
-    weights = [0.0] * reference.L1 + (weights or [0.0] * 3)
+    """For each term, whether it has a weight among those of L1, L2 and blurred L1."""
+    weights = [0.0] * constants.L1 + (weights or [0.0] * 3)
     return tuple(weight != 0 for weight in weights)
 
 
 def _rows_of_a_step(size: int, arithmetic: torch.dtype) -> int:
-    """As many as the registers of a thread hold the state of: see docs/triton.md."""
+    """The number of rows whose state fits the registers of a thread: see docs/triton.md."""
     words = size * (2 if arithmetic == torch.float64 else 1)
     return 4 if words <= 15 else 2 if words <= 25 else 1
 
@@ -109,28 +114,17 @@ _ALL_REGISTERS: dict[str, int] = {} if torch.version.cuda is None else {"maxnreg
 
 
 class _Sweep:
-    """A launch of ``triton_kernels.sweep``, as it is put together."""
+    """A launch of ``kernels.sweep``, as it is put together."""
 
-    def __init__(
-        self,
-        x: Tensor,
-        y: Tensor,
-        window: list[float],
-        c1: float,
-        c2: float,
-        low: float,
-        scale: float,
-        same: bool,
-        gradients: int = 0,
-    ) -> None:
+    def __init__(self, x: Tensor, y: Tensor, statistic: Statistic, gradients: int = 0) -> None:
         self.given = x, y
         self.x, self.y = _alike(x, y)
-        self.window, self.gradients = tuple(window), gradients
-        self.constants = c1, c2, low, scale
-        self.arithmetic = reference.result_dtype(x.dtype)
-        self.halo = len(window) // 2
-        self.margin = 0 if same else self.halo
-        self.weights = [0.0] * reference.TERMS
+        self.statistic, self.gradients = statistic, gradients
+        self.window = tuple(statistic.window)
+        self.arithmetic = value_dtype(x.dtype)
+        self.halo = len(self.window) // 2
+        self.margin = 0 if statistic.same else self.halo
+        self.weights = [0.0] * constants.TERMS
         self.grad_scale = 1.0
         self.maps: list[Tensor] = []
         self.upstreams: list[Tensor] = []
@@ -161,13 +155,8 @@ class _Sweep:
         self.tiles = self.strips * self.runs  # of a plane
         self.programs = max(1, min(planes * self.tiles, 2 * at_a_time))
 
-    def map_shape(self) -> tuple[int, ...]:
-        lost = 2 * self.margin
-        batch, channels, height, width = self.x.shape
-        return batch, channels, height - lost, width - lost
-
     def new_maps(self, count: int) -> list[Tensor]:
-        shape = self.map_shape()
+        shape = (*self.x.shape[:2], *self.statistic.map_sizes(self.x.shape[2:]))
         self.maps = [self.x.new_empty(shape, dtype=self.arithmetic) for _ in range(count)]
         return self.maps
 
@@ -179,7 +168,7 @@ class _Sweep:
         batch, channels, height, width = x.shape
         planes = batch * channels
         in_gradient = self.gradients > 0
-        pixel_terms = _pixel_terms(self.weights[reference.L1 :] if in_gradient else [])
+        pixel_terms = _pixel_terms(self.weights[constants.L1 :] if in_gradient else [])
         size = len(self.window)
         fits = size <= 11 if self.gradients == 0 else size == 11 and self.gradients == 1
         fits = fits and not any(pixel_terms)
@@ -188,14 +177,14 @@ class _Sweep:
         scratch = x.new_empty(self.programs * scratch_size, dtype=self.arithmetic)
         records = None
         if self.wanted:
-            shape = (planes * self.tiles, reference.TERMS)
+            shape = (planes * self.tiles, constants.TERMS)
             records = x.new_empty(shape, dtype=torch.float64)
 
         def pair(tensors: list[Tensor]) -> list[Tensor]:
             return (tensors + [scratch, scratch])[:2]
 
         with _on(x.device):
-            triton_kernels.sweep[(self.programs,)](
+            kernels.sweep[(self.programs,)](
                 *(x, self.y, *(self.grads + [x, x])[:2], *pair(self.maps), *pair(self.upstreams)),
                 scratch if self.plane_weights is None else self.plane_weights,
                 *((scratch, scratch) if self.rows is None else (self.rows, self.columns)),
@@ -206,7 +195,7 @@ class _Sweep:
                     planes * self.tiles,
                 ),
                 *(self.strips, self.runs, self.run_rows, channels, height, width, self.margin),
-                *(*x.stride(), *self.constants, *self.weights, self.grad_scale),
+                *(*x.stride(), *self.statistic[1:5], *self.weights, self.grad_scale),
                 TAPS=self.window,
                 COLUMNS=self.lanes,
                 ROWS=self.step,
@@ -224,7 +213,7 @@ class _Sweep:
         return records
 
     def gradients_as_promised(self) -> list[Tensor]:
-        """With the strides of a copy of each image."""
+        """The gradients, with the strides of a copy of each image."""
         promised = []
         for image, grad in zip(self.given, self.grads, strict=False):
             same = _strides_of_a_copy(image) == grad.stride()
@@ -235,143 +224,144 @@ class _Sweep:
 # ---- maps ---------------------------------------------------------------------------------------
 
 
-def _maps(x: Tensor, y: Tensor, settings: reference.Settings, count: int) -> list[Tensor]:
-    sweep = _Sweep(x, y, *settings)
-    maps = sweep.new_maps(count)
-    sweep.launch()
-    return maps
-
-
-def _map_gradients(
-    upstreams: list[Tensor], x: Tensor, y: Tensor, *request: Unpack[reference.GradRequest]
+def maps(
+    x: Tensor, y: Tensor, mask: Tensor | None, statistic: Statistic, components: bool
 ) -> list[Tensor]:
-    sweep = _Sweep(x, y, *request)
-    sweep.upstreams = [upstream.contiguous() for upstream in upstreams]
-    sweep.grad_scale = request[4]
-    sweep.launch()
-    return sweep.gradients_as_promised()
+    if mask is not None or x.dim() == 5:
+        return reference.maps(x, y, mask, statistic, components)
+    launch = _Sweep(x, y, statistic)
+    out = launch.new_maps(1 + components)
+    launch.launch()
+    return out
 
 
-def ssim_map(x: Tensor, y: Tensor, *settings: Unpack[reference.Settings]) -> Tensor:
-    return _maps(x, y, settings, 1)[0]
-
-
-def ssim_map_grad(
-    upstream: Tensor, x: Tensor, y: Tensor, *request: Unpack[reference.GradRequest]
-) -> list[Tensor]:
-    return _map_gradients([upstream], x, y, *request)
-
-
-def components_map(
-    x: Tensor, y: Tensor, *settings: Unpack[reference.Settings]
-) -> tuple[Tensor, Tensor]:
-    luminance, contrast_structure = _maps(x, y, settings, 2)
-    return luminance, contrast_structure
-
-
-def components_map_grad(
-    by_luminance: Tensor,
-    by_contrast_structure: Tensor,
+def maps_grad(
+    upstream: list[Tensor],
     x: Tensor,
     y: Tensor,
-    *request: Unpack[reference.GradRequest],
+    mask: Tensor | None,
+    statistic: Statistic,
+    gradients: int,
 ) -> list[Tensor]:
-    return _map_gradients([by_luminance, by_contrast_structure], x, y, *request)
+    if mask is not None or x.dim() == 5:
+        return reference.maps_grad(upstream, x, y, mask, statistic, gradients)
+    launch = _Sweep(x, y, statistic, gradients)
+    launch.upstreams = [by_map.contiguous() for by_map in upstream]
+    launch.grad_scale = statistic.scale
+    launch.launch()
+    return launch.gradients_as_promised()
 
 
 # ---- losses -------------------------------------------------------------------------------------
 
 
-def similarity(
-    x: Tensor, y: Tensor, *arguments: Any
+def sweep(
+    x: Tensor,
+    y: Tensor,
+    statistic: Statistic,
+    weights: list[float],
+    constant: float,
+    rows: Tensor | None,
+    columns: Tensor | None,
+    kept: int,
+    gradients: int,
+    wanted: int,
+    count: int,
+    grad_scale: float,
+    grad_count: int,
+    plane_weights: Tensor | None,
+    pooling: int,
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-    settings, (wanted, weights, constant, plane_weights, *rest) = arguments[:6], arguments[6:]
-    rows, columns, count, kept, gradients, pooling, finished = rest
-    sweep = _Sweep(x, y, *(*settings, gradients))
-    value = x.new_empty(x.shape[:kept], dtype=sweep.arithmetic)
-    terms = x.new_empty((*value.shape, reference.TERMS), dtype=reference.widest_dtype(x))
-    pooled = [] if pooling == reference.POOLINGS["none"] else _pooled(sweep, pooling)
-    of_plane = math.prod(sweep.map_shape()[2:])
-    per_pixel = of_plane / max(1, math.prod(x.shape[2:]))
-    sweep.wanted = wanted
-    sweep.plane_weights = _contiguous(plane_weights)
-    sweep.rows, sweep.columns = _contiguous(rows), _contiguous(columns)
-    bound = 1.0 if finished else reference.bound_of(weights)
-    sweep.grad_scale = settings[4] / count if finished else 1.0
-    sweep.weights = [
-        weight / bound * (per_pixel if term >= reference.L1 else 1)
-        for term, weight in enumerate(weights)
+    if x.dim() == 5:
+        loss = (weights, constant, rows, columns, kept, gradients, wanted, count)
+        rest = (grad_scale, grad_count, plane_weights, pooling)
+        return reference.sweep(x, y, statistic, *loss, *rest)
+    launch = _Sweep(x, y, statistic, gradients)
+    value = x.new_empty(x.shape[:kept], dtype=launch.arithmetic)
+    terms = x.new_empty((*value.shape, constants.TERMS), dtype=widest_dtype(x))
+    pooled = [] if pooling == constants.POOLINGS["none"] else _pooled(launch, pooling)
+    per_plane = math.prod(statistic.map_sizes(x.shape[2:]))
+    per_pixel = per_plane / max(1, math.prod(x.shape[2:]))
+    launch.wanted = wanted
+    launch.plane_weights = _contiguous(plane_weights)
+    launch.rows, launch.columns = _contiguous(rows), _contiguous(columns)
+    launch.grad_scale = grad_scale / grad_count
+    launch.weights = [
+        weight * (per_pixel if term >= constants.L1 else 1) for term, weight in enumerate(weights)
     ]
-    records = sweep.launch()
+    records = launch.launch()
     if records is None:
-        return value.fill_(constant), terms.zero_(), sweep.gradients_as_promised(), pooled
+        return value.fill_(constant), terms.zero_(), launch.gradients_as_promised(), pooled
     groups = value.numel()
+    positions = float(per_plane * (x.shape[0] * x.shape[1] // groups))
     with _on(x.device):
-        triton_kernels.finish_terms[(groups,)](
+        kernels.finish_terms[(groups,)](
             *(records, terms, value, records.shape[0] // groups),
-            *(float(of_plane * (x.shape[0] * x.shape[1] // groups)), float(count), per_pixel),
-            *(*weights, constant),
+            *(positions, float(count), per_pixel, *weights, constant),
             WANTED=_terms_of(wanted),
             MEANS=False,
             LANES=_LANES,
         )
-    return value, terms, sweep.gradients_as_promised(), pooled
+    return value, terms, launch.gradients_as_promised(), pooled
 
 
-def _pooled(sweep: _Sweep, pooling: int) -> list[Tensor]:
-    x = sweep.x
+def _pooled(launch: _Sweep, pooling: int) -> list[Tensor]:
+    x = launch.x
     height, width = x.shape[2:]
-    pooled = [ops.new_pooled(x, pooling) for _ in range(2)]
+    pooled = [library.new_pooled(x, pooling) for _ in range(2)]
     count = pooled[0].numel()
     if count == 0:
         return pooled
-    shifted = pooling == reference.POOLINGS["pad"]
+    shifted = pooling == constants.POOLINGS["pad"]
     shifts = (height % 2, width % 2) if shifted else (0, 0)
     with _on(x.device):
-        triton_kernels.pool_pair[(math.ceil(count / _BLOCK),)](
-            *(x, sweep.y, *pooled, count, x.shape[1], height, width, *pooled[0].shape[2:]),
-            *(*shifts, *x.stride(), *sweep.constants[2:]),
+        kernels.pool_pair[(math.ceil(count / _BLOCK),)](
+            *(x, launch.y, *pooled, count, x.shape[1], height, width, *pooled[0].shape[2:]),
+            *(*shifts, *x.stride(), launch.statistic.low, launch.statistic.scale),
             BLOCK=_BLOCK,
-            A=_ARITHMETIC[sweep.arithmetic],
+            A=_ARITHMETIC[launch.arithmetic],
         )
     return pooled
 
 
-def combine_scales(
+def sweep_levels(**given: Any) -> Any:
+    return multiscale.sweep_levels(sweep, combine_levels, **given)
+
+
+def combine_levels(
     terms: list[Tensor],
-    scale_weights: list[float],
-    absolute: bool,
+    positions: list[int],
+    exponents: list[float],
+    negative: int,
     joint: bool,
     weights: list[float],
     constant: float,
     kept: int,
-    positions: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if terms[0].numel() == 0:
-        return reference.combine_scales(
-            terms, scale_weights, absolute, joint, weights, constant, kept, positions
-        )
+    if terms[0].numel() == 0 or negative == constants.NEGATIVES["raise"]:
+        rest = (exponents, negative, joint, weights, constant, kept)
+        return reference.combine_levels(terms, positions, *rest)
     like = terms[0]
     batch, channels = like.shape[:2]
     shape = (batch, channels)[:kept]
     groups = math.prod(shape)
     planes = batch * channels // groups  # of each
-    plane_terms = like.new_empty((batch * channels, reference.TERMS), dtype=torch.float64)
+    plane_terms = like.new_empty((batch * channels, constants.TERMS), dtype=torch.float64)
     slopes = like.new_empty((batch, channels, len(terms)))
-    out, value = like.new_empty((*shape, reference.TERMS)), like.new_empty(shape)
+    out, value = like.new_empty((*shape, constants.TERMS)), like.new_empty(shape)
     with _on(like.device):
-        triton_kernels.combine_scales[(batch if joint else batch * channels,)](
+        kernels.combine_levels[(batch if joint else batch * channels,)](
             *(torch.stack(terms), plane_terms, slopes, channels if joint else 1),
-            *(weights[reference.MS_SSIM] / planes, reference.LEAST_MEAN),
+            weights[constants.MS_SSIM] / planes,
             *(float(count) for count in positions),
-            *(1.0 for _ in range(reference.MOST_SCALES - len(terms))),
+            *(1.0 for _ in range(constants.MAX_LEVELS - len(terms))),
             batch * channels,
-            EXPONENTS=tuple(scale_weights),
-            ABSOLUTE=absolute,
+            EXPONENTS=tuple(exponents),
+            ABSOLUTE=negative == constants.NEGATIVES["abs"],
         )
-        triton_kernels.finish_terms[(groups,)](
+        kernels.finish_terms[(groups,)](
             *(plane_terms, out, value, planes, 0.0, 1.0, 1.0, *weights, constant),
-            WANTED=(True,) * reference.TERMS,
+            WANTED=(True,) * constants.TERMS,
             MEANS=True,
             LANES=_LANES,
         )
@@ -384,59 +374,25 @@ def _upstream_strides(upstream: Tensor) -> tuple[int, int]:
     return by_image, by_channel
 
 
-def scale_grad(grad: Tensor, upstream: Tensor, scale: float, count: int) -> Tensor:
-    source = _dense(grad)
-    out = torch.empty_like(source)
-    if not _scale_into(out, source, upstream, scale / count):
-        return reference.scale_grad(grad, upstream, scale, count)
-    return out
-
-
-def scale_grad_(grad: Tensor, upstream: Tensor, scale: float, count: int) -> None:
-    if _dense(grad) is grad and _scale_into(grad, grad, upstream, scale / count):
-        increment_version(grad)
-    else:
-        reference.scale_grad_(grad, upstream, scale, count)
-
-
-def _scale_into(out: Tensor, grad: Tensor, upstream: Tensor, factor: float) -> bool:
-    """False if images do not lie one after another in memory, which is what the kernel takes."""
+def scale_(grad: Tensor, upstream: Tensor, factor: float, count: int) -> None:
     batch, channels, *size = grad.shape
     image_size = channels * math.prod(size)
-    if batch > 1 and grad.stride(0) != image_size:
-        return False
-    if grad.numel() == 0:
-        return True
-    with _on(grad.device):
-        triton_kernels.scale_grad[(math.ceil(grad.numel() / _BLOCK),)](
-            *(grad, out, upstream, factor, grad.numel(), image_size, channels),
-            *(grad.stride(1), *_upstream_strides(upstream), int(out is grad)),
-            BLOCK=_BLOCK,
-            A=_ARITHMETIC[reference.result_dtype(grad.dtype)],
-        )
-    return True
-
-
-def collapse(grads: list[Tensor], *request: Unpack[reference.PyramidRequest]) -> Tensor:
-    finest = _dense(grads[0])
-    out = torch.empty_like(finest)
-    _collapse_into(out, [finest, *grads[1:]], *request)
-    return out
+    if _dense(grad) is not grad or (batch > 1 and grad.stride(0) != image_size):
+        return reference.scale_(grad, upstream, factor, count)
+    if grad.numel() > 0:
+        with _on(grad.device):
+            kernels.scale[(math.ceil(grad.numel() / _BLOCK),)](
+                *(grad, upstream, factor / count, grad.numel(), image_size, channels),
+                *(grad.stride(1), *_upstream_strides(upstream)),
+                BLOCK=_BLOCK,
+                A=_ARITHMETIC[value_dtype(grad.dtype)],
+            )
+    increment_version(grad)
 
 
 def collapse_(
-    finest: Tensor, coarser: list[Tensor], *request: Unpack[reference.PyramidRequest]
-) -> None:
-    if _dense(finest) is finest:
-        _collapse_into(finest, [finest, *coarser], *request)
-        increment_version(finest)
-    else:
-        finest.copy_(collapse([finest, *coarser], *request))
-
-
-def _collapse_into(
-    out: Tensor,
-    grads: list[Tensor],
+    finest: Tensor,
+    coarser: list[Tensor],
     slopes: Tensor,
     upstream: Tensor,
     scale: float,
@@ -447,31 +403,33 @@ def _collapse_into(
     rows: Tensor | None,
     columns: Tensor | None,
 ) -> None:
-    """``out`` may be the dense gradient of the finest scale, whose strides it has."""
-    finest = grads[0]
-    if finest.numel() == 0:
-        return
-    if x is not None and y is not None:
-        x, y = _laid_out_like(out, x), _laid_out_like(out, y)
-    rows, columns = (
-        finest if counts is None else counts.contiguous() for counts in (rows, columns)
-    )
-    batch, channels, height, width = finest.shape
-    arithmetic = reference.result_dtype(finest.dtype)
-    per_pixel = upstream.numel() / finest.numel()
-    with _on(finest.device):
-        triton_kernels.collapse[(math.ceil(finest.numel() / _BLOCK),)](
-            (finest, *(grad.contiguous() for grad in grads[1:])),
-            *(finest if x is None else x, finest if y is None else y, out, slopes.contiguous()),
-            *(upstream, rows, columns),
-            *(finest.numel(), channels, height, width, *finest.stride()),
-            *(*_upstream_strides(upstream), scale, per_pixel, *pixel_weights),
-            SCALES=len(grads),
-            POOLING=pooling,
-            PIXEL_TERMS=_pixel_terms([] if x is None else pixel_weights),
-            BLOCK=_BLOCK,
-            A=_ARITHMETIC[arithmetic],
+    out = _dense(finest)
+    if out.numel() > 0:
+        if x is not None and y is not None:
+            x, y = _laid_out_like(out, x), _laid_out_like(out, y)
+        rows, columns = (
+            out if counts is None else counts.contiguous() for counts in (rows, columns)
         )
+        per_pixel = upstream.numel() / out.numel()
+        with _on(out.device):
+            kernels.collapse[(math.ceil(out.numel() / _BLOCK),)](
+                (out, *(grad.contiguous() for grad in coarser)),
+                *(out if x is None else x, out if y is None else y, out, slopes.contiguous()),
+                *(upstream, rows, columns, out.numel(), *out.shape[1:], *out.stride()),
+                *(*_upstream_strides(upstream), scale, per_pixel, *pixel_weights),
+                SCALES=1 + len(coarser),
+                POOLING=pooling,
+                PIXEL_TERMS=_pixel_terms([] if x is None else pixel_weights),
+                BLOCK=_BLOCK,
+                A=_ARITHMETIC[value_dtype(out.dtype)],
+            )
+    if out is finest:
+        increment_version(finest)
+    else:
+        finest.copy_(out)
 
 
-OPS = {name: checked(name, globals()[name]) for name in ops.TRITON_OPS}
+OPS = {
+    op.__name__: checked(op.__name__, op)
+    for op in (maps, maps_grad, sweep, sweep_levels, combine_levels, scale_, collapse_)
+}

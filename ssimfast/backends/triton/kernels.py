@@ -17,21 +17,23 @@ compiled once for a window, a dtype and what is asked for, whatever the size of 
 import triton
 import triton.language as tl
 
-from ssimfast import reference
+from ssimfast.backends import constants
 
 # Kernels see globals only as these.
-_SSIM = tl.constexpr(reference.SSIM)
-_CONTRAST_STRUCTURE = tl.constexpr(reference.CONTRAST_STRUCTURE)
-_L1 = tl.constexpr(reference.L1)
-_L2 = tl.constexpr(reference.L2)
-_BLURRED_L1 = tl.constexpr(reference.BLURRED_L1)
-_TERMS = tl.constexpr(reference.TERMS)
+_SSIM = tl.constexpr(constants.SSIM)
+_CONTRAST_STRUCTURE = tl.constexpr(constants.CONTRAST_STRUCTURE)
+_L1 = tl.constexpr(constants.L1)
+_L2 = tl.constexpr(constants.L2)
+_BLURRED_L1 = tl.constexpr(constants.BLURRED_L1)
+_TERMS = tl.constexpr(constants.TERMS)
 _FLOOR, _PAD, _REPLICATE = (
-    tl.constexpr(reference.POOLINGS[name]) for name in ("floor", "pad", "replicate")
+    tl.constexpr(constants.POOLINGS[name]) for name in ("floor", "pad", "replicate")
 )
 
 # Windows of a step share one centre for their differences only if the Gaussian is wide.
-_LARGEST_CENTRE_TAP = tl.constexpr(0.35)
+_LARGEST_CENTRE_TAP = tl.constexpr(constants.LARGEST_CENTRE_TAP)
+_FAR = tl.constexpr(constants.FAR)
+_LEAST_MEAN = tl.constexpr(constants.LEAST_MEAN)
 
 # Maps of the scratch memory: means and variances of s and of d, then the partial derivatives, then
 # as many adjoint rows.
@@ -121,7 +123,7 @@ def add(high, low, value):
 
 @triton.jit
 def total(high, low):
-    """Of all lanes. Infinite or NaN sums have no rest."""
+    """The sum over all lanes. Infinite or NaN sums have no rest."""
     lane = high.to(tl.float64) + tl.where(low - low == 0, low, 0)
     return tl.sum(tl.sum(lane, 1), 0)
 
@@ -140,7 +142,7 @@ def sign(v):
 
 @triton.jit
 def median(value):
-    """Of those of 16 values that are finite; 0 if none is."""
+    """The median of those of 16 values that are finite; 0 if none is."""
     index = tl.arange(0, 16)
     finite = value - value == 0
     value = tl.where(finite, value, 0)
@@ -153,24 +155,26 @@ def median(value):
 
 @triton.jit
 def by_difference(difference, count, l1, l2, blurred):
-    """The derivative by d of the weighted sums over pixels; ``count`` as in the blurred L1."""
+    """The derivative by d of the weighted sum of the terms over pixels; ``count`` is a pixel's
+    weight in the blurred L1."""
     A: tl.constexpr = difference.dtype
     by_sign = tl.full((), l1, A) + tl.full((), blurred, A) * count
     return by_sign * sign(difference) + 2 * tl.full((), l2, A) * difference
 
 
 @triton.jit
-def choose_levels(some_x, some_y, low, scale, SIGNED: tl.constexpr):
+def choose_offsets(some_x, some_y, low, scale, SIGNED: tl.constexpr):
     """Constants that are subtracted from the images and from d, which filters then round off less.
 
-    Of the images: the low end, unless they are far from the range. Of d: its median, unless some
-    pixels are equal, which have to stay so, or signs are asked for."""
+    The images lose the low end of the value range or, if they are far from it, their median. d
+    loses its median, unless some pixels are equal, which have to stay so, or signs are asked for.
+    """
     middle = median((some_x + some_y) * 0.5)
-    far = tl.abs((middle - low) * scale) > 4
+    far = tl.abs((middle - low) * scale) > _FAR
     some_d = (some_x - some_y) * scale
     equal = tl.sum((some_d == 0).to(tl.int32), 0) > 0
-    level_d = tl.where(equal or SIGNED, 0, median(some_d))
-    return tl.where(far, middle, low), level_d
+    offset_d = tl.where(equal or SIGNED, 0, median(some_d))
+    return tl.where(far, middle, low), offset_d
 
 
 @triton.jit
@@ -200,6 +204,130 @@ def correlate(first, taps):
 
 
 # ---- the sweep ----------------------------------------------------------------------------------
+#
+# Phases of a step, in the order in which data flows. ``unit`` is (scale, offset, offset of d, s of
+# black, d of black); ``sums`` is a tuple of (sum, rest) for each term.
+
+
+@triton.jit
+def offsets_of_tile(x, y, at_row, at_column, by_row, by_column, low, scale, SIGNED, A):
+    """``choose_offsets`` for the 16 pixels of both images at these rows and columns."""
+    at = at_row.to(tl.int64) * by_row + at_column * by_column
+    return choose_offsets(tl.load(x + at).to(A), tl.load(y + at).to(A), low, scale, SIGNED)
+
+
+@triton.jit
+def read_rows(x, y, row, height, by_row, inside_columns, unit, ROWS: tl.constexpr, A: tl.constexpr):
+    """Phase 1: ROWS rows of both images as s and d. ``x`` and ``y`` point to a row's columns."""
+    scale, offset, offset_d, black_s, black_d = unit
+    s = ()
+    d = ()
+    for r in tl.static_range(ROWS):
+        inside = inside_columns & (row + r >= 0) & (row + r < height)
+        at = (row + r).to(tl.int64) * by_row
+        new_x = tl.load(x + at, mask=inside, other=0).to(A)
+        new_y = tl.load(y + at, mask=inside, other=0).to(A)
+        s = s + (tl.where(inside, ((new_x - offset) + (new_y - offset)) * scale, black_s),)
+        d = d + (tl.where(inside, (new_x - new_y) * scale - offset_d, black_d),)
+    return s, d
+
+
+@triton.jit
+def store_moments(to, s, d, taps, WIDE, ROWS: tl.constexpr, PITCH, PLANE):
+    """Phase 1: vertical means and variances of s and d into the scratch memory."""
+    mean_s, var_s = vertical_moments(s, taps, WIDE, ROWS)
+    mean_d, var_d = vertical_moments(d, taps, WIDE, ROWS)
+    for r in tl.static_range(ROWS):
+        tl.store(to + r * PITCH, mean_s[r])
+        tl.store(to + r * PITCH + PLANE, var_s[r])
+        tl.store(to + r * PITCH + 2 * PLANE, mean_d[r])
+        tl.store(to + r * PITCH + 3 * PLANE, var_d[r])
+
+
+@triton.jit
+def with_term(sums, TERM: tl.constexpr, value):
+    """``sums`` with a value added to one term."""
+    out = ()
+    for t in tl.static_range(_TERMS):
+        pair = sums[t]
+        out = out + ((add(pair[0], pair[1], value) if t == TERM else pair),)
+    return out
+
+
+@triton.jit
+def slopes_of(luminance, contrast, r1, r2, by_ssim, by_contrast, upstreams, at, valid, UPSTREAMS):
+    """Phase 2: four times the derivatives by luminance and contrast-structure, over their
+    denominators, from the weights of a loss or the upstream gradients of maps."""
+    if UPSTREAMS == 2:
+        by_luminance = tl.load(upstreams[0] + at, mask=valid, other=0)
+        by_contrast_structure = tl.load(upstreams[1] + at, mask=valid, other=0)
+    else:
+        if UPSTREAMS == 1:
+            by_ssim = tl.load(upstreams[0] + at, mask=valid, other=0)
+            by_contrast = 0
+        by_luminance = by_ssim * contrast
+        by_contrast_structure = by_ssim * luminance + by_contrast
+    return 4 * by_luminance * r1 * r1, 4 * by_contrast_structure * r2 * r2
+
+
+@triton.jit
+def store_partials(to, valid, moments, squares, slopes, GRADIENTS: tl.constexpr, PLANE):
+    """Phase 2: partial derivatives by the filtered maps into the scratch memory, 0 where no window
+    is centred."""
+    m_s, m_d, mu_s, mu_d = moments
+    ms, md, vs, v_d = squares
+    by_luminance, by_contrast = slopes
+    by_var_s = by_contrast * v_d
+    by_var_d = -by_contrast * vs
+    if GRADIENTS == 2:
+        by_mean = mu_s * md * by_luminance - by_var_s * m_s
+        by_mean_d = -mu_d * ms * by_luminance - by_var_d * m_d
+        tl.store(to + 3 * PLANE, tl.where(valid, by_mean_d, 0))
+    else:
+        by_mean = mu_d * (mu_s * mu_d - ms) * by_luminance
+        by_mean += -by_var_s * m_s - by_var_d * m_d
+    tl.store(to, tl.where(valid, by_mean, 0))
+    tl.store(to + PLANE, tl.where(valid, by_var_s, 0))
+    tl.store(to + 2 * PLANE, tl.where(valid, by_var_d, 0))
+
+
+@triton.jit
+def sum_pixel_terms(sums, difference, count, WANTED: tl.constexpr):
+    """Phase 3: adds the terms over pixels; ``difference`` is 0 where a pixel is not the tile's."""
+    if WANTED[_L1]:
+        sums = with_term(sums, _L1, tl.abs(difference))
+    if WANTED[_L2]:
+        sums = with_term(sums, _L2, difference * difference)
+    if WANTED[_BLURRED_L1]:
+        sums = with_term(sums, _BLURRED_L1, tl.abs(difference) * count)
+    return sums
+
+
+@triton.jit
+def horizontal_adjoint(complete, own_s, own_d, taps, GRADIENTS: tl.constexpr, PLANE, zeros):
+    """Phase 3: the gradients by s and d of ROWS rows whose vertical adjoint is complete."""
+    by_d = zeros
+    if GRADIENTS == 2:
+        by_d = correlate(complete + 3 * PLANE, taps)
+    by_s = correlate(complete, taps) + own_s * correlate(complete + PLANE, taps)
+    return by_s, by_d + own_d * correlate(complete + 2 * PLANE, taps)
+
+
+@triton.jit
+def vertical_adjoint(
+    pending, source, to, taps, ROWS: tl.constexpr, MAPS: tl.constexpr, PITCH, PLANE
+):
+    """Phase 4: adds ROWS rows of partial derivatives to the rows that they are a part of, and
+    stores those that are complete. ``pending``: rows to come, for each map."""
+    for r in tl.static_range(ROWS):
+        rest = ()
+        for m in tl.static_range(MAPS):
+            at = r * PITCH + m * PLANE
+            done, of_map = push(pending[m], tl.load(source + at), taps)
+            tl.store(to + at, done)
+            rest = rest + (of_map,)
+        pending = rest
+    return pending
 
 
 @jit
@@ -251,9 +379,9 @@ def sweep(
     PIXEL_TERMS: tl.constexpr,
     A: tl.constexpr,
 ):
-    """WANTED: which terms are summed. PIXEL_TERMS: which of those over pixels are in the gradient.
-    MAPS, UPSTREAMS: maps that are written, and gradients by maps: one (SSIM) or two (luminance,
-    contrast-structure). In one piece, for all its steps share the rings and two dozen sizes."""
+    """WANTED: terms that are summed. PIXEL_TERMS: terms over pixels that are in the gradient. MAPS,
+    UPSTREAMS: number of maps that are written, and of upstream gradients by maps: one (SSIM) or two
+    (luminance, contrast-structure)."""
     K: tl.constexpr = len(TAPS)
     HALO: tl.constexpr = K // 2
     WIDE: tl.constexpr = TAPS[HALO] < _LARGEST_CENTRE_TAP and K > ROWS
@@ -278,8 +406,8 @@ def sweep(
     unit_scale = tl.full((), scale, A)
     two_c1 = 2 * tl.full((), c1, A)
     two_c2 = 2 * tl.full((), c2, A)
-    by_ssim = tl.full((), weight_ssim, A)
-    by_contrast = tl.full((), weight_contrast, A)
+    weight_of_ssim = tl.full((), weight_ssim, A)
+    weight_of_contrast = tl.full((), weight_contrast, A)
 
     taps = ()
     for k in tl.static_range(K):
@@ -296,24 +424,24 @@ def sweep(
         start = (plane // channels).to(tl.int64) * by_image
         start += (plane % channels).to(tl.int64) * by_channel
         if PLANE_WEIGHTS:
-            by_ssim = tl.load(plane_weights + 2 * plane).to(A)
-            by_contrast = tl.load(plane_weights + 2 * plane + 1).to(A)
+            weight_of_ssim = tl.load(plane_weights + 2 * plane).to(A)
+            weight_of_contrast = tl.load(plane_weights + 2 * plane + 1).to(A)
 
         index = tl.arange(0, 16)
         at_row = own_row + (2 * (index // 4) + 1) * (own_row_end - own_row) // 8
         at_column = own_column + (2 * (index % 4) + 1) * (own_column_end - own_column) // 8
-        sample = start + at_row.to(tl.int64) * by_row + at_column * by_column
-        some_x = tl.load(x + sample).to(A)
-        some_y = tl.load(y + sample).to(A)
         SIGNED: tl.constexpr = PIXEL_TERMS[_L1] or PIXEL_TERMS[_BLURRED_L1]
-        level, level_d = choose_levels(some_x, some_y, unit_low, unit_scale, SIGNED)
-        black_s = 2 * (unit_low - level) * unit_scale
-        black_d = -level_d
+        offset, offset_d = offsets_of_tile(
+            *(x + start, y + start, at_row, at_column, by_row, by_column),
+            *(unit_low, unit_scale, SIGNED, A),
+        )
+        black_s = 2 * (unit_low - offset) * unit_scale
+        unit = (unit_scale, offset, offset_d, black_s, -offset_d)
 
         column = first_column + lanes
         column_inside = (column >= 0) & (column < width)
-        column_at = column.to(tl.int64) * by_column
-        # Of statistics, and of own pixels.
+        column_at = start + column.to(tl.int64) * by_column
+        # Columns of statistics, and of own pixels.
         centre_column = first_column + HALO + in_column
         centre_column_valid = (centre_column >= margin) & (centre_column < width - margin)
         centre_column_own = (centre_column >= own_column) & (centre_column < own_column_end)
@@ -322,62 +450,39 @@ def sweep(
 
         s = (zero,) * (K - 1 + ROWS)
         d = (zero,) * (K - 1 + ROWS)
-        pending_0 = (zero,) * (K - 1)
-        pending_1 = (zero,) * (K - 1)
-        pending_2 = (zero,) * (K - 1)
-        pending_3 = (zero,) * (K - 1)
-        sum_ssim, rest_ssim = zeros, zeros
-        sum_contrast, rest_contrast = zeros, zeros
-        sum_l1, rest_l1 = zeros, zeros
-        sum_l2, rest_l2 = zeros, zeros
-        sum_blurred, rest_blurred = zeros, zeros
+        pending = ((zero,) * (K - 1),) * ADJOINTS
+        sums = ((zeros, zeros),) * _TERMS
 
         # Rows from which gradients are written, one step after their adjoint rows are complete.
         first_pixel = own_row if GRADIENTS == 0 else own_row - 4 * HALO - ROWS
         steps = own_row_end - first_row + HALO + SPREAD
         steps = (steps + ROWS - 1) // ROWS + (1 if GRADIENTS > 0 else 0)
         for step in tl.range(0, steps, num_stages=1):
-            # 1. Vertical means and variances.
+            # 1. A thread's column: vertical means and variances.
             row = first_row + step * ROWS
-            fresh_s = ()
-            fresh_d = ()
-            for r in tl.static_range(ROWS):
-                inside = column_inside & (row + r >= 0) & (row + r < height)
-                offsets = start + (row + r).to(tl.int64) * by_row + column_at
-                new_x = tl.load(x + offsets, mask=inside, other=0).to(A)
-                new_y = tl.load(y + offsets, mask=inside, other=0).to(A)
-                new_s = ((new_x - level) + (new_y - level)) * unit_scale
-                new_d = (new_x - new_y) * unit_scale - level_d
-                fresh_s = fresh_s + (tl.where(inside, new_s, black_s),)
-                fresh_d = fresh_d + (tl.where(inside, new_d, black_d),)
+            fresh_s, fresh_d = read_rows(
+                x + column_at, y + column_at, row, height, by_row, column_inside, unit, ROWS, A
+            )
             s = s[ROWS:] + fresh_s
             d = d[ROWS:] + fresh_d
-            mean_s, var_s = vertical_moments(s, taps, WIDE, ROWS)
-            mean_d, var_d = vertical_moments(d, taps, WIDE, ROWS)
-            for r in tl.static_range(ROWS):
-                to = scratch + r * PITCH + lanes
-                tl.store(to, mean_s[r])
-                tl.store(to + PLANE, var_s[r])
-                tl.store(to + 2 * PLANE, mean_d[r])
-                tl.store(to + 3 * PLANE, var_d[r])
+            store_moments(scratch + lanes, s, d, taps, WIDE, ROWS, PITCH, PLANE)
             tl.debug_barrier()
 
-            # 2. Horizontal ones, and the statistics of ROWS rows.
+            # 2. Along rows: horizontal ones, and the statistics of ROWS rows.
             m_s, v_s = horizontal_moments(square, square + PLANE, taps)
             m_d, v_d = horizontal_moments(square + 2 * PLANE, square + 3 * PLANE, taps)
             centre_row = row - HALO + in_row
             valid = centre_column_valid & (centre_row >= margin) & (centre_row < height - margin)
             own = valid & centre_column_own & (centre_row >= own_row) & (centre_row < own_row_end)
             mu_s = m_s - black_s
-            mu_d = m_d + level_d
+            mu_d = m_d + offset_d
             ms, md, vs, luminance, contrast, r1, r2, half_distance = statistics(
                 mu_s, mu_d, v_s, v_d, two_c1, two_c2
             )
             if WANTED[_SSIM]:
-                sum_ssim, rest_ssim = add(sum_ssim, rest_ssim, tl.where(own, half_distance, 0))
+                sums = with_term(sums, _SSIM, tl.where(own, half_distance, 0))
             if WANTED[_CONTRAST_STRUCTURE]:
-                term = tl.where(own, v_d * r2, 0)
-                sum_contrast, rest_contrast = add(sum_contrast, rest_contrast, term)
+                sums = with_term(sums, _CONTRAST_STRUCTURE, tl.where(own, v_d * r2, 0))
             in_map = (centre_row - margin).to(tl.int64) * (width - 2 * margin)
             in_map += centre_column - margin
             in_map += plane.to(tl.int64) * (height - 2 * margin) * (width - 2 * margin)
@@ -387,33 +492,24 @@ def sweep(
                 tl.store(map_0 + in_map, similarity_of(md * r1), mask=own)
                 tl.store(map_1 + in_map, similarity_of(v_d * r2), mask=own)
             if GRADIENTS > 0:
-                if UPSTREAMS == 2:
-                    up_luminance = tl.load(upstream_0 + in_map, mask=valid, other=0)
-                    up_contrast = tl.load(upstream_1 + in_map, mask=valid, other=0)
-                    slope_luminance = 4 * up_luminance * r1 * r1
-                    slope_contrast = 4 * up_contrast * r2 * r2
-                else:
-                    up_ssim = by_ssim
-                    if UPSTREAMS == 1:
-                        up_ssim = tl.load(upstream_0 + in_map, mask=valid, other=0)
-                    slope_luminance = 4 * (up_ssim * contrast) * r1 * r1
-                    slope_contrast = 4 * (up_ssim * luminance + by_contrast) * r2 * r2
+                upstreams = (upstream_0, upstream_1)
+                by_luminance, by_contrast = slopes_of(
+                    *(luminance, contrast, r1, r2, weight_of_ssim, weight_of_contrast),
+                    *(upstreams, in_map, valid, UPSTREAMS),
+                )
                 if K == 1:  # no variance: what cancels would leave its rounding errors
-                    slope_contrast = zeros
-                by_var_s = slope_contrast * v_d
-                by_var_d = -slope_contrast * vs
-                if GRADIENTS == 2:
-                    by_mean = mu_s * md * slope_luminance - by_var_s * m_s
-                    by_mean_d = -mu_d * ms * slope_luminance - by_var_d * m_d
-                    tl.store(square + PARTIALS + 3 * PLANE, tl.where(valid, by_mean_d, 0))
-                else:
-                    by_mean = mu_d * (mu_s * mu_d - ms) * slope_luminance
-                    by_mean += -by_var_s * m_s - by_var_d * m_d
-                tl.store(square + PARTIALS, tl.where(valid, by_mean, 0))
-                tl.store(square + PARTIALS + PLANE, tl.where(valid, by_var_s, 0))
-                tl.store(square + PARTIALS + 2 * PLANE, tl.where(valid, by_var_d, 0))
+                    by_contrast = zeros
+                store_partials(
+                    square + PARTIALS,
+                    valid,
+                    (m_s, m_d, mu_s, mu_d),
+                    (ms, md, vs, v_d),
+                    (by_luminance, by_contrast),
+                    GRADIENTS,
+                    PLANE,
+                )
 
-            # 3. Own pixels: their sums, and rows of gradients.
+            # 3. Along rows: own pixels, their terms, and rows of gradients.
             if GRADIENTS > 0 or PIXEL_SUM:
                 pixel_row = first_pixel + step * ROWS + in_row
                 own = pixel_column_own & (pixel_row >= own_row) & (pixel_row < own_row_end)
@@ -421,25 +517,17 @@ def sweep(
                 value_x = tl.load(x + at, mask=own, other=0).to(A)
                 value_y = tl.load(y + at, mask=own, other=0).to(A)
                 difference = (value_x - value_y) * unit_scale
-                if WANTED[_L1]:
-                    sum_l1, rest_l1 = add(sum_l1, rest_l1, tl.abs(difference))
-                if WANTED[_L2]:
-                    sum_l2, rest_l2 = add(sum_l2, rest_l2, difference * difference)
                 count = zeros
                 if WANTED[_BLURRED_L1] or PIXEL_TERMS[_BLURRED_L1]:
                     count = tl.load(counts_by_row + pixel_row, mask=own, other=0).to(A)
                     count *= tl.load(counts_by_column + pixel_column, mask=own, other=0).to(A)
-                if WANTED[_BLURRED_L1]:
-                    term = tl.abs(difference) * count
-                    sum_blurred, rest_blurred = add(sum_blurred, rest_blurred, term)
+                sums = sum_pixel_terms(sums, difference, count, WANTED)
             if GRADIENTS > 0:
-                complete = square + DONE
-                by_d = zeros
-                if GRADIENTS == 2:
-                    by_d = correlate(complete + 3 * PLANE, taps)
-                own_s = ((value_x - level) + (value_y - level)) * unit_scale
-                by_s = correlate(complete, taps) + own_s * correlate(complete + PLANE, taps)
-                by_d += (difference - level_d) * correlate(complete + 2 * PLANE, taps)
+                own_s = ((value_x - offset) + (value_y - offset)) * unit_scale
+                own_d = difference - offset_d
+                by_s, by_d = horizontal_adjoint(
+                    square + DONE, own_s, own_d, taps, GRADIENTS, PLANE, zeros
+                )
                 if PIXEL_TERMS[_L1] or PIXEL_TERMS[_L2] or PIXEL_TERMS[_BLURRED_L1]:
                     by_d += by_difference(difference, count, weight_l1, weight_l2, weight_blurred)
                 out_scale = tl.full((), grad_scale, A)
@@ -449,28 +537,17 @@ def sweep(
                     tl.store(by_y + at, out.to(by_y.dtype.element_ty), mask=own)
             tl.debug_barrier()
 
-            # 4. The vertical adjoint.
+            # 4. A thread's column: the vertical adjoint.
             if GRADIENTS > 0:
-                for r in tl.static_range(ROWS):
-                    source = scratch + PARTIALS + r * PITCH + lanes
-                    to = scratch + DONE + r * PITCH + lanes
-                    done, pending_0 = push(pending_0, tl.load(source), taps)
-                    tl.store(to, done)
-                    done, pending_1 = push(pending_1, tl.load(source + PLANE), taps)
-                    tl.store(to + PLANE, done)
-                    done, pending_2 = push(pending_2, tl.load(source + 2 * PLANE), taps)
-                    tl.store(to + 2 * PLANE, done)
-                    if GRADIENTS == 2:
-                        done, pending_3 = push(pending_3, tl.load(source + 3 * PLANE), taps)
-                        tl.store(to + 3 * PLANE, done)
+                source = scratch + PARTIALS + lanes
+                to = scratch + DONE + lanes
+                pending = vertical_adjoint(pending, source, to, taps, ROWS, ADJOINTS, PITCH, PLANE)
 
         if ANY_SUM:
             to = records + tl.cast(tile, tl.int64) * _TERMS
-            tl.store(to + _SSIM, total(sum_ssim, rest_ssim))
-            tl.store(to + _CONTRAST_STRUCTURE, total(sum_contrast, rest_contrast))
-            tl.store(to + _L1, total(sum_l1, rest_l1))
-            tl.store(to + _L2, total(sum_l2, rest_l2))
-            tl.store(to + _BLURRED_L1, total(sum_blurred, rest_blurred))
+            for t in tl.static_range(_TERMS):
+                pair = sums[t]
+                tl.store(to + t, total(pair[0], pair[1]))
 
 
 # ---- reductions ---------------------------------------------------------------------------------
@@ -524,13 +601,12 @@ def finish_terms(
 
 
 @jit
-def combine_scales(
+def combine_levels(
     terms,
     plane_terms,
     slopes,
     planes,
     weight: tl.float64,
-    least_mean: tl.float64,
     position_0: tl.float64,
     position_1: tl.float64,
     position_2: tl.float64,
@@ -551,7 +627,7 @@ def combine_scales(
     EXPONENTS: tl.constexpr,
     ABSOLUTE: tl.constexpr,
 ):
-    """reference.combine_scales of a plane or, if means are joint, of the ``planes`` of an image.
+    """``combine_levels`` of a plane or, if means are joint, of the ``planes`` of an image.
 
     ``terms``: (scales, ``count`` planes, terms). ``weight``: of MS-SSIM in the value, by the planes
     that a value is the mean of. The positions of a plane are no tuple, for numbers in tuples are
@@ -586,9 +662,9 @@ def combine_scales(
         for j in tl.static_range(SCALES):
             slope = EXPONENTS[j] * powers[j] / sizes[j]
             if EXPONENTS[j] < 1:  # bounded
-                log_least = tl.log(tl.full((), least_mean, tl.float64))
+                log_least = tl.log(tl.full((), _LEAST_MEAN, tl.float64))
                 steepest = EXPONENTS[j] * tl.exp((EXPONENTS[j] - 1) * log_least)
-                slope = tl.where(sizes[j] < least_mean, steepest, slope)
+                slope = tl.where(sizes[j] < _LEAST_MEAN, steepest, slope)
             slope = tl.where(sizes[j] == 0, 0, tl.where(means[j] < 0, -slope, slope))
             for other in tl.static_range(SCALES):
                 if other != j:
@@ -639,7 +715,7 @@ def pool_pair(
     unit_low = tl.full((), low, A)
     unit_scale = tl.full((), scale, A)
     for k in tl.static_range(4):
-        # What lies before the first pixel is black; after the last one it is that again.
+        # Pixels before the first one are black; after the last one it is repeated.
         row = tl.minimum(2 * i - shift_rows + k // 2, height - 1)
         column = tl.minimum(2 * j - shift_columns + k % 2, width - 1)
         seen = inside & (row >= 0) & (column >= 0)
@@ -656,9 +732,8 @@ def pool_pair(
 
 
 @jit
-def scale_grad(
+def scale(
     grad,
-    out,
     upstream,
     factor: tl.float64,
     count: tl.int64,
@@ -667,21 +742,20 @@ def scale_grad(
     by_channel: tl.int64,
     upstream_by_image: tl.int64,
     upstream_by_channel: tl.int64,
-    in_place: tl.int32,
     BLOCK: tl.constexpr,
     A: tl.constexpr,
 ):
-    """A gradient times one factor a plane. Elements are numbered as they lie in memory, images one
-    after another. In place, what a factor of 1 leaves as it is is neither read nor written."""
+    """Multiplies a gradient by one factor a plane. Elements are numbered as they lie in memory,
+    images one after another. Elements whose factor is 1 are neither read nor written."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < count
     at = index // image_size * upstream_by_image
     at += index // by_channel % channels * upstream_by_channel
     by_plane = tl.load(upstream + at, mask=inside, other=0).to(tl.float64)
     by_plane *= tl.full((), factor, tl.float64)
-    inside = inside & ((by_plane != 1) | (in_place == 0))
+    inside = inside & (by_plane != 1)
     value = tl.load(grad + index, mask=inside, other=0).to(A) * by_plane.to(A)
-    tl.store(out + index, value.to(out.dtype.element_ty), mask=inside)
+    tl.store(grad + index, value.to(grad.dtype.element_ty), mask=inside)
 
 
 @jit
@@ -718,7 +792,7 @@ def collapse(
     """The gradients of all scales, times their slopes, at a block of pixels of the finest scale.
 
     ``grads``: a tuple of SCALES pointers, of which the first has the strides of the images and the
-    others are contiguous. POOLING: of reference.POOLINGS."""
+    others are contiguous. POOLING: of constants.POOLINGS."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < count
     column = (index % width).to(tl.int32)

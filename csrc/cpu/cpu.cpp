@@ -1,0 +1,215 @@
+// Tiles over threads, and what becomes of their sums.
+//
+// The cut into tiles depends on the shape alone and each tile's sum has a place of its own, so the
+// result has the same bits for every number of threads.
+#include "cpu/cpu.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+#include <vector>
+
+namespace ssimfast::cpu {
+namespace {
+
+// Rows of this width keep a tile's rings within a level-2 cache of 512 KiB: 400 KB for a gradient
+// in float32 with window 11. Where planes are cut, tests/comparison.py has to know.
+constexpr int64_t kTileColumns = 480;
+// Enough tiles for the threads of a workstation, but none so low that its halo dominates.
+constexpr int64_t kWantedTiles = 48;
+constexpr int64_t kLeastTileRows = 64;
+
+// How planes are cut into tiles.
+struct Cut {
+  int64_t planes, strips, columns;  // tiles of a plane: strips x columns
+  int64_t row_begin, row_end, column_begin, column_end;
+
+  Cut(int64_t planes, int64_t height, int64_t width, int64_t margin)
+      : planes(planes),
+        row_begin(margin),
+        row_end(height - margin),
+        column_begin(margin),
+        column_end(width - margin) {
+    const int64_t rows = row_end - row_begin;
+    columns = divide_up(column_end - column_begin, kTileColumns);
+    const int64_t wanted = divide_up(kWantedTiles, planes * columns);
+    strips = std::max<int64_t>(1, std::min(wanted, rows / kLeastTileRows));
+  }
+
+  int64_t count() const { return planes * strips * columns; }
+  int64_t width() const { return divide_up(column_end - column_begin, columns); }
+
+  Tile tile(int64_t index, int64_t channels) const {
+    const int64_t column = index % columns;
+    const int64_t strip = index / columns % strips;
+    const int64_t plane = index / columns / strips;
+    const auto [r0, r1] = part(row_begin, row_end, strips, strip);
+    const auto [c0, c1] = part(column_begin, column_end, columns, column);
+    return {plane / channels, plane % channels, r0, r1, c0, c1};
+  }
+};
+
+// Gradients, pixel terms and pooling concern every pixel, values and maps only windows' centres.
+template <class A>
+bool concerns_every_pixel(const Problem<A>& problem) {
+  return problem.gradients > 0 || problem.pooling != Pooling::kNone || problem.wants_pixel_terms();
+}
+
+// The sum of a term over the planes [begin, end), of records that lie plane by plane.
+double sum_of(const CpuDevice::Records& records, int64_t planes, int64_t begin, int64_t end,
+              int term) {
+  const int64_t each = static_cast<int64_t>(records.size()) / planes;
+  double total = 0;
+  for (int64_t i = begin * each; i < end * each; ++i) total += records[i].term[term];
+  return total;
+}
+
+// The value of a group of planes from the means of its terms.
+template <class A>
+void set_value(const Reduction<A>& reduction, int64_t group, const double* means) {
+  double value = 0;
+  for (int t = 0; t < kTerms; ++t) {
+    reduction.terms[group * kTerms + t] = means[t];
+    if (reduction.weights[t] != 0) value += reduction.weights[t] * means[t];
+  }
+  reduction.value[group] = A(value + reduction.constant);
+}
+
+// One sweep: terms are sums divided by the count.
+template <class A>
+void reduce_sweep(const CpuDevice::Records& records, const Reduction<A>& reduction) {
+  const int64_t planes = reduction.planes, each = planes / reduction.groups;
+  for (int64_t group = 0; group < reduction.groups; ++group) {
+    double terms[kTerms];
+    for (int t = 0; t < kTerms; ++t) {
+      double sum = sum_of(records, planes, group * each, (group + 1) * each, t);
+      if (t >= kL1) sum *= reduction.positions_per_pixel;
+      terms[t] = sum / reduction.count;
+    }
+    set_value(reduction, group, terms);
+  }
+}
+
+// MS-SSIM and its slopes, for the planes [first, first + count) whose means are averaged.
+template <class A>
+void combine_planes(const std::vector<CpuDevice::Records>& records, const Reduction<A>& reduction,
+                    int64_t first, int64_t count) {
+  const int levels = reduction.levels;
+  const double planes_of_value = double(reduction.planes / reduction.groups);
+  double values[kMaxLevels], slopes[kMaxLevels];
+  for (int level = 0; level < levels; ++level) {
+    const double sum =
+        sum_of(records[level], reduction.planes, first, first + count, reduction.mean_of(level));
+    const LevelPower power = level_power(sum / (reduction.positions[level] * double(count)),
+                                         reduction.exponents[level], reduction.absolute);
+    values[level] = power.value;
+    slopes[level] = power.slope;
+  }
+  const double weight = reduction.weights[kContrastStructure] / planes_of_value;
+  for (int64_t plane = first; plane < first + count; ++plane) {
+    double* const terms = reduction.plane_terms + plane * kTerms;
+    for (int t = 0; t < kTerms; ++t) {
+      const double sum = sum_of(records[0], reduction.planes, plane, plane + 1, t);
+      terms[t] = sum / reduction.positions[0] * (t >= kL1 ? reduction.positions_per_pixel : 1);
+    }
+    terms[kContrastStructure] = product_except(values, levels, -1);
+    for (int level = 0; level < levels; ++level)
+      reduction.slopes[plane * levels + level] = slopes[level] *
+                                                 product_except(values, levels, level) * weight /
+                                                 reduction.positions[level];
+    if (reduction.plane_weights == nullptr) continue;
+    double& slope = reduction.slopes[plane * levels];
+    const FinestWeights finest =
+        finest_weights_of(reduction.mean_of(0), slope, reduction.weights[kSsim],
+                          reduction.positions[0] * planes_of_value);
+    reduction.plane_weights[2 * plane + kSsim] = A(finest.ssim);
+    reduction.plane_weights[2 * plane + kContrastStructure] = A(finest.contrast_structure);
+    slope = finest.slope;
+  }
+}
+
+template <class A>
+void reduce_levels(const std::vector<CpuDevice::Records>& records, const Reduction<A>& reduction) {
+  const int64_t together = reduction.joint ? reduction.channels : 1;
+  for (int64_t first = 0; first < reduction.planes; first += together)
+    combine_planes(records, reduction, first, together);
+  const int64_t each = reduction.planes / reduction.groups;
+  for (int64_t group = 0; group < reduction.groups; ++group) {
+    double means[kTerms] = {};
+    for (int64_t plane = group * each; plane < (group + 1) * each; ++plane)
+      for (int t = 0; t < kTerms; ++t) means[t] += reduction.plane_terms[plane * kTerms + t];
+    for (double& mean : means) mean /= double(each);
+    set_value(reduction, group, means);
+  }
+}
+
+}  // namespace
+
+template <class A>
+CpuDevice::Records CpuDevice::sweep(const Problem<A>& problem) {
+  if constexpr (std::is_same_v<A, double>)
+    if (problem.is_volume || problem.has_mask()) return sweep_separable(problem);
+  const Cut cut(problem.planes, problem.height, problem.width,
+                concerns_every_pixel(problem) ? 0 : problem.margin);
+  const Images<A> images(problem);
+  Records records(cut.count());
+  const RunTile<A> run = select_tile(problem);
+  const int64_t pitch = Workspace<A>::pitch(cut.width(), problem.window);
+  const int64_t size = Workspace<A>::size(cut.width(), problem.window);
+  torch::stable::parallel_for(0, cut.count(), 1, [&](int64_t begin, int64_t end) {
+    A* const scratch = workspace<A>(size);
+    for (int64_t i = begin; i < end; ++i)
+      records[i] = run(problem, images, cut.tile(i, problem.channels), pitch, scratch);
+  });
+  return records;
+}
+
+template <class A>
+void CpuDevice::reduce(const std::vector<Records>& records, const Reduction<A>& reduction) {
+  if (reduction.slopes == nullptr) return reduce_sweep(records[0], reduction);
+  reduce_levels(records, reduction);
+}
+
+template CpuDevice::Records CpuDevice::sweep(const Problem<float>&);
+template CpuDevice::Records CpuDevice::sweep(const Problem<double>&);
+template void CpuDevice::reduce(const std::vector<Records>&, const Reduction<float>&);
+template void CpuDevice::reduce(const std::vector<Records>&, const Reduction<double>&);
+
+std::vector<Tensor> CpuDevice::Levels::new_images(const Tensor& x,
+                                                  const std::vector<Tensor>& by_images,
+                                                  int64_t pooling, int level, bool twice) {
+  if (level == 0) {
+    tensors = by_images;
+    // The finest gradients are made after the levels are gone: memory that malloc may give out
+    // again for one of them.
+    if (twice) tensors = {torch::stable::empty_like(x)};
+    for (const Tensor& tensor : tensors)
+      parts.push_back({static_cast<char*>(tensor.mutable_data_ptr()),
+                       tensor.numel() * int64_t(tensor.element_size())});
+  }
+  const std::vector<int64_t> shape = pooled_shape(x, pooling);
+  return {new_image(x, shape), new_image(x, shape)};
+}
+
+Tensor CpuDevice::Levels::new_image(const Tensor& like, const std::vector<int64_t>& shape) {
+  constexpr int64_t kLine = 64;
+  const ScalarType dtype = arithmetic_dtype(like);
+  const std::vector<int64_t> strides{shape[1] * shape[2] * shape[3], shape[2] * shape[3], shape[3],
+                                     1};
+  const int64_t bytes = shape[0] * strides[0] * (dtype == ScalarType::Double ? 8 : 4);
+  for (Part& part : parts) {
+    if (part.size < bytes) continue;
+    void* const data = part.data;
+    const int64_t taken = std::min(divide_up(bytes, kLine) * kLine, part.size);
+    part = {part.data + taken, part.size - taken};
+    return torch::stable::from_blob(data, {shape.data(), shape.size()},
+                                    {strides.data(), strides.size()}, like.device(), dtype);
+  }
+  return new_tensor(like, shape, dtype);
+}
+
+}  // namespace ssimfast::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(ssimfast, CPU, library) {
+  SSIMFAST_REGISTER(library, ssimfast::cpu::CpuDevice);
+}

@@ -1,0 +1,145 @@
+// Phase 1 of a tile: rows of both images become rows of s and d. What needs no window is done here:
+// the terms over pixels and the images of the next pyramid level.
+#pragma once
+
+#include "cpu/tile.h"
+
+namespace ssimfast::cpu {
+
+// Fills one ring row of s and d, in unit range and less the offset, from image row r. Outside the
+// image lies the lower end of the value range.
+template <class State>
+SSIMFAST_INLINE void load_row(const State& t, int64_t r) {
+  using V = typename State::V;
+  using A = typename State::A;
+  A* const s = t.pixel_row(r);
+  A* const d = s + t.pitch;
+  const int64_t first = t.first_stat - t.halo, width = t.stat_columns + 2 * t.halo;
+  const int64_t begin = std::max<int64_t>(first, 0);
+  const int64_t end = std::min(first + width, t.problem.width);
+  if (r < 0 || r >= t.problem.height || begin >= end) {
+    std::fill(s, s + width, t.pad_s);
+    std::fill(d, d + width, A(0));
+    return;
+  }
+  const int64_t count = end - begin, left = begin - first;
+  const A* xr = t.images.x.row(t.x, r, begin, count, t.x_buffer);
+  const A* yr = t.images.y.row(t.y, r, begin, count, t.y_buffer);
+  std::fill(s, s + left, t.pad_s);
+  std::fill(d, d + left, A(0));
+  const A offset = t.offset, scale = t.problem.scale;
+  int64_t i = 0;
+  for (; i + State::kLanes <= count; i += State::kLanes) {
+    const V xv = load<V>(xr + i), yv = load<V>(yr + i);
+    store(s + left + i, ((xv - offset) + (yv - offset)) * scale);
+    store(d + left + i, (xv - yv) * scale);
+  }
+  for (; i < count; ++i) {
+    s[left + i] = ((xr[i] - offset) + (yr[i] - offset)) * scale;
+    d[left + i] = (xr[i] - yr[i]) * scale;
+  }
+  std::fill(s + left + count, s + width, t.pad_s);
+  std::fill(d + left + count, d + width, A(0));
+}
+
+// Sums body(lane, c) for c = 0 .. count - 1. body takes a vector of columns or one column, by the
+// type of `lane`.
+template <class V, class A, class Body>
+SSIMFAST_INLINE double sum_of_columns(int64_t count, Body&& body) {
+  constexpr int kLanes = sizeof(V) / sizeof(A);
+  V sum{};
+  int64_t c = 0;
+  for (; c + kLanes <= count; c += kLanes) sum += body(V{}, c);
+  double total = 0;
+  A lanes[kLanes];
+  store(lanes, sum);
+  for (int i = 0; i < kLanes; ++i) total += double(lanes[i]);
+  for (; c < count; ++c) total += double(body(A{}, c));
+  return total;
+}
+
+// Adds the wanted terms over the tile's own pixels of row r.
+template <class State>
+SSIMFAST_INLINE void sum_pixel_terms(State& t, int64_t r) {
+  using A = typename State::A;
+  const A* const d = t.pixel_row(r) + t.pitch + t.spread + t.halo;
+  const A* const counts = t.problem.columns + t.tile.column_begin;  // read for counted terms only
+  for (int term = kL1; term < kTerms; ++term) {
+    if (!t.problem.wanted[term]) continue;
+    const double sum = sum_of_columns<typename State::V, A>(
+        t.columns, [&](auto lane, int64_t c) SSIMFAST_INLINE_LAMBDA {
+          using W = decltype(lane);
+          return pixel_term(term, load<W>(d + c), is_counted(term) ? load<W>(counts + c) : W{});
+        });
+    t.sums.term[term] += is_counted(term) ? double(t.problem.rows[r]) * sum : sum;
+  }
+}
+
+// Writes the means of 2 x 2 pixels of the rows `top` (-1: black) and `bottom` whose last column is
+// in the tile.
+template <class State>
+SSIMFAST_INLINE void pool_row(const State& t, const Source<typename State::A>& image,
+                              const char* plane, int64_t top, int64_t bottom,
+                              typename State::A* to) {
+  using A = typename State::A;
+  const PooledAxis& axis = t.problem.pooled_columns;
+  const int64_t width = t.problem.width;
+  const int64_t begin = (t.tile.column_begin + axis.shift) / 2;
+  const int64_t end = t.tile.column_end == width ? axis.size : (t.tile.column_end + axis.shift) / 2;
+  if (begin >= end) return;
+  const int64_t first = std::max<int64_t>(2 * begin - axis.shift, 0);
+  const int64_t last = std::min(2 * end - axis.shift, width);
+  const A* const rows[] = {
+      top < 0 ? nullptr : image.row(plane, top, first, last - first, t.x_buffer),
+      image.row(plane, bottom, first, last - first, t.y_buffer)};
+  const A quarter = t.problem.scale / 4, low = t.problem.low;
+  const auto pixel = [&](const A* row, int64_t column) SSIMFAST_INLINE_LAMBDA {
+    if (row == nullptr || column < 0) return A(0);
+    return row[std::min(column, width - 1) - first] - low;
+  };
+  const auto pool_at_edge = [&](int64_t c) SSIMFAST_INLINE_LAMBDA {
+    const int64_t left = 2 * c - axis.shift;
+    to[c] = ((pixel(rows[0], left) + pixel(rows[0], left + 1)) +
+             (pixel(rows[1], left) + pixel(rows[1], left + 1))) *
+            quarter;
+  };
+  int64_t c = begin;
+  if (rows[0] != nullptr) {
+    if (axis.shift != 0 && c == 0) pool_at_edge(c++);
+    const int64_t inner = std::min(end, (last + axis.shift) / 2);
+    const A* upper = rows[0] + (2 * c - axis.shift - first);
+    const A* lower = rows[1] + (2 * c - axis.shift - first);
+    const int64_t start = c;
+    for (; c < inner; ++c) {
+      const int64_t i = 2 * (c - start);
+      to[c] =
+          (((upper[i] - low) + (upper[i + 1] - low)) + ((lower[i] - low) + (lower[i + 1] - low))) *
+          quarter;
+    }
+  }
+  for (; c < end; ++c) pool_at_edge(c);
+}
+
+// Writes the row of the next pyramid level whose last row is image row r, if there is one.
+template <class State>
+SSIMFAST_INLINE void pool_up_to(const State& t, int64_t r) {
+  const auto& problem = t.problem;
+  const int64_t shift = problem.pooled_rows.shift;
+  const bool last_is_alone = problem.pooling == Pooling::kReplicate && r == problem.height - 1;
+  if ((r + shift) % 2 == 0 && !last_is_alone) return;
+  const int64_t pooled = (r + shift) / 2, top = 2 * pooled - shift;
+  if (pooled >= problem.pooled_rows.size) return;
+  const int64_t plane = t.tile.n * problem.channels + t.tile.c;
+  const int64_t to = (plane * problem.pooled_rows.size + pooled) * problem.pooled_columns.size;
+  pool_row(t, t.images.x, t.x, top, r, problem.pooled[0] + to);
+  pool_row(t, t.images.y, t.y, top, r, problem.pooled[1] + to);
+}
+
+// Everything that needs no window, at the tile's own pixels of row r.
+template <class State>
+SSIMFAST_INLINE void finish_pixels(State& t, int64_t r) {
+  sum_pixel_terms(t, r);
+  if (t.problem.pooling != Pooling::kNone) pool_up_to(t, r);
+}
+
+}  // namespace ssimfast::cpu

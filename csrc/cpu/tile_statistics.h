@@ -1,0 +1,287 @@
+// Phase 2 of a tile: rows of s and d become means and variances of windows, and these become SSIM.
+// SSIM goes into the sums or the maps; its partial derivatives go into their ring.
+#pragma once
+
+#include "cpu/tile_pixels.h"
+
+namespace ssimfast::cpu {
+
+// ---- filters ------------------------------------------------------------------------------------
+
+// Writes horizontal means and variances of a vector of windows; the pointers are to their first
+// columns. Differences are taken from the centre column.
+template <class State>
+SSIMFAST_INLINE void row_moments(const State& t, const typename State::Taps& taps,
+                                 const typename State::A* from_s, const typename State::A* from_d,
+                                 typename State::A* to) {
+  using V = typename State::V;
+  const int half = (State::kWindow > 0 ? State::kWindow : t.window) / 2;
+  const V near_s = load<V>(from_s + half), near_d = load<V>(from_d + half);
+  V sum_s{}, squares_s{}, sum_d{}, squares_d{};
+#pragma GCC unroll 16
+  for (int j = 0; j < half; ++j) {
+    const int k = 2 * half - j;
+    const V left_s = load<V>(from_s + j) - near_s, right_s = load<V>(from_s + k) - near_s;
+    const V left_d = load<V>(from_d + j) - near_d, right_d = load<V>(from_d + k) - near_d;
+    sum_s += taps[j] * (left_s + right_s);
+    sum_d += taps[j] * (left_d + right_d);
+    squares_s += taps[j] * (left_s * left_s + right_s * right_s);
+    squares_d += taps[j] * (left_d * left_d + right_d * right_d);
+  }
+  store(to + kMeanS * t.pitch, near_s + sum_s);
+  store(to + kVarS * t.pitch, squares_s - sum_s * sum_s);
+  store(to + kMeanD * t.pitch, near_d + sum_d);
+  store(to + kVarD * t.pitch, squares_d - sum_d * sum_d);
+}
+
+// Horizontal means and variances of pixel row r, at the columns that are centres of a window.
+template <class State>
+SSIMFAST_INLINE void filter_row(const State& t, int64_t r) {
+  using A = typename State::A;
+  A* const to = t.moments_row(r);
+  if (r < 0 || r >= t.problem.height) {
+    std::fill(to, to + kMoments * t.pitch, A(0));
+    std::fill(to + kMeanS * t.pitch, to + (kMeanS + 1) * t.pitch, t.pad_s);
+    return;
+  }
+  const typename State::Taps taps(t.problem.taps);
+  const A* const s = t.pixel_row(r);
+  const A* const d = s + t.pitch;
+  const char* const soon_x = t.images.x.address(t.x, r + kRows, t.first_stat);
+  const char* const soon_y = t.images.y.address(t.y, r + kRows, t.first_stat);
+  for (int64_t c = t.vector_begin; c < t.valid_end; c += State::kLanes) {
+    prefetch(soon_x + c * t.images.x.element_size);
+    prefetch(soon_y + c * t.images.y.element_size);
+    row_moments(t, taps, s + c, d + c, to + c);
+  }
+}
+
+// Means and variances of kBlock windows of rows: window b covers rows[b] .. rows[b + window - 1].
+// Results go into rows that are `step` apart.
+template <class State>
+SSIMFAST_INLINE void column_moments(const State& t, const typename State::Taps& taps,
+                                    const typename State::A* const* rows, int64_t mean_at,
+                                    int64_t variance_at, typename State::A* means,
+                                    typename State::A* variances, int64_t step) {
+  using V = typename State::V;
+  constexpr int kBlock = State::kBlock, kWindow = State::kWindow;
+  const int count = (kWindow > 0 ? kWindow : t.window) + kBlock - 1;
+  const V near = load<V>(rows[count / 2] + mean_at);
+  V sum[kBlock] = {}, squares[kBlock] = {};
+#pragma GCC unroll 16
+  for (int k = 0; k < count; ++k) {
+    const bool is_near = kWindow > 0 && k == count / 2;
+    const V e = load<V>(rows[k] + mean_at) - near, own = load<V>(rows[k] + variance_at);
+    const V e2 = is_near ? own : e * e + own;
+#pragma GCC unroll 4
+    for (int b = 0; b < kBlock; ++b) {
+      if (kBlock > 1 && (k - b < 0 || k - b >= kWindow)) continue;
+      if (!is_near) sum[b] += taps[k - b] * e;
+      squares[b] += taps[k - b] * e2;
+    }
+  }
+#pragma GCC unroll 4
+  for (int b = 0; b < kBlock; ++b) {
+    store(means + b * step, near + sum[b]);
+    store(variances + b * step, non_negative<V>(squares[b] - sum[b] * sum[b]));
+  }
+}
+
+// ---- positions ----------------------------------------------------------------------------------
+
+// Numbers that all positions share, in registers: in memory, a store could change them.
+template <class V>
+struct Constants {
+  V twice_c1, twice_c2, pad_s, weight_ssim, weight_cs;
+};
+
+// Rows from the first column of a step on: own pixels, partial derivatives, maps.
+template <class A>
+struct Place {
+  const A* pixels;
+  A* partials;
+  A* maps[2];
+};
+
+// Half of 1 - SSIM and of 1 - contrast-structure.
+template <class V>
+struct Distances {
+  V whole, contrast;
+};
+
+// A vector of positions: from its moments, its distances; writes its maps and partial derivatives.
+template <class State, class V = typename State::V>
+SSIMFAST_INLINE Distances<V> position(const State& t, const Constants<V>& constants, V mean_s,
+                                      V var_s, V mean_d, V var_d,
+                                      const Place<typename State::A>& place, int64_t c) {
+  using A = typename State::A;
+  const bool components = t.problem.maps == 2;
+  const Moments<V> m{mean_s - constants.pad_s, mean_d, var_s + constants.twice_c2, var_d};
+  const Terms<V> terms(m, constants.twice_c1, Reciprocals<A>());
+  const Distances<V> distances{terms.half_distance(), terms.half_contrast_distance};
+  if constexpr (State::kPass == Pass::kMaps) {
+    store(place.maps[0] + c,
+          similarity_of(components ? terms.half_luminance_distance : distances.whole));
+    if (components) store(place.maps[1] + c, similarity_of(distances.contrast));
+  }
+  if constexpr (State::kGrad) {
+    Slopes<V> by;
+    if constexpr (State::kPass == Pass::kGradient) {
+      by.luminance = constants.weight_ssim * terms.contrast_structure;
+      by.contrast_structure = constants.weight_ssim * terms.luminance + constants.weight_cs;
+    } else {
+      const V upstream = load<V>(place.maps[0] + c);
+      by = slopes(terms, components ? Upstream<V>{V{}, upstream, load<V>(place.maps[1] + c)}
+                                    : Upstream<V>{upstream, V{}, V{}});
+    }
+    const Partials<V> p = partials(terms, by);
+    const V own_s = p.by_var_s * (load<V>(place.pixels + c) - mean_s);
+    const V own_d = p.by_var_d * (load<V>(place.pixels + t.pitch + c) - mean_d);
+    A* const to = place.partials + c;
+    store(to + kByVarS * t.pitch, p.by_var_s);
+    store(to + kByVarD * t.pitch, p.by_var_d);
+    if constexpr (State::kBoth) {
+      store(to + kConstantS * t.pitch, p.by_mu_s + own_s);
+      store(to + kConstantD * t.pitch, p.by_mu_d + own_d);
+    } else {
+      store(to + kConstantS * t.pitch, by_both_means(terms, by) + own_s + own_d);
+    }
+  }
+  return distances;
+}
+
+// The positions of rows first .. first + kRows - 1, chunk by chunk of columns, whose moments stay
+// in the innermost cache.
+template <class State>
+SSIMFAST_INLINE void positions(State& t, int64_t first) {
+  using V = typename State::V;
+  using A = typename State::A;
+  constexpr int kStep = 128;  // columns of a chunk
+  constexpr int kLanes = State::kLanes;
+  const typename State::Taps taps(t.problem.taps);
+  const A* rows[kMaxRing];
+  for (int64_t k = 0; k < t.ring; ++k) rows[k] = t.moments_row(first - t.halo + k);
+  Compensated<V, A> distances, contrast_distances;
+  const Constants<V> constants{broadcast<V>(t.problem.twice_c1), broadcast<V>(t.problem.twice_c2),
+                               broadcast<V>(t.pad_s), broadcast<V>(t.weight_ssim),
+                               broadcast<V>(t.weight_cs)};
+  alignas(64) A moments[kMoments][kRows][kStep];
+  for (int64_t column = t.vector_begin; column < t.valid_end; column += kStep) {
+    const int64_t some = std::min<int64_t>(kStep, t.valid_end - column);
+    for (int i : {kMeanS, kMeanD}) {  // each with its variance behind it
+      for (int b = 0; b < kRows; b += State::kBlock) {
+        for (int64_t c = 0; c < some; c += kLanes)
+          column_moments(t, taps, rows + b, i * t.pitch + column + c,
+                         (i + 1) * t.pitch + column + c, moments[i][b] + c, moments[i + 1][b] + c,
+                         kStep);
+      }
+    }
+    for (int b = 0; b < kRows; ++b) {
+      const int64_t centre = first + b;
+      if (!t.is_centre(centre)) continue;
+      const bool counts = t.is_own_row(centre);
+      const Place<A> place{State::kGrad ? t.pixel_row(centre) + t.halo + column : nullptr,
+                           State::kGrad ? t.partial_row(centre) + column : nullptr,
+                           {t.map_row(0, b) + column, t.map_row(1, b) + column}};
+      V distance{}, contrast_distance{};  // of the chunk
+      for (int64_t c = 0; c < some; c += kLanes) {
+        const Distances<V> at =
+            position(t, constants, load<V>(moments[kMeanS][b] + c), load<V>(moments[kVarS][b] + c),
+                     load<V>(moments[kMeanD][b] + c), load<V>(moments[kVarD][b] + c), place, c);
+        if constexpr (State::kSums) {
+          const int64_t begin = t.own_begin - column - c, end = t.own_end - column - c;
+          if (begin <= 0 && end >= kLanes) {
+            distance += at.whole;
+            contrast_distance += at.contrast;
+          } else if (counts) {
+            distances.add_some(at.whole, begin, end);
+            contrast_distances.add_some(at.contrast, begin, end);
+          }
+        }
+      }
+      if (State::kSums && counts) {
+        distances.add(distance);
+        contrast_distances.add(contrast_distance);
+      }
+    }
+  }
+  if constexpr (State::kSums) {
+    double count = 0;
+    for (int64_t r = first; r < first + kRows; ++r)
+      count += t.is_centre(r) && t.is_own_row(r) ? t.own_end - t.own_begin : 0;
+    if (t.problem.wanted[kSsim]) t.sums.term[kSsim] += count - 2 * distances.total();
+    if (t.problem.wanted[kContrastStructure])
+      t.sums.term[kContrastStructure] += count - 2 * contrast_distances.total();
+  }
+}
+
+// ---- maps ---------------------------------------------------------------------------------------
+
+// Reads the upstream gradients of the row of positions around `centre`, zero where there are none.
+template <class State>
+SSIMFAST_INLINE void read_upstream(const State& t, const Source<typename State::A>& upstream,
+                                   int64_t centre, typename State::A* to) {
+  using A = typename State::A;
+  const int64_t margin = t.problem.margin, count = t.valid_end - t.valid_begin;
+  const A* from = upstream.row(upstream.plane(t.tile.n, t.tile.c), centre - margin,
+                               t.first_stat + t.valid_begin - margin, count, t.out_row);
+  std::copy(from, from + count, to + t.valid_begin);
+  std::fill(to, to + t.valid_begin, A(0));
+  std::fill(to + t.valid_end, to + t.pitch, A(0));
+}
+
+template <class State>
+SSIMFAST_INLINE void write_maps(const State& t, int64_t centre, int row) {
+  const int64_t margin = t.problem.margin;
+  for (int i = 0; i < t.problem.maps; ++i)
+    t.images.map[i].row(t.tile.n, t.tile.c, centre - margin, t.first_stat + t.valid_begin - margin,
+                        t.valid_end - t.valid_begin, t.map_row(i, row) + t.valid_begin);
+}
+
+// Sets the partial derivatives to 0 where no window is centred.
+template <class State>
+SSIMFAST_INLINE void clear_outside(const State& t, int64_t centre) {
+  using A = typename State::A;
+  for (int i = 0; i < (State::kBoth ? 4 : 3); ++i) {
+    A* const row = t.partial_row(centre) + i * t.pitch;
+    if (t.is_centre(centre)) {
+      std::fill(row, row + t.valid_begin, A(0));
+      std::fill(row + t.valid_end, row + t.stat_columns, A(0));
+    } else {
+      std::fill(row, row + t.stat_columns, A(0));
+    }
+  }
+}
+
+// ---- the phase ----------------------------------------------------------------------------------
+
+// The statistics of the positions in rows first .. first + kRows - 1, and the pixel rows that they
+// need.
+template <class State>
+SSIMFAST_INLINE void statistics(State& t, int64_t first) {
+  for (; t.loaded < first - t.halo + t.ring; ++t.loaded) {
+    load_row(t, t.loaded);
+    filter_row(t, t.loaded);
+    if constexpr (State::kSums) {
+      if (t.is_own_row(t.loaded)) finish_pixels(t, t.loaded);
+    }
+  }
+  if (first + kRows > t.problem.margin && first < t.problem.height - t.problem.margin) {
+    if constexpr (State::kPass == Pass::kMapsGradient) {
+      for (int b = 0; b < kRows; ++b) {
+        for (int i = 0; i < t.problem.maps && t.is_centre(first + b); ++i)
+          read_upstream(t, t.images.upstream[i], first + b, t.map_row(i, b));
+      }
+    }
+    positions(t, first);
+  }
+  for (int b = 0; b < kRows; ++b) {
+    const int64_t centre = first + b;
+    if constexpr (State::kGrad) clear_outside(t, centre);
+    if constexpr (State::kPass == Pass::kMaps) {
+      if (t.is_centre(centre) && centre < t.tile.row_end) write_maps(t, centre, b);
+    }
+  }
+}
+
+}  // namespace ssimfast::cpu

@@ -1,0 +1,410 @@
+// The CUDA device of the ops (csrc/ops.h): problems in, launches out.
+//
+// A loss is two launches: the sweep, whose blocks leave records of their sums, and the reduction,
+// which adds the records in a fixed order. MS-SSIM is a sweep a level and two launches more; its
+// backward is one launch an image.
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "cuda/launcher.h"
+#include "cuda/plan.h"
+#include "cuda/pyramid.cuh"
+#include "cuda/reduce.cuh"
+#include "cuda/select.cuh"
+#include "cuda/separable.cuh"
+#include "ops.h"
+
+namespace ssimfast::cuda {
+
+extern template Fused select_sweep<7>(Dtype, Kind, bool);
+extern template Fused select_sweep<9>(Dtype, Kind, bool);
+extern template Fused select_sweep<11>(Dtype, Kind, bool);
+
+namespace {
+
+// Bytes of dynamic shared memory that a block of any kernel may have; Launcher::allow_shared raises
+// the limit of one kernel.
+constexpr int64_t kSharedOfAnyKernel = 48 * 1024;
+
+template <class A>
+const A* numbers_of(const Tensor& tensor) {
+  return static_cast<const A*>(tensor.const_data_ptr());
+}
+
+// Blocks of a kernel that loops over items.
+int64_t grid_of(int64_t items, int64_t most = std::numeric_limits<int32_t>::max()) {
+  return std::min(items, most);
+}
+
+// ---- choosing a kernel --------------------------------------------------------------------------
+
+Kind kind_of(const Problem<float>& problem) {
+  return problem.gradients == 0   ? Kind::kForward
+         : problem.gradients == 1 ? Kind::kGradientX
+                                  : Kind::kGradientBoth;
+}
+
+// True if the gradient is that of SSIM alone, with one weight for all planes.
+bool is_plain(const Problem<float>& problem) {
+  return problem.pass == Pass::kGradient && !problem.wants_pixel_terms() &&
+         !problem.has_pixel_slope() && !problem.wanted[kContrastStructure] &&
+         problem.weight[kContrastStructure] == 0 && problem.plane_weights == nullptr &&
+         problem.pooling == Pooling::kNone;
+}
+
+// The fused kernel that serves a problem, if there is one.
+Fused fused_of(const Problem<float>& problem) {
+  if (problem.has_mask() || problem.is_volume ||
+      problem.taps[problem.window / 2] >= float(kLargestCentreTap))
+    return {};
+  const Kind kind = kind_of(problem);
+  const bool plain = is_plain(problem);
+  if (problem.window == 7) return select_sweep<7>(problem.x.dtype, kind, plain);
+  if (problem.window == 9) return select_sweep<9>(problem.x.dtype, kind, plain);
+  if (problem.window == 11) return select_sweep<11>(problem.x.dtype, kind, plain);
+  return {};
+}
+
+template <class A>
+void check_size(const Problem<A>& problem, int64_t blocks) {
+  constexpr int64_t kMostPixels = int64_t(1) << 30;  // kernels count along a side in 32 bits
+  const int64_t side = std::max(problem.depth, std::max(problem.height, problem.width));
+  STD_TORCH_CHECK(side < kMostPixels, "ssimfast: a side of an image must be less than ",
+                  kMostPixels, ", got ", side);
+  STD_TORCH_CHECK(blocks < (int64_t(1) << 31),
+                  "ssimfast: too many blocks for one launch: ", blocks);
+}
+
+// ---- scale_ -------------------------------------------------------------------------------------
+
+int64_t stride_or_zero(const Tensor& tensor, int64_t dimension) {
+  return dimension < tensor.dim() ? tensor.stride(dimension) : 0;
+}
+
+// The dimensions of a gradient, outermost in memory first. Joins two where a step along the outer
+// is as long as the whole of the inner, in both tensors.
+std::vector<Axis> axes_of(const Tensor& grad, const Tensor& upstream) {
+  std::vector<Axis> axes;
+  for (int64_t i = 0; i < grad.dim(); ++i)
+    if (grad.size(i) > 1)
+      axes.push_back({grad.size(i), grad.stride(i), stride_or_zero(upstream, i)});
+  std::stable_sort(axes.begin(), axes.end(),
+                   [](const Axis& a, const Axis& b) { return a.grad > b.grad; });
+  std::vector<Axis> joined;
+  for (const Axis& axis : axes) {
+    if (!joined.empty()) {
+      Axis& outer = joined.back();
+      if (outer.grad == axis.size * axis.grad && outer.upstream == axis.size * axis.upstream) {
+        outer = {outer.size * axis.size, axis.grad, axis.upstream};
+        continue;
+      }
+    }
+    joined.push_back(axis);
+  }
+  return joined;
+}
+
+// The parameter of scale_runs if `run` is positive, else of scale_elements.
+template <class A>
+ScaleGrad<A> scale_grad_of(const ScaleRequest& request) {
+  const Tensor& grad = request.grad;
+  std::vector<Axis> axes = axes_of(grad, request.upstream);
+  ScaleGrad<A> p;
+  p.grad = data<void>(grad);
+  p.dtype = dtype_of(grad);
+  p.upstream = numbers_of<A>(request.upstream);
+  p.factor = request.factor;
+  p.items = grad.numel();
+  const int64_t piece = kPieceBytes / grad.element_size();
+  if (axes.empty()) {
+    p.run = 1;
+  } else if (const Axis& inner = axes.back();
+             inner.grad == 1 && inner.upstream == 0 &&
+             (axes.size() == 1 || inner.size >= piece / 4)) {  // else most threads would idle
+    p.run = inner.size;
+    axes.pop_back();
+  }
+  if (p.run > 0) {
+    p.pieces = divide_up(p.run, piece);
+    p.items = p.items / p.run * p.pieces;
+  }
+  p.axis_count = static_cast<int>(axes.size());
+  std::copy(axes.begin(), axes.end(), p.axes);
+  return p;
+}
+
+// ---- collapse_ ----------------------------------------------------------------------------------
+
+template <class A>
+Level<A> level_of(const Tensor& grad, Pooling pooling) {
+  const PooledAxis rows(pooling, grad.size(2)), columns(pooling, grad.size(3));
+  Level<A> level{.by_image = grad.stride(0),
+                 .by_channel = grad.stride(1),
+                 .by_row = grad.stride(2),
+                 .by_column = grad.stride(3),
+                 .height = static_cast<int>(grad.size(2)),
+                 .width = static_cast<int>(grad.size(3)),
+                 .row_shift = static_cast<int>(rows.shift),
+                 .column_shift = static_cast<int>(columns.shift)};
+  if (pooling == Pooling::kReplicate) {
+    if (level.height % 2 == 1) level.twice_row = level.height - 1;
+    if (level.width % 2 == 1) level.twice_column = level.width - 1;
+  }
+  return level;
+}
+
+// column_shift: number of pixels that the first patch stands out of the image.
+template <class A>
+Patches<A> patches_of(const Tensor& tensor, int column_shift) {
+  const int64_t row_bytes = kPatch * tensor.element_size();
+  const auto address = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+  bool packed = column_shift == 0 && tensor.stride(3) == 1 && address % row_bytes == 0;
+  for (int64_t i = 0; i < 3; ++i)
+    packed = packed && (tensor.size(i) == 1 || tensor.stride(i) % kPatch == 0);
+  return {view_of(tensor), packed};
+}
+
+template <class A>
+Collapse<A> collapse_of(const CollapseRequest& request) {
+  const std::vector<Tensor>& grads = request.grads;
+  const Tensor& finest = grads[0];
+  Collapse<A> p;
+  p.level_count = static_cast<int>(grads.size());
+  for (size_t j = 0; j < grads.size(); ++j) {
+    p.levels[j] = level_of<A>(grads[j], Pooling(request.pooling));
+    if (j > 0) p.levels[j].grad = numbers_of<A>(grads[j]);
+  }
+  // A patch is a pixel of level 2, whether there is such a level or not.
+  const Level<A> next = grads.size() > 1 ? p.levels[1] : Level<A>{};
+  p.row_shift = p.levels[0].row_shift + 2 * next.row_shift;
+  p.column_shift = p.levels[0].column_shift + 2 * next.column_shift;
+  p.rows_of_patches = static_cast<int>(divide_up(finest.size(2) + p.row_shift, kPatch));
+  p.patches_per_row = static_cast<int>(divide_up(finest.size(3) + p.column_shift, kPatch));
+  p.grad = patches_of<A>(finest, p.column_shift);
+  if (request.x.has_value()) {
+    p.x = patches_of<A>(*request.x, p.column_shift);
+    p.y = patches_of<A>(*request.y, p.column_shift);
+  }
+  p.slopes = numbers_of<double>(request.slopes);
+  p.upstream = numbers_of<A>(request.upstream);
+  p.upstream_by_image = stride_or_zero(request.upstream, 0);
+  p.upstream_by_channel = stride_or_zero(request.upstream, 1);
+  p.scale = request.scale;
+  const double per_pixel = double(request.upstream.numel()) / double(finest.numel());
+  for (int i = 0; i < kPixelTerms; ++i) p.pixel_weights[i] = request.pixel_weights[i] * per_pixel;
+  p.pixel_weights[kL2 - kL1] *= request.scale;  // the kernel's d = x - y is not in unit range
+  p.rows = numbers<A>(request.rows);
+  p.columns = numbers<A>(request.columns);
+  p.channels = finest.size(1);
+  return p;
+}
+
+}  // namespace
+
+// Made for one call, on the device and the current stream of a tensor.
+class CudaDevice {
+ public:
+  // The records that a sweep left, if any.
+  struct Records {
+    std::optional<Tensor> memory;
+    int64_t tiles = 0;  // records of a plane
+
+    RecordList of_planes(int64_t planes) const {
+      return {memory ? numbers_of<double>(*memory) : nullptr, planes * tiles};
+    }
+  };
+
+  // Memory of the images of pyramid levels: new tensors.
+  struct Levels {
+    std::vector<Tensor> new_images(const Tensor& x, const std::vector<Tensor>&, int64_t pooling,
+                                   int, bool) const {
+      const std::vector<int64_t> shape = pooled_shape(x, pooling);
+      const auto image = [&] { return output(new_tensor(x, shape, arithmetic_dtype(x))); };
+      return {image(), image()};
+    }
+  };
+
+  static constexpr bool kFinestLast = false;
+  static bool computes_in_double(bool, bool has_mask) { return has_mask; }  // see separable.cuh
+  static Tensor output(const Tensor& tensor) { return Launcher::output(tensor); }
+
+  explicit CudaDevice(const Tensor& like) : like(like), launch(like) {}
+
+  template <class A>
+  Records sweep(const Problem<A>& problem) const {
+    Job<A> job{problem, {}, nullptr};
+    if constexpr (std::is_same_v<A, float>) {
+      if (const Fused fused = fused_of(problem); fused.kernel != nullptr)
+        return sweep_fused(job, fused);
+      return sweep_separable<A, false>(job);
+    } else {
+      return problem.has_mask() ? sweep_separable<A, true>(job) : sweep_separable<A, false>(job);
+    }
+  }
+
+  template <class A>
+  void reduce(const std::vector<Records>& records, const Reduction<A>& reduction) const {
+    if (reduction.slopes == nullptr) {
+      finish(records[0], reduction);
+    } else {
+      combine(records, reduction);
+    }
+  }
+
+  void scale(const ScaleRequest& request) const {
+    dispatch_arithmetic(request.grad, [&](auto zero) {
+      using A = decltype(zero);
+      const ScaleGrad<A> p = scale_grad_of<A>(request);
+      if (p.run > 0) {
+        launch(scale_runs<A>, p.items, kScaleThreads, 0, p);
+      } else {
+        launch(scale_elements<A>, grid_of(divide_up(p.items, kScaleThreads)), kScaleThreads, 0, p);
+      }
+    });
+  }
+
+  // Each pixel of the finest gradient is read before it is written.
+  void collapse(const CollapseRequest& request) const {
+    const Tensor& finest = request.grads[0];
+    constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 2 * kPatch;
+    STD_TORCH_CHECK(finest.size(2) <= kMost && finest.size(3) <= kMost,
+                    "ssimfast: an image has at most ", kMost, " rows and columns");
+    dispatch_arithmetic(finest, [&](auto zero) {
+      using A = decltype(zero);
+      Collapse<A> p = collapse_of<A>(request);
+      const int64_t patches = int64_t{p.rows_of_patches} * p.patches_per_row;
+      const int threads =
+          static_cast<int>(std::min<int64_t>(kCollapseThreads, divide_up(patches, kWarp) * kWarp));
+      p.pieces = divide_up(patches, threads);
+      p.items = finest.size(0) * p.channels * p.pieces;
+      launch(collapse_pyramid<A>, grid_of(p.items), threads, PlaneState<A>::kBytes, p);
+    });
+  }
+
+ private:
+  template <class A>
+  Tensor scratch(int64_t numbers) const {
+    constexpr bool kDouble = sizeof(A) == sizeof(double);
+    return output(new_tensor(like, {numbers}, kDouble ? ScalarType::Double : ScalarType::Float));
+  }
+
+  // New records for a job that wants any sum.
+  template <class A>
+  Records new_records(Job<A>& job, int64_t tiles) const {
+    check_size(job, job.planes * tiles);
+    Records records;
+    if (std::none_of(job.wanted, job.wanted + kTerms, [](bool wanted) { return wanted; }))
+      return records;
+    records = {scratch<double>(job.planes * tiles * kTerms), tiles};
+    job.records = data<double>(*records.memory);
+    return records;
+  }
+
+  Records sweep_fused(Job<float>& job, const Fused& fused) const {
+    for (int i = 0; i < job.window; ++i)
+      job.weighted_taps[i] =
+          float(4 * double(job.weight[kSsim]) * double(job.grad_scale) * double(job.taps[i]));
+    const int halo = job.window / 2, spread = job.gradients > 0 ? halo : 0;
+    const Plan plan = make_plan({job.planes, job.height, job.width, job.margin, halo, spread},
+                                launch.multiprocessors());
+    const int64_t tiles = int64_t(plan.strips) * plan.runs;
+    const Records records = new_records(job, tiles);
+    const int64_t shared_bytes = fused.shared_bytes(plan.threads);
+    if (shared_bytes > kSharedOfAnyKernel)
+      launch.allow_shared(fused.kernel, fused.shared_bytes(kMostThreads));
+    launch(fused.kernel, job.planes * tiles, plan.threads, shared_bytes, job, plan);
+    return records;
+  }
+
+  // Intermediate images alternate between two buffers.
+  template <class A, bool kMasked>
+  Records sweep_separable(Job<A>& job) const {
+    const int64_t pixels = job.depth * job.height * job.width;
+    const PixelGrid grid{divide_up(pixels, kPixelThreads)};
+    const Records records = new_records(job, grid.tiles);
+    const int64_t blocks = job.planes * grid.tiles;
+    std::vector<Tensor> memory;  // must live until the launches are queued
+    const auto numbers = [&](int64_t a_pixel) {
+      memory.push_back(scratch<A>(job.planes * pixels * a_pixel));
+      return data<A>(memory.back());
+    };
+    const auto intermediate = [&] {
+      auto* const values = reinterpret_cast<Four<A>*>(numbers(4));
+      return Intermediate<A>{values, kMasked ? numbers(1) : nullptr};
+    };
+    const bool gradient = job.gradients > 0;
+    Intermediate<A> from = intermediate(), to{};
+    if (gradient || job.is_volume) to = intermediate();
+    const Line in_row = line_of(job, Line::kInRow), in_column = line_of(job, Line::kInColumn);
+    const Line across_slices = line_of(job, Line::kAcrossSlices);
+    launch(row_moments<A, kMasked>, blocks, kPixelThreads, 0, job, grid, in_row, from);
+    if (job.is_volume) {
+      launch(column_moments<A, kMasked>, blocks, kPixelThreads, 0, job, grid, in_column, from, to);
+      std::swap(from, to);
+    }
+    launch(statistics<A, kMasked>, blocks, kPixelThreads, record_scratch(kPixelThreads), job, grid,
+           job.is_volume ? across_slices : in_column, from, gradient ? to.values : nullptr);
+    if (gradient) {
+      const auto adjoint = [&](const Line& line) {
+        std::swap(from, to);
+        launch(axis_adjoint<A, kMasked>, blocks, kPixelThreads, 0, job, grid, line, from.values,
+               to.values);
+      };
+      if (job.is_volume) adjoint(across_slices);
+      adjoint(in_column);
+      launch(gradients<A, kMasked>, blocks, kPixelThreads, 0, job, grid, in_row, to.values);
+    }
+    const int64_t pooled = job.planes * job.pooled_rows.size * job.pooled_columns.size;
+    if (job.pooling != Pooling::kNone && pooled > 0)
+      launch(pool_pair<A>, divide_up(pooled, kPixelThreads), kPixelThreads, 0, job);
+    return records;
+  }
+
+  // Long lists of records are folded first, for one block adds what is left.
+  template <class A>
+  void finish(const Records& records, const Reduction<A>& reduction) const {
+    constexpr int64_t kLongList = 1 << 16, kFoldedRun = 1 << 12;
+    const int64_t planes = reduction.planes / reduction.groups;
+    Finish<A> p{records.of_planes(planes), reduction, reduction.positions[0] * double(planes)};
+    std::optional<Tensor> memory;
+    if (p.from.count > kLongList) {
+      FoldRecords fold{p.from, reduction.groups, kFoldedRun, reduction.wanted, nullptr};
+      memory = scratch<double>(fold.groups * fold.runs() * kTerms);
+      fold.out = data<double>(*memory);
+      launch(fold_records, grid_of(fold.groups * fold.runs(), 1 << 16), kSumThreads, kSumShared,
+             fold);
+      p.from = {fold.out, fold.runs()};
+    }
+    launch(finish_terms<A>, grid_of(reduction.groups, 1 << 20), kSumThreads, kSumShared, p);
+  }
+
+  template <class A>
+  void combine(const std::vector<Records>& records, const Reduction<A>& reduction) const {
+    const int64_t planes = reduction.planes / reduction.groups;
+    CombinePlanes<A> p{{}, reduction, reduction.joint ? reduction.channels : 1, double(planes)};
+    for (int level = 0; level < reduction.levels; ++level)
+      p.levels[level] = records[level].of_planes(1);
+    launch(combine_planes<A>, grid_of(reduction.planes / p.planes, 1 << 20), kSumThreads,
+           kSumShared, p);
+    const Finish<A> means{{reduction.plane_terms, planes}, reduction, 0};
+    launch(combine_groups<A>, grid_of(reduction.groups, 1 << 20), kSumThreads, kSumShared, means);
+  }
+
+  const Tensor like;
+  const Launcher launch;
+};
+
+int runtime_version() { return kToolkit; }
+
+}  // namespace ssimfast::cuda
+
+SSIMFAST_CUDA_LIBRARY(m) {
+  using ssimfast::cuda::CudaDevice;
+  if (!ssimfast::cuda::is_chosen()) return;
+  SSIMFAST_REGISTER(m, CudaDevice);
+}

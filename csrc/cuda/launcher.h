@@ -1,0 +1,78 @@
+// Launches on the device and the current stream of a tensor.
+//
+// Nothing here waits for the device or allocates outside of torch's allocator, so a training step
+// can be captured in a CUDA graph. The tests have a second file of this name
+// (tests/emulator/cuda/launcher.h), whose launches run on the CPU.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <type_traits>
+
+#define SSIMFAST_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(ssimfast, CUDA, m)
+
+namespace ssimfast::cuda {
+
+// Version of the toolkit that compiles this: 13000 is CUDA 13.0.
+constexpr int kToolkit = CUDART_VERSION;
+
+// True if these kernels serve the device, and not those of Triton (ssimfast/ops/library.py).
+inline bool is_chosen() {
+  const char* backend = std::getenv("SSIMFAST_CUDA_BACKEND");
+  return backend == nullptr || std::strcmp(backend, "triton") != 0;
+}
+
+// Makes the device of a tensor the current one for as long as it lives.
+class Launcher {
+ public:
+  explicit Launcher(const torch::stable::Tensor& tensor)
+      : device(tensor.get_device_index()), guard(static_cast<DeviceIndex>(device)) {
+    void* current = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &current));
+    stream = static_cast<cudaStream_t>(current);
+  }
+
+  int multiprocessors() const {
+    int count = 0;
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+    return count;
+  }
+
+  // Allows launches of the kernel with up to `most_bytes` of shared memory. Always pass the same
+  // number: a kernel has one limit on a device, and another thread may be about to need it.
+  template <class... P>
+  void allow_shared(void (*kernel)(P...), int64_t most_bytes) const {
+    STD_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                        cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        static_cast<int>(most_bytes)));
+  }
+
+  template <class... P>
+  void operator()(void (*kernel)(P...), int64_t blocks, int threads, int64_t shared_bytes,
+                  const std::type_identity_t<P>&... arguments) const {
+    const void* pointers[] = {&arguments..., nullptr};
+    STD_CUDA_CHECK(cudaLaunchKernel(reinterpret_cast<const void*>(kernel),
+                                    dim3(static_cast<unsigned>(blocks)), dim3(threads),
+                                    const_cast<void**>(pointers), shared_bytes, stream));
+  }
+
+  // Prepares a new tensor that a kernel will write.
+  static torch::stable::Tensor output(torch::stable::Tensor tensor) { return tensor; }
+
+ private:
+  using DeviceIndex = torch::stable::accelerator::DeviceIndex;
+
+  const int32_t device;
+  const torch::stable::accelerator::DeviceGuard guard;
+  cudaStream_t stream;
+};
+
+}  // namespace ssimfast::cuda

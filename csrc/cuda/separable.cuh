@@ -1,0 +1,408 @@
+// The separable path: every problem that the fused sweep does not serve - other windows, float64,
+// volumes and masks. It is plain: one pass an axis, one thread a pixel, and intermediates in global
+// memory.
+//
+//   x, y -> moments within rows [-> within columns] -> statistics along the last axis, partials
+//        -> adjoint along the last axis [-> within columns] -> gradients within rows
+//
+// The passes in brackets are those of volumes. A pass works on the pixels that are centres on all
+// axes that have been filtered by then; the adjoint goes back the same way.
+//
+// A mask gives each pixel a weight. Moments are then averages over the weights inside a window
+// (normalised convolution), and each pass hands on the sum of the weights, `total`. Such problems
+// are computed in double whatever the images are: the pixel at the centre of a window may be
+// hidden, so there is no value near by that could be subtracted before the adjoint multiplies and
+// cancels.
+#pragma once
+
+#include "cuda/image.cuh"
+#include "cuda/record.cuh"
+
+namespace ssimfast::cuda {
+
+constexpr int kPixelThreads = 256;
+
+// The axis that a pass filters along, and the steps along it in memory.
+struct Line {
+  enum Axis { kInRow, kInColumn, kAcrossSlices } axis;
+  int size;
+  int64_t step;  // in an intermediate image
+  int64_t x_step, y_step, mask_step;
+};
+
+template <class A>
+Line line_of(const Problem<A>& problem, Line::Axis axis) {
+  const View &x = problem.x, &y = problem.y, &mask = problem.mask;
+  const int64_t width = problem.width, height = problem.height;
+  if (axis == Line::kInRow) return {axis, int(width), 1, x.by_column, y.by_column, mask.by_column};
+  if (axis == Line::kInColumn) return {axis, int(height), width, x.by_row, y.by_row, mask.by_row};
+  return {axis, int(problem.depth), height * width, x.by_slice, y.by_slice, mask.by_slice};
+}
+
+// Two numbers of s and two of d: a mean and a variance on the way forward, the derivatives by a
+// pixel (`s`, `d`) and by a variance (`s2`, `d2`) on the way back.
+template <class A>
+struct Four {
+  A s, s2, d, d2;
+};
+
+template <class A>
+SSIMFAST_DEVICE Four<A> read_four(const Four<A>* from) {
+  const A* const at = reinterpret_cast<const A*>(from);
+  return {read(at), read(at + 1), read(at + 2), read(at + 3)};
+}
+
+template <class A>
+SSIMFAST_DEVICE void write_four(Four<A>* to, const Four<A>& four) {
+  A* const at = reinterpret_cast<A*>(to);
+  write(at, four.s);
+  write(at + 1, four.s2);
+  write(at + 2, four.d);
+  write(at + 3, four.d2);
+}
+
+// Intermediate image, contiguous (plane, slice, row, column). Without a mask there are no totals.
+template <class A>
+struct Intermediate {
+  Four<A>* values;
+  A* totals;
+};
+
+// Every block lies in one plane; `tiles` blocks cover a plane.
+struct PixelGrid {
+  int64_t tiles;
+};
+
+// The pixel of a thread, and how it and its neighbours are loaded.
+template <class A, bool kMasked>
+class Pixel {
+ public:
+  int64_t plane;
+  int n, c;  // the plane is channel c of image n
+  int slice, row, column;
+  bool inside;  // false for threads beyond the last pixel, which have nothing to do
+
+  SSIMFAST_DEVICE Pixel(const Job<A>& job, const PixelGrid& grid)
+      : plane(blockIdx.x / grid.tiles),
+        n(int(plane / job.channels)),
+        c(int(plane % job.channels)),
+        job(job),
+        unit_range(job, centre(job, plane)) {
+    const int64_t i = blockIdx.x % grid.tiles * kPixelThreads + threadIdx.x;
+    const int64_t rows = i / job.width;
+    column = int(i - rows * job.width);
+    slice = int(rows / job.height);
+    row = int(rows - slice * job.height);
+    inside = slice < job.depth;
+  }
+
+  SSIMFAST_DEVICE const UnitRange<A>& unit() const { return unit_range; }
+
+  // True if the pixel is a window's centre on all axes before this one; on this axis, too.
+  SSIMFAST_DEVICE bool is_centre_before(const Line& line) const {
+    return inside && (line.axis == Line::kInRow || on_map(column, int(job.width))) &&
+           (line.axis != Line::kAcrossSlices || on_map(row, int(job.height)));
+  }
+  SSIMFAST_DEVICE bool is_centre(const Line& line) const {
+    return is_centre_before(line) && on_map(place_on(line), line.size);
+  }
+  SSIMFAST_DEVICE bool on_map(int place, int size) const {
+    const int margin = int(job.margin);
+    return place >= margin && place < size - margin;
+  }
+  SSIMFAST_DEVICE int place_on(const Line& line) const {
+    return line.axis == Line::kInRow ? column : line.axis == Line::kInColumn ? row : slice;
+  }
+
+  // Offset in an intermediate image; in a view; in a map, which has no margin.
+  SSIMFAST_DEVICE int64_t place() const {
+    return ((plane * job.depth + slice) * job.height + row) * job.width + column;
+  }
+  SSIMFAST_DEVICE int64_t in(const View& image, int64_t margin = 0) const {
+    const int64_t slice_margin = job.is_volume ? margin : 0;
+    return image.plane(n, c) + (slice - slice_margin) * image.by_slice +
+           (row - margin) * image.by_row + (column - margin) * image.by_column;
+  }
+  SSIMFAST_DEVICE int64_t in_map(const View& map) const { return in(map, job.margin); }
+
+  // s and d of the pixel `distance` further along a line, and its weight. Hidden pixels have s and
+  // d of 0, whatever the images hold there.
+  SSIMFAST_DEVICE void load_pixel(const Line& line, int distance, A& s, A& d, A& weight) const {
+    weight = 1;
+    s = d = 0;
+    if constexpr (kMasked)
+      weight = load<A, kMasked>(job.mask, in(job.mask) + distance * line.mask_step);
+    if (kMasked && weight == 0) return;
+    const A x = load<A, kMasked>(job.x, in(job.x) + distance * line.x_step);
+    const A y = load<A, kMasked>(job.y, in(job.y) + distance * line.y_step);
+    s = unit_range.s(x, y);
+    d = unit_range.d(x, y);
+  }
+
+ private:
+  // With a mask, samples may be hidden; double needs no centre.
+  static SSIMFAST_DEVICE Centre<A> centre(const Job<A>& job, int64_t plane) {
+    if constexpr (kMasked) {
+      return {job.low, 0};
+    } else {
+      const Area whole{plane, job.depth, 0, job.height, 0, job.width};
+      return choose_centre(job, whole, threadIdx.x % kWarp);
+    }
+  }
+
+  const Job<A>& job;
+  const UnitRange<A> unit_range;
+};
+
+// ---- moments ------------------------------------------------------------------------------------
+
+// Means, variances and total weight of a window, from those of its elements: element(k) sets them,
+// 0 <= k < job.window.
+//
+// Without a mask the differences are those to the element at the centre. With a mask, whose centre
+// may be hidden, the mean comes first and differences are those to the mean.
+template <class A, bool kMasked, class Element>
+SSIMFAST_DEVICE Four<A> window_moments(const Job<A>& job, Element&& element, A& total) {
+  Four<A> v{}, near{}, sum{};
+  A weight = 1;
+  if constexpr (kMasked) {
+    total = 0;
+    for (int k = 0; k < job.window; ++k) {
+      element(k, v, weight);
+      weight *= job.taps[k];
+      total += weight;
+      near.s += weight * v.s;
+      near.d += weight * v.d;
+    }
+    if (total == 0) return {};
+    near.s /= total;
+    near.d /= total;
+  } else {
+    element(job.window / 2, near, weight);
+  }
+  for (int k = 0; k < job.window; ++k) {
+    element(k, v, weight);
+    const A tap = kMasked ? job.taps[k] * weight : job.taps[k];
+    const A s = v.s - near.s, d = v.d - near.d;
+    sum.s += tap * s;
+    sum.s2 += tap * (s * s + v.s2);
+    sum.d += tap * d;
+    sum.d2 += tap * (d * d + v.d2);
+  }
+  if constexpr (kMasked) {
+    const A average = 1 / total;
+    return {near.s, sum.s2 * average, near.d, sum.d2 * average};
+  }
+  return {near.s + sum.s, sum.s2 - sum.s * sum.s, near.d + sum.d, sum.d2 - sum.d * sum.d};
+}
+
+// Moments within rows, from the images.
+template <class A, bool kMasked>
+__global__ void __launch_bounds__(kPixelThreads, 1)
+    row_moments(const __grid_constant__ Job<A> job, PixelGrid grid, Line line, Intermediate<A> to) {
+  const Pixel<A, kMasked> p(job, grid);
+  if (!p.is_centre(line)) return;
+  A total = 1;
+  const Four<A> moments = window_moments<A, kMasked>(
+      job,
+      [&](int k, Four<A>& v, A& weight) {
+        const int distance = k - job.window / 2, place = p.place_on(line) + distance;
+        v = {p.unit().black_s(), 0, p.unit().black_d(), 0};
+        weight = 0;
+        if (place >= 0 && place < line.size) p.load_pixel(line, distance, v.s, v.d, weight);
+      },
+      total);
+  write_four(to.values + p.place(), moments);
+  if constexpr (kMasked) write(to.totals + p.place(), total);
+}
+
+// Moments along an axis, from those of the axes before.
+template <class A, bool kMasked>
+SSIMFAST_DEVICE Four<A> moments_along(const Job<A>& job, const Pixel<A, kMasked>& p,
+                                      const Line& line, const Intermediate<A>& from, A& total) {
+  return window_moments<A, kMasked>(
+      job,
+      [&](int k, Four<A>& v, A& weight) {
+        const int distance = k - job.window / 2, place = p.place_on(line) + distance;
+        v = {p.unit().black_s(), 0, p.unit().black_d(), 0};
+        weight = 0;
+        if (place < 0 || place >= line.size) return;
+        const int64_t at = p.place() + distance * line.step;
+        v = read_four(from.values + at);
+        if constexpr (kMasked) weight = read(from.totals + at);
+      },
+      total);
+}
+
+// Moments within columns, for volumes, which have one axis more.
+template <class A, bool kMasked>
+__global__ void __launch_bounds__(kPixelThreads, 1)
+    column_moments(const __grid_constant__ Job<A> job, PixelGrid grid, Line line,
+                   Intermediate<A> from, Intermediate<A> to) {
+  const Pixel<A, kMasked> p(job, grid);
+  if (!p.is_centre(line)) return;
+  A total = 1;
+  const Four<A> moments = moments_along<A, kMasked>(job, p, line, from, total);
+  write_four(to.values + p.place(), moments);
+  if constexpr (kMasked) write(to.totals + p.place(), total);
+}
+
+// ---- statistics ---------------------------------------------------------------------------------
+
+// Adds a pixel to the sums of the terms over pixels.
+template <class A>
+SSIMFAST_DEVICE void add_pixel(const Job<A>& job, A d, int64_t row, int64_t column,
+                               Sum<A> (&sums)[kTerms]) {
+#pragma unroll
+  for (int t = kL1; t < kTerms; ++t) {
+    if (!job.wanted[t]) continue;
+    sums[t].add(pixel_term(t, d, is_counted(t) ? pixel_count(job, row, column) : A(0)));
+  }
+}
+
+// Upstream gradient at a position: of the maps, or the weights of the loss.
+template <class A, bool kMasked>
+SSIMFAST_DEVICE Upstream<A> upstream_at(const Job<A>& job, const Pixel<A, kMasked>& p) {
+  const auto at = [&](const View& map) { return load<A, kMasked>(map, p.in_map(map)); };
+  if (job.maps == 2) return {0, at(job.upstream[0]), at(job.upstream[1])};
+  if (job.maps == 1) return {at(job.upstream[0]), 0, 0};
+  return {plane_weight(job, p.plane, kSsim), 0, plane_weight(job, p.plane, kContrastStructure)};
+}
+
+template <class A, bool kMasked>
+SSIMFAST_DEVICE void write_maps(const Job<A>& job, const Pixel<A, kMasked>& p,
+                                const Terms<A>& terms) {
+  const auto write_map = [&](const View& map, A half_distance) {
+    store<A, kMasked>(map, p.in_map(map), similarity_of(half_distance));
+  };
+  if (job.maps == 1) {
+    write_map(job.map[0], terms.half_distance());
+  } else if (job.maps == 2) {
+    write_map(job.map[0], terms.half_luminance_distance);
+    write_map(job.map[1], terms.half_contrast_distance);
+  }
+}
+
+// Filters along the last axis, and makes of the moments what the pass asks for: sums, maps, and the
+// partials that the adjoint spreads, if there is a `to`. A window that sees nothing of the images
+// has the moments of two equal images, hence an SSIM of 1, and partials of 0.
+template <class A, bool kMasked>
+__global__ void __launch_bounds__(kPixelThreads, 1)
+    statistics(const __grid_constant__ Job<A> job, PixelGrid grid, Line line, Intermediate<A> from,
+               Four<A>* to) {
+  const Pixel<A, kMasked> p(job, grid);
+  Sum<A> sums[kTerms];
+  Four<A> own{};
+  if (p.inside) {
+    A weight;
+    p.load_pixel(line, 0, own.s, own.d, weight);
+    add_pixel(job, own.d + p.unit().centre_d(), p.row, p.column, sums);
+  }
+  if (p.is_centre(line)) {
+    A total = 1;
+    const Four<A> m = moments_along<A, kMasked>(job, p, line, from, total);
+    const bool sees = !kMasked || total > 0;
+    Moments<A> moments{m.s + p.unit().centre_s(), m.d + p.unit().centre_d(),
+                       non_negative(m.s2) + job.twice_c2, non_negative(m.d2)};
+    if (!sees) moments = {1, 0, 1, 0};
+    const Terms<A> terms(moments, job.twice_c1, Reciprocals());
+    sums[kSsim].add(terms.half_distance());
+    sums[kContrastStructure].add(terms.half_contrast_distance);
+    if (job.pass == Pass::kMaps) write_maps(job, p, terms);
+    if (to != nullptr) {
+      Four<A> partial{};
+      if (sees) {
+        const Partials<A> by = partials(terms, slopes(terms, upstream_at(job, p)));
+        partial = {by.by_mu_s + by.by_var_s * (own.s - m.s), by.by_var_s,
+                   by.by_mu_d + by.by_var_d * (own.d - m.d), by.by_var_d};
+        if constexpr (kMasked) {
+          const A seen = 1 / total;
+          partial = {partial.s * seen, partial.s2 * seen, partial.d * seen, partial.d2 * seen};
+        }
+      }
+      write_four(to + p.place(), partial);
+    }
+  }
+  if (job.records != nullptr)
+    write_record(job.records, blockIdx.x, sums, Shared<double>::dynamic());
+}
+
+// ---- adjoint ------------------------------------------------------------------------------------
+
+// Sum over the windows along an axis that see the pixel. Each partial is that of a pixel with s and
+// d of the window's centre; it is moved to s and d of this pixel, so only differences are
+// multiplied.
+template <class A, bool kMasked>
+SSIMFAST_DEVICE Four<A> adjoint_along(const Job<A>& job, const Pixel<A, kMasked>& p,
+                                      const Line& line, const Four<A>* from, A s, A d) {
+  Four<A> sum{};
+  for (int k = 0; k < job.window; ++k) {
+    const int distance = k - job.window / 2;
+    if (!p.on_map(p.place_on(line) + distance, line.size)) continue;
+    const Four<A> v = read_four(from + p.place() + distance * line.step);
+    A their_s, their_d, weight;
+    p.load_pixel(line, distance, their_s, their_d, weight);
+    sum.s += job.taps[k] * (v.s + (s - their_s) * v.s2);
+    sum.s2 += job.taps[k] * v.s2;
+    sum.d += job.taps[k] * (v.d + (d - their_d) * v.d2);
+    sum.d2 += job.taps[k] * v.d2;
+  }
+  return sum;
+}
+
+// The adjoint within columns or across slices.
+template <class A, bool kMasked>
+__global__ void __launch_bounds__(kPixelThreads, 1)
+    axis_adjoint(const __grid_constant__ Job<A> job, PixelGrid grid, Line line, const Four<A>* from,
+                 Four<A>* to) {
+  const Pixel<A, kMasked> p(job, grid);
+  if (!p.is_centre_before(line)) return;
+  A s, d, weight;
+  p.load_pixel(line, 0, s, d, weight);
+  write_four(to + p.place(), adjoint_along<A, kMasked>(job, p, line, from, s, d));
+}
+
+// The adjoint within rows, and the gradients by x and, if there are two, by y. Hidden pixels have a
+// gradient of 0.
+template <class A, bool kMasked>
+__global__ void __launch_bounds__(kPixelThreads, 1)
+    gradients(const __grid_constant__ Job<A> job, PixelGrid grid, Line line, const Four<A>* from) {
+  const Pixel<A, kMasked> p(job, grid);
+  if (!p.inside) return;
+  A s, d, weight;
+  p.load_pixel(line, 0, s, d, weight);
+  const Four<A> by = adjoint_along<A, kMasked>(job, p, line, from, s, d);
+  const A by_d = by.d + slope_at_pixel(job, d + p.unit().centre_d(), p.row, p.column);
+  for (int i = 0; i < job.gradients; ++i) {
+    A gradient = (i == 0 ? by.s + by_d : by.s - by_d) * job.grad_scale;
+    if constexpr (kMasked) gradient = weight == 0 ? A(0) : gradient * weight;
+    store<A, kMasked>(job.grad[i], p.in(job.grad[i]), gradient);
+  }
+}
+
+// ---- pooling ------------------------------------------------------------------------------------
+
+// Both images of the next pyramid level, one thread a pooled pixel.
+template <class A>
+__global__ void __launch_bounds__(kPixelThreads, 1) pool_pair(const __grid_constant__ Job<A> job) {
+  const PooledAxis &rows = job.pooled_rows, &columns = job.pooled_columns;
+  const int64_t to = int64_t(blockIdx.x) * kPixelThreads + threadIdx.x;
+  if (to >= job.planes * rows.size * columns.size) return;
+  const int64_t plane = to / (rows.size * columns.size);
+  const int64_t i = to / columns.size % rows.size, j = to % columns.size;
+  for (int image = 0; image < 2; ++image) {
+    const View& source = image == 0 ? job.x : job.y;
+    const int64_t from = source.plane(plane / job.channels, plane % job.channels);
+    A sum = 0;
+    for (int k = 0; k < 4; ++k) {
+      int64_t r = 2 * i - rows.shift + k / 2, c = 2 * j - columns.shift + k % 2;
+      if (r < 0 || c < 0) continue;  // black
+      r = r < job.height ? r : job.height - 1;
+      c = c < job.width ? c : job.width - 1;
+      sum += load<A>(source, from + r * source.by_row + c * source.by_column) - job.low;
+    }
+    write(job.pooled[image] + to, sum * (job.scale / 4));
+  }
+}
+
+}  // namespace ssimfast::cuda

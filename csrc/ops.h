@@ -1,0 +1,446 @@
+// From torch's tensors to a Problem and back: checks, outputs and the loop over pyramid levels, the
+// same for every compiled device. ssimfast/ops/schemas.py says what each argument means.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "problem.h"
+
+namespace ssimfast {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+
+struct Statistic {
+  std::vector<double> window;
+  double c1, c2, low, scale;
+  bool same;
+
+  int64_t size() const { return static_cast<int64_t>(window.size()); }
+  int64_t margin() const { return same ? 0 : size() / 2; }
+};
+
+// A weighted sum of terms.
+struct Loss {
+  std::vector<double> weights;
+  double constant;
+  MaybeTensor rows, columns;
+  int64_t kept, gradients;
+};
+
+// One sweep.
+struct SweepRequest {
+  Loss loss;
+  int64_t wanted, count;
+  double grad_scale;
+  MaybeTensor plane_weights;
+  int64_t pooling;
+};
+
+// The pyramid of MS-SSIM.
+struct LevelsRequest {
+  Loss loss;
+  std::vector<double> exponents;
+  int64_t pooling, negative;
+  bool joint;
+
+  int levels() const { return static_cast<int>(exponents.size()); }
+  // With SSIM beside MS-SSIM the gradient of the finest level needs two weights a plane, which are
+  // known after all levels are combined: then it is swept again.
+  bool twice() const { return loss.gradients > 0 && loss.weights[kSsim] != 0; }
+  SweepRequest sweep_of(int level) const;
+  SweepRequest second_sweep(const Tensor& plane_weights) const;
+};
+
+// Arguments of `scale_`.
+struct ScaleRequest {
+  Tensor grad, upstream;
+  double factor;  // already divided by the count
+};
+
+// Arguments of `collapse_`. grads[0] is the finest gradient and becomes the sum.
+struct CollapseRequest {
+  std::vector<Tensor> grads;
+  Tensor slopes, upstream;
+  double scale;
+  int64_t pooling;
+  MaybeTensor x, y;
+  std::vector<double> pixel_weights;
+  MaybeTensor rows, columns;
+};
+
+// ---- checks (ops.cpp) ---------------------------------------------------------------------------
+//
+// Users' mistakes are caught in Python. These keep a direct call of an op from touching memory that
+// is not there, and from a result that means nothing. ssimfast/ops/checks.py has the same for
+// backends in Python.
+
+void check_pair(const Tensor& x, const Tensor& y, const Statistic& statistic, bool volumes);
+void check_mask(const MaybeTensor& mask, const Tensor& x, bool components);
+void check_upstream_maps(const std::vector<Tensor>& upstream, const Tensor& x,
+                         const Statistic& statistic, int64_t gradients);
+void check(const SweepRequest& request, const Tensor& x);
+void check(const LevelsRequest& request, const Tensor& x);
+void check(const ScaleRequest& request);
+void check(const CollapseRequest& request);
+
+// ---- tensors ------------------------------------------------------------------------------------
+
+// float64 for float64 images, else float32: the dtype of values and maps.
+ScalarType arithmetic_dtype(const Tensor& tensor);
+Dtype dtype_of(const Tensor& tensor);
+View view_of(const Tensor& tensor);
+Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype);
+std::vector<int64_t> map_shape(const Tensor& x, const Statistic& statistic);
+std::vector<int64_t> pooled_shape(const Tensor& x, int64_t pooling);
+std::vector<int64_t> kept_shape(const Tensor& x, int64_t kept);  // the first `kept` sizes
+int64_t positions_of_plane(const Tensor& x, const Statistic& statistic);
+// Raises the version of a tensor that an op has changed, so that autograd notices.
+void raise_version(const Tensor& tensor);
+
+template <class A>
+A* data(const Tensor& tensor) {
+  return static_cast<A*>(tensor.mutable_data_ptr());
+}
+
+// The numbers of an optional argument; null if it was not given.
+template <class A>
+const A* numbers(const MaybeTensor& tensor) {
+  return tensor ? static_cast<const A*>(tensor->const_data_ptr()) : nullptr;
+}
+
+// Calls body(A{}) with the arithmetic type of the tensor's dtype.
+template <class Body>
+auto dispatch_arithmetic(const Tensor& tensor, Body&& body) {
+  return tensor.scalar_type() == ScalarType::Double ? body(double{}) : body(float{});
+}
+
+// The images and the statistic; nothing is asked for yet.
+template <class A>
+Problem<A> problem_of(const Tensor& x, const Tensor& y, const MaybeTensor& mask,
+                      const Statistic& statistic);
+
+template <class A>
+void set_request(Problem<A>& problem, const SweepRequest& request);
+
+template <class A>
+void set_gradients(Problem<A>& problem, const std::vector<Tensor>& grads) {
+  problem.gradients = static_cast<int>(grads.size());
+  for (size_t i = 0; i < grads.size(); ++i) problem.grad[i] = view_of(grads[i]);
+}
+
+template <class A>
+void set_pooled(Problem<A>& problem, int64_t pooling, const std::vector<Tensor>& pooled) {
+  problem.pooling = Pooling(pooling);
+  problem.pooled_rows = PooledAxis(problem.pooling, problem.height);
+  problem.pooled_columns = PooledAxis(problem.pooling, problem.width);
+  for (size_t i = 0; i < pooled.size(); ++i) problem.pooled[i] = data<A>(pooled[i]);
+}
+
+// ---- ops ----------------------------------------------------------------------------------------
+
+// The ops of a device in the form in which torch calls them. `Device` is made for one call, on the
+// device of its images, and has
+//
+//   Records sweep<A>(const Problem<A>&)   runs a pass; the sums that it left, if any
+//   void reduce<A>(const std::vector<Records>&, const Reduction<A>&)   makes values of sums
+//   void scale(const ScaleRequest&)
+//   void collapse(const CollapseRequest&)
+//
+// computes_in_double(is_volume, has_mask), which says that Problem<double> is wanted whatever the
+// images are; and for memory: output(tensor), which prepares a new tensor that a kernel will write;
+// Device::Levels, which says where the images of pyramid levels lie; kFinestLast, whether that
+// reuses the finest gradients, which are then swept last.
+template <class Device>
+class Ops {
+  using Records = typename Device::Records;
+  using Swept = std::tuple<Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>>;
+  using SweptLevels = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
+
+ public:
+  static std::vector<Tensor> maps(const Tensor& x, const Tensor& y, MaybeTensor mask,
+                                  std::vector<double> window, double c1, double c2, double low,
+                                  double scale, bool same, bool components) {
+    const Statistic statistic{std::move(window), c1, c2, low, scale, same};
+    check_pair(x, y, statistic, true);
+    check_mask(mask, x, components);
+    std::vector<Tensor> out;
+    for (int i = 0; i <= int(components); ++i)
+      out.push_back(output(x, map_shape(x, statistic), arithmetic_dtype(x)));
+    if (x.numel() == 0) return out;
+    Device device(x);
+    dispatch(x, mask.has_value(), [&](auto zero) {
+      using A = decltype(zero);
+      Problem<A> problem = problem_of<A>(x, y, mask, statistic);
+      problem.pass = Pass::kMaps;
+      problem.maps = static_cast<int>(out.size());
+      for (size_t i = 0; i < out.size(); ++i) problem.map[i] = view_of(out[i]);
+      device.sweep(problem);
+    });
+    return out;
+  }
+
+  static std::vector<Tensor> maps_grad(std::vector<Tensor> upstream, const Tensor& x,
+                                       const Tensor& y, MaybeTensor mask,
+                                       std::vector<double> window, double c1, double c2, double low,
+                                       double scale, bool same, int64_t gradients) {
+    const Statistic statistic{std::move(window), c1, c2, low, scale, same};
+    check_pair(x, y, statistic, true);
+    check_upstream_maps(upstream, x, statistic, gradients);
+    check_mask(mask, x, upstream.size() == 2);
+    const std::vector<Tensor> grads = new_gradients(x, y, gradients);
+    if (x.numel() == 0) return grads;
+    Device device(x);
+    dispatch(x, mask.has_value(), [&](auto zero) {
+      using A = decltype(zero);
+      Problem<A> problem = problem_of<A>(x, y, mask, statistic);
+      problem.pass = Pass::kMapsGradient;
+      problem.maps = static_cast<int>(upstream.size());
+      for (size_t i = 0; i < upstream.size(); ++i) problem.upstream[i] = view_of(upstream[i]);
+      problem.grad_scale = problem.scale;
+      set_gradients(problem, grads);
+      device.sweep(problem);
+    });
+    return grads;
+  }
+
+  static Swept sweep(const Tensor& x, const Tensor& y, std::vector<double> window, double c1,
+                     double c2, double low, double scale, bool same, std::vector<double> weights,
+                     double constant, MaybeTensor rows, MaybeTensor columns, int64_t kept,
+                     int64_t gradients, int64_t wanted, int64_t count, double grad_scale,
+                     int64_t grad_count, MaybeTensor plane_weights, int64_t pooling) {
+    const Statistic statistic{std::move(window), c1, c2, low, scale, same};
+    STD_TORCH_CHECK(grad_count > 0, "ssimfast: grad_count must be positive, got ", grad_count);
+    const SweepRequest request{
+        {std::move(weights), constant, std::move(rows), std::move(columns), kept, gradients},
+        wanted,
+        count,
+        grad_scale / double(grad_count),
+        std::move(plane_weights),
+        pooling};
+    check_pair(x, y, statistic, true);
+    check(request, x);
+    Tensor value = output(x, kept_shape(x, kept), arithmetic_dtype(x));
+    Tensor terms = new_terms(x, kept);
+    const std::vector<Tensor> grads = new_gradients(x, y, gradients);
+    std::vector<Tensor> pooled;
+    for (int i = 0; i < (Pooling(pooling) == Pooling::kNone ? 0 : 2); ++i)
+      pooled.push_back(output(x, pooled_shape(x, pooling), arithmetic_dtype(x)));
+    if (x.numel() == 0) {
+      torch::stable::fill_(value, constant);
+      torch::stable::fill_(terms, 0);
+      return {value, terms, grads, pooled};
+    }
+    Device device(x);
+    const Records records = dispatch(x, false, [&](auto zero) {
+      return device.sweep(problem_for<decltype(zero)>(x, y, statistic, request, grads, pooled));
+    });
+    dispatch_arithmetic(x, [&](auto zero) {
+      using A = decltype(zero);
+      Reduction<A> reduction = reduction_of<A>(x, request, value, terms);
+      reduction.count = double(count);
+      reduction.positions[0] = double(positions_of_plane(x, statistic));
+      reduction.positions_per_pixel = reduction.positions[0] / pixels_of_plane(x);
+      device.reduce(std::vector<Records>{records}, reduction);
+    });
+    return {value, terms, grads, pooled};
+  }
+
+  static SweptLevels sweep_levels(const Tensor& x, const Tensor& y, std::vector<double> window,
+                                  double c1, double c2, double low, double scale, bool same,
+                                  std::vector<double> weights, double constant, MaybeTensor rows,
+                                  MaybeTensor columns, int64_t kept, int64_t gradients,
+                                  std::vector<double> exponents, int64_t pooling, int64_t negative,
+                                  bool joint) {
+    const Statistic finest{std::move(window), c1, c2, low, scale, same};
+    const LevelsRequest request{
+        {std::move(weights), constant, std::move(rows), std::move(columns), kept, gradients},
+        std::move(exponents),
+        pooling,
+        negative,
+        joint};
+    check(request, x);
+    check_pair(x, y, finest, false);
+    const int levels = request.levels();
+    const ScalarType dtype = arithmetic_dtype(x);
+    const Tensor value = output(x, kept_shape(x, kept), dtype);
+    const Tensor terms = new_terms(x, kept);
+    const Tensor slopes = output(x, {x.size(0), x.size(1), levels}, ScalarType::Double);
+    std::vector<Tensor> grads;
+    Device device(x);
+    dispatch_arithmetic(x, [&](auto zero) {
+      using A = decltype(zero);
+      Reduction<A> reduction = reduction_of<A>(x, request.sweep_of(0), value, terms);
+      reduction.levels = levels;
+      reduction.absolute = Negative(negative) == Negative::kAbs;
+      reduction.joint = joint;
+      reduction.slopes = data<double>(slopes);
+      std::copy(request.loss.weights.begin(), request.loss.weights.end(), reduction.weights);
+      reduction.constant = constant;
+      const Tensor plane_terms =
+          output(x, {x.size(0) * x.size(1), int64_t(kTerms)}, ScalarType::Double);
+      reduction.plane_terms = data<double>(plane_terms);
+      std::optional<Tensor> plane_weights;
+      if (request.twice()) {
+        plane_weights = output(x, {x.size(0), x.size(1), 2}, dtype);
+        reduction.plane_weights = data<A>(*plane_weights);
+      }
+
+      const bool finest_last =
+          Device::kFinestLast && levels > 1 && gradients > 0 && !request.twice();
+      std::vector<Records> records(levels);
+      typename Device::Levels memory;
+      Tensor level_x = x, level_y = y;
+      Statistic statistic = finest;
+      for (int level = 0; level < levels; ++level) {
+        SweepRequest sweep = request.sweep_of(level);
+        if (level > 0) check_pair(level_x, level_y, statistic, false);
+        STD_TORCH_CHECK(level_x.numel() > 0, "ssimfast: level ", level, " is empty");
+        reduction.exponents[level] = request.exponents[level];
+        reduction.positions[level] = double(positions_of_plane(level_x, statistic));
+        const std::vector<Tensor> by_images = new_gradients(level_x, level_y, sweep.loss.gradients);
+        grads.insert(grads.end(), by_images.begin(), by_images.end());
+        std::vector<Tensor> pooled;
+        if (level + 1 < levels)
+          pooled = memory.new_images(level_x, by_images, request.pooling, level, request.twice());
+        const bool only_pools = level == 0 && finest_last;
+        if (only_pools) {
+          Problem<A> problem = problem_of<A>(level_x, level_y, std::nullopt, statistic);
+          set_pooled(problem, request.pooling, pooled);
+          device.sweep(problem);
+        } else {
+          records[level] =
+              device.sweep(problem_for<A>(level_x, level_y, statistic, sweep, by_images, pooled));
+        }
+        if (pooled.empty()) break;
+        level_x = pooled[0];
+        level_y = pooled[1];
+        statistic.low = 0;
+        statistic.scale = 1;
+      }
+      if (finest_last) {
+        SweepRequest sweep = request.sweep_of(0);
+        sweep.pooling = int64_t(Pooling::kNone);
+        const std::vector<Tensor> by_images(grads.begin(), grads.begin() + gradients);
+        records[0] = device.sweep(problem_for<A>(x, y, finest, sweep, by_images, {}));
+      }
+      reduction.positions_per_pixel = reduction.positions[0] / pixels_of_plane(x);
+      device.reduce(records, reduction);
+      if (request.twice()) {
+        memory = {};
+        const SweepRequest sweep = request.second_sweep(*plane_weights);
+        const std::vector<Tensor> by_images = new_gradients(x, y, gradients);
+        device.sweep(problem_for<A>(x, y, finest, sweep, by_images, {}));
+        grads.insert(grads.begin(), by_images.begin(), by_images.end());
+      }
+    });
+    return {value, terms, slopes, grads};
+  }
+
+  static void scale_(const Tensor& grad, const Tensor& upstream, double factor, int64_t count) {
+    STD_TORCH_CHECK(count > 0, "ssimfast: count must be positive, got ", count);
+    const ScaleRequest request{grad, upstream, factor / double(count)};
+    check(request);
+    if (grad.numel() > 0) Device(grad).scale(request);
+    raise_version(grad);
+  }
+
+  static void collapse_(const Tensor& finest, std::vector<Tensor> coarser, const Tensor& slopes,
+                        const Tensor& upstream, double scale, int64_t pooling, MaybeTensor x,
+                        MaybeTensor y, std::vector<double> pixel_weights, MaybeTensor rows,
+                        MaybeTensor columns) {
+    coarser.insert(coarser.begin(), finest);
+    const CollapseRequest request{std::move(coarser),
+                                  slopes,
+                                  upstream,
+                                  scale,
+                                  pooling,
+                                  std::move(x),
+                                  std::move(y),
+                                  std::move(pixel_weights),
+                                  std::move(rows),
+                                  std::move(columns)};
+    check(request);
+    if (finest.numel() > 0) Device(finest).collapse(request);
+    raise_version(finest);
+  }
+
+ private:
+  // Calls body(A{}) with the arithmetic type of a problem.
+  template <class Body>
+  static auto dispatch(const Tensor& x, bool has_mask, Body&& body) {
+    if (Device::computes_in_double(x.dim() == 5, has_mask)) return body(double{});
+    return dispatch_arithmetic(x, body);
+  }
+
+  static Tensor output(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
+    return Device::output(new_tensor(like, shape, dtype));
+  }
+
+  static Tensor new_terms(const Tensor& x, int64_t kept) {
+    std::vector<int64_t> shape = kept_shape(x, kept);
+    shape.push_back(kTerms);
+    return output(x, shape, ScalarType::Double);
+  }
+
+  // Gradients have the strides of a copy of each image.
+  static std::vector<Tensor> new_gradients(const Tensor& x, const Tensor& y, int64_t gradients) {
+    std::vector<Tensor> grads;
+    for (int64_t i = 0; i < gradients; ++i)
+      grads.push_back(Device::output(torch::stable::empty_like(i == 0 ? x : y)));
+    return grads;
+  }
+
+  static double pixels_of_plane(const Tensor& x) {
+    return double(x.numel() / (x.size(0) * x.size(1)));
+  }
+
+  template <class A>
+  static Problem<A> problem_for(const Tensor& x, const Tensor& y, const Statistic& statistic,
+                                const SweepRequest& request, const std::vector<Tensor>& grads,
+                                const std::vector<Tensor>& pooled) {
+    Problem<A> problem = problem_of<A>(x, y, std::nullopt, statistic);
+    problem.pass = grads.empty() ? Pass::kValue : Pass::kGradient;
+    set_request(problem, request);
+    set_gradients(problem, grads);
+    set_pooled(problem, request.pooling, pooled);
+    return problem;
+  }
+
+  template <class A>
+  static Reduction<A> reduction_of(const Tensor& x, const SweepRequest& request,
+                                   const Tensor& value, const Tensor& terms) {
+    Reduction<A> reduction;
+    reduction.wanted = static_cast<int>(request.wanted);
+    std::copy(request.loss.weights.begin(), request.loss.weights.end(), reduction.weights);
+    reduction.constant = request.loss.constant;
+    reduction.planes = x.size(0) * x.size(1);
+    reduction.channels = x.size(1);
+    reduction.groups = value.numel();
+    reduction.terms = data<double>(terms);
+    reduction.value = data<A>(value);
+    return reduction;
+  }
+};
+
+}  // namespace ssimfast
+
+#define SSIMFAST_REGISTER(library, Device)                                       \
+  library.impl("maps", TORCH_BOX(&ssimfast::Ops<Device>::maps));                 \
+  library.impl("maps_grad", TORCH_BOX(&ssimfast::Ops<Device>::maps_grad));       \
+  library.impl("sweep", TORCH_BOX(&ssimfast::Ops<Device>::sweep));               \
+  library.impl("sweep_levels", TORCH_BOX(&ssimfast::Ops<Device>::sweep_levels)); \
+  library.impl("scale_", TORCH_BOX(&ssimfast::Ops<Device>::scale_));             \
+  library.impl("collapse_", TORCH_BOX(&ssimfast::Ops<Device>::collapse_))

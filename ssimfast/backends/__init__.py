@@ -1,0 +1,1 @@
+"""Implementations of the ops in Python: plain PyTorch and Triton."""

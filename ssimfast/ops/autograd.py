@@ -1,0 +1,284 @@
+"""Autograd Functions around the ops, and the functions of images that the measures call."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ssimfast.backends.constants import L1, NEGATIVES, value_dtype
+from ssimfast.ops import library, multiscale
+from ssimfast.ops.multiscale import pixel_weights, wanted_bits
+from ssimfast.ops.schemas import Statistic
+
+_ValueAndTerms = Callable[..., tuple[Tensor, Tensor]]
+
+
+class Loss(NamedTuple):
+    """A weighted sum of terms plus a constant."""
+
+    weights: list[float]  # of SSIM, MS-SSIM, L1, L2, blurred L1
+    constant: float = 0.0
+    rows: Tensor | None = None  # weights of the pixels in the blurred L1, by row
+    columns: Tensor | None = None
+
+
+class Levels(NamedTuple):
+    """The pyramid of MS-SSIM."""
+
+    exponents: list[float]  # finest level first
+    pooling: int
+    negative: int
+    joint: bool  # means are averaged over channels first
+    reflect: bool  # gives the coarsest level a reflected border
+
+
+# ---- gradients that forward left for backward ---------------------------------------------------
+
+# torch has no public way to ask these two things. Where a version lacks the functions, the answers
+# are those with which backward copies gradients rather than overwrites them.
+_engine = getattr(torch._C, "_autograd", None)
+# True if the running backward pass keeps the graph for another one.
+_retains_graph: Callable[[], bool] = getattr(
+    _engine, "_get_current_graph_task_keep_graph", lambda: True
+)
+# The innermost hooks of torch.autograd.graph.saved_tensors_hooks, or None.
+_saved_tensors_hooks: Callable[[bool], Any] = getattr(
+    _engine, "_top_saved_tensors_default_hooks", lambda ignore_is_tracing: True
+)
+
+
+def _save_gradients(ctx: Any, *tensors: Tensor | None) -> None:
+    """Saves gradients for backward, which may overwrite them if nobody else has them."""
+    ctx.save_for_backward(*tensors)
+    # A hook may keep the tensor that it is given.
+    ctx.owns_saved = torch.compiler.is_compiling() or _saved_tensors_hooks(True) is None
+
+
+def _ready_to_change(ctx: Any, grad: Tensor) -> Tensor:
+    """A saved gradient, or a copy if somebody may need it again."""
+    if not torch.compiler.is_compiling() and ctx.owns_saved and not _retains_graph():
+        return grad
+    return grad.clone()
+
+
+def _in_order(x: Tensor, y: Tensor, needs: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
+    """The images in the order in which the first one needs a gradient."""
+    return (x, y) if needs[0] else (y, x)
+
+
+def _by_need(
+    grads: Sequence[Tensor], needs: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the images ``_in_order``, as gradients by x and y."""
+    return grads[0] if needs[0] else None, grads[-1] if needs[1] else None
+
+
+def _refuse_second_derivative() -> None:
+    """Raises in a backward pass with create_graph=True. (torch's once_differentiable would only
+    make the gradient a constant: a penalty on it would then be ignored without a word.)"""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "ssimfast is differentiable once: call backward or torch.autograd.grad without "
+            "create_graph=True"
+        )
+
+
+# ---- autograd Functions -------------------------------------------------------------------------
+
+
+class _Maps(torch.autograd.Function):
+    """Maps of images or volumes. Backward computes the statistics again rather than keep them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        mask: Tensor | None,
+        statistic: Statistic,
+        components: bool,
+    ) -> Any:
+        ctx.save_for_backward(x, y, mask)
+        ctx.statistic = statistic
+        return tuple(library.maps(x, y, mask, statistic, components))
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        _refuse_second_derivative()
+        needs = ctx.needs_input_grad[:2]
+        x, y, mask = ctx.saved_tensors
+        x, y = _in_order(x, y, needs)
+        grads = library.maps_grad(list(upstream), x, y, mask, ctx.statistic, sum(needs))
+        return *_by_need(grads, needs), None, None, None
+
+
+class _Sweep(torch.autograd.Function):
+    """A loss without MS-SSIM. The forward pass computes the gradient, too, on the same tiles."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, statistic: Statistic, loss: Loss, count: int, kept: int
+    ) -> Any:
+        needs = ctx.needs_input_grad[:2]
+        x, y = _in_order(x, y, needs)
+        # float32: the gradient of the value. Half types could not hold that of a mean over many
+        # pixels, or times a large weight: backward applies those factors.
+        grad_scale, grad_count = statistic.scale, count
+        ctx.factor, ctx.count = 1.0, 1
+        if x.dtype != value_dtype(x.dtype):
+            largest = max(1.0, *map(abs, loss.weights))
+            grad_scale, grad_count = 1 / largest, 1
+            ctx.factor, ctx.count = statistic.scale * largest, count
+        value, terms, grads, _ = library.sweep(
+            x,
+            y,
+            statistic,
+            **loss._asdict(),
+            kept=kept,
+            gradients=sum(needs),
+            wanted=wanted_bits(loss.weights),
+            count=count,
+            grad_scale=grad_scale,
+            grad_count=grad_count,
+        )
+        _save_gradients(ctx, *grads)
+        ctx.mark_non_differentiable(terms)
+        ctx.set_materialize_grads(False)  # of the terms: zeros that nobody reads
+        return value, terms
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, _: None) -> Any:
+        if upstream is None:  # nothing depends on the value
+            return (None,) * 6
+        _refuse_second_derivative()
+        grads = [_ready_to_change(ctx, grad) for grad in ctx.saved_tensors]
+        for grad in grads:
+            library.scale_(grad, upstream, ctx.factor, ctx.count)
+        return *_by_need(grads, ctx.needs_input_grad[:2]), *[None] * 4
+
+
+class _SweepLevels(torch.autograd.Function):
+    """A loss with MS-SSIM. Each level's sweep leaves its gradient; backward adds up the pyramid."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, statistic: Statistic, loss: Loss, levels: Levels, kept: int
+    ) -> Any:
+        needs = ctx.needs_input_grad[:2]
+        x, y = _in_order(x, y, needs)
+        value, terms, slopes, grads = _sweep_levels(
+            x, y, statistic, loss, levels, kept, gradients=sum(needs)
+        )
+        ctx.call = (statistic, loss.weights, levels)
+        images = (x, y) if any(loss.weights[L1:]) else (None, None)
+        _save_gradients(ctx, slopes, *images, loss.rows, loss.columns, *grads)
+        ctx.mark_non_differentiable(terms)
+        ctx.set_materialize_grads(False)  # of the terms: zeros that nobody reads
+        return value, terms
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, _: None) -> Any:
+        if upstream is None:  # nothing depends on the value
+            return (None,) * 6
+        _refuse_second_derivative()
+        needs = ctx.needs_input_grad[:2]
+        images = sum(needs)
+        slopes, x, y, rows, columns, *grads = ctx.saved_tensors
+        statistic, weights, levels = ctx.call
+        out = []
+        for image in range(images):
+            finest, *coarser = grads[image::images]
+            finest = _ready_to_change(ctx, finest)
+            library.collapse_(
+                finest,
+                coarser,
+                slopes,
+                upstream,
+                scale=statistic.scale,
+                pooling=levels.pooling,
+                x=x,
+                y=y,
+                pixel_weights=pixel_weights(weights, image),
+                rows=rows,
+                columns=columns,
+            )
+            out.append(finest)
+        return *_by_need(out, needs), *[None] * 4
+
+
+def _sweep_levels(
+    x: Tensor,
+    y: Tensor,
+    statistic: Statistic,
+    loss: Loss,
+    levels: Levels,
+    kept: int,
+    gradients: int,
+) -> Any:
+    call: dict[str, Any] = {**loss._asdict(), **levels._asdict()}
+    call |= {"kept": kept, "gradients": gradients}
+    if levels.reflect or levels.negative == NEGATIVES["raise"]:
+        ops = (library.sweep, library.combine_levels)
+        return multiscale.sweep_levels(*ops, x, y, statistic, **call)
+    del call["reflect"]
+    return library.sweep_levels(x, y, statistic, **call)
+
+
+# ---- functions of images ------------------------------------------------------------------------
+
+
+def _is_differentiated(*images: Tensor) -> bool:
+    """True if autograd looks at what is computed from the images. It refuses dual numbers of
+    forward-mode AD, for which the Functions have no rule."""
+    if torch.is_grad_enabled() and any(image.requires_grad for image in images):
+        return True
+    unpack: Callable[[Tensor], Any] = forward_ad.unpack_dual
+    return any(unpack(image).tangent is not None for image in images)
+
+
+def maps(
+    x: Tensor, y: Tensor, mask: Tensor | None, statistic: Statistic, components: bool = False
+) -> Sequence[Tensor]:
+    """The SSIM map, or the maps of luminance and contrast-structure."""
+    if not _is_differentiated(x, y, *([] if mask is None else [mask])):
+        return library.maps(x, y, mask, statistic, components)
+    differentiable: Callable[..., Sequence[Tensor]] = _Maps.apply
+    return differentiable(x, y, mask, statistic, components)
+
+
+def loss_of(
+    x: Tensor, y: Tensor, statistic: Statistic, loss: Loss, count: int, kept: int
+) -> tuple[Tensor, Tensor]:
+    """The loss, whose terms are sums divided by ``count``, and its terms (..., 5), which are not
+    differentiable.
+
+    The constant makes a loss of a similarity without a node of autograd, which would take as long
+    as a small image.
+    """
+    if _is_differentiated(x, y):
+        differentiable: _ValueAndTerms = _Sweep.apply
+        return differentiable(x, y, statistic, loss, count, kept)
+    value, terms, *_ = library.sweep(
+        x,
+        y,
+        statistic,
+        **loss._asdict(),
+        kept=kept,
+        gradients=0,
+        wanted=wanted_bits(loss.weights),
+        count=count,
+    )
+    return value, terms
+
+
+def multi_scale_loss_of(
+    x: Tensor, y: Tensor, statistic: Statistic, loss: Loss, levels: Levels, kept: int
+) -> tuple[Tensor, Tensor]:
+    """The same for a loss with MS-SSIM; all terms are means."""
+    if _is_differentiated(x, y):
+        differentiable: _ValueAndTerms = _SweepLevels.apply
+        return differentiable(x, y, statistic, loss, levels, kept)
+    value, terms, *_ = _sweep_levels(x, y, statistic, loss, levels, kept, gradients=0)
+    return value, terms

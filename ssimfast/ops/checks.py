@@ -1,0 +1,281 @@
+"""Preconditions of the ops, for backends in Python. csrc/ops.cpp has the same for compiled kernels.
+
+The public functions say more about a user's mistake, and sooner. These checks keep a direct call
+of an op from reading memory that is not there, and from a result that means nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssimfast.backends import constants
+from ssimfast.backends.constants import value_dtype, widest_dtype
+from ssimfast.ops.schemas import Statistic
+
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _error(message: str) -> RuntimeError:
+    return RuntimeError(f"ssimfast: {message}")
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
+
+
+def _tensor(
+    name: str, tensor: Tensor | None, shape: Sequence[int], dtype: torch.dtype, like: Tensor
+) -> None:
+    """Checks shape and dtype of a tensor, if there is one, and that it is on the device of
+    ``like``."""
+    if tensor is None:
+        return
+    if tensor.shape != tuple(shape) or tensor.dtype != dtype or tensor.device != like.device:
+        wanted = f"{tuple(shape)} {dtype} on {like.device}"
+        raise _error(f"{name} must be {wanted}, got {_kind(tensor)}")
+
+
+def _length(name: str, numbers: Sequence[float], length: int) -> None:
+    if len(numbers) != length:
+        raise _error(f"{name} must be {length} numbers, got {len(numbers)}")
+
+
+def _within(name: str, number: int, least: int, most: int) -> None:
+    if not least <= number <= most:
+        raise _error(f"{name} must be {least} to {most}, got {number}")
+
+
+def _positive(name: str, count: int) -> None:
+    if count < 1:
+        raise _error(f"{name} must be positive, got {count}")
+
+
+def _pair(x: Tensor, y: Tensor, statistic: Statistic, ranks: tuple[int, ...]) -> None:
+    if x.dim() not in ranks:
+        raise _error(f"images must have {' or '.join(map(str, ranks))} dimensions, got {x.dim()}")
+    if x.shape != y.shape or x.dtype != y.dtype or x.device != y.device:
+        raise _error(f"x and y differ: {_kind(x)}, {_kind(y)}")
+    if x.dtype not in _FLOATING and x.dtype != torch.uint8:
+        raise _error(f"images must be floating point or uint8, got {x.dtype}")
+    window, size = statistic.window, len(statistic.window)
+    if size % 2 == 0 or size > constants.MAX_WINDOW_SIZE:
+        raise _error(f"window must have 1, 3, ... {constants.MAX_WINDOW_SIZE} taps, got {size}")
+    if window[: size // 2] != window[: size // 2 : -1]:
+        raise _error("window must be symmetric")
+    if not statistic.same and min(x.shape[2:]) < size:
+        raise _error(f"image {tuple(x.shape[2:])} is smaller than the window of {size}")
+
+
+def _gradients(gradients: int, x: Tensor, least: int = 0) -> None:
+    _within("gradients", gradients, least, 2)
+    if gradients > 0 and x.dtype == torch.uint8:
+        raise _error("8-bit images have no gradient")
+
+
+def _pixel_counts(
+    rows: Tensor | None, columns: Tensor | None, x: Tensor, blurred_l1: bool | float
+) -> None:
+    if (rows is None) != (columns is None) or (blurred_l1 and rows is None):
+        raise _error("the blurred L1 needs both rows and columns")
+    _tensor("rows", rows, x.shape[2:3], value_dtype(x.dtype), x)
+    _tensor("columns", columns, x.shape[3:], value_dtype(x.dtype), x)
+
+
+def _pooling(pooling: int, least: int = 0) -> None:
+    _within("pooling", pooling, least, max(constants.POOLINGS.values()))
+
+
+def pooled_shape(shape: Sequence[int], pooling: int) -> tuple[int, ...]:
+    """The shape of images of the next pyramid level."""
+    up = 0 if pooling == constants.POOLINGS["floor"] else 1
+    return *shape[:2], *((size + up) // 2 for size in shape[2:])
+
+
+def _maps(
+    x: Tensor, y: Tensor, mask: Tensor | None, statistic: Statistic, components: bool
+) -> None:
+    _pair(x, y, statistic, (4, 5))
+    _tensor("mask", mask, x.shape, value_dtype(x.dtype), x)
+    if components and (mask is not None or x.dim() != 4):
+        raise _error("components are those of images without a mask")
+
+
+def _maps_grad(
+    upstream: list[Tensor],
+    x: Tensor,
+    y: Tensor,
+    mask: Tensor | None,
+    statistic: Statistic,
+    gradients: int,
+) -> None:
+    _within("the number of upstream gradients", len(upstream), 1, 2)
+    _maps(x, y, mask, statistic, len(upstream) == 2)
+    _gradients(gradients, x, least=1)
+    shape = (*x.shape[:2], *statistic.map_sizes(x.shape[2:]))
+    for by_map in upstream:
+        _tensor("the gradient of the map", by_map, shape, value_dtype(x.dtype), x)
+
+
+def _sweep(
+    x: Tensor,
+    y: Tensor,
+    statistic: Statistic,
+    weights: list[float],
+    constant: float,
+    rows: Tensor | None,
+    columns: Tensor | None,
+    kept: int,
+    gradients: int,
+    wanted: int,
+    count: int,
+    grad_scale: float,
+    grad_count: int,
+    plane_weights: Tensor | None,
+    pooling: int,
+) -> None:
+    _pair(x, y, statistic, (4, 5))
+    _length("weights", weights, constants.TERMS)
+    _within("wanted", wanted, 0, 2**constants.TERMS - 1)
+    _positive("count", count)
+    _positive("grad_count", grad_count)
+    _within("kept", kept, 0, 2)
+    _gradients(gradients, x)
+    _pooling(pooling)
+    if x.dim() == 5:
+        others = wanted >> 1 or any(weights[1:]) or pooling or plane_weights is not None
+        if others or rows is not None or columns is not None:
+            raise _error("volumes have SSIM only")
+        return
+    _tensor("plane_weights", plane_weights, (*x.shape[:2], 2), value_dtype(x.dtype), x)
+    term = constants.BLURRED_L1
+    _pixel_counts(rows, columns, x, weights[term] or wanted >> term)
+
+
+def _sweep_levels(
+    x: Tensor,
+    y: Tensor,
+    statistic: Statistic,
+    weights: list[float],
+    constant: float,
+    rows: Tensor | None,
+    columns: Tensor | None,
+    kept: int,
+    gradients: int,
+    exponents: list[float],
+    pooling: int,
+    negative: int,
+    joint: bool,
+) -> None:
+    _within("the number of exponents", len(exponents), 1, constants.MAX_LEVELS)
+    _pooling(pooling, least=1)
+    _within("negative", negative, 0, 1)
+    _length("weights", weights, constants.TERMS)
+    _within("kept", kept, 0, 2)
+    _gradients(gradients, x)
+    _pair(x, y, statistic, (4,))
+    _pixel_counts(rows, columns, x, weights[constants.BLURRED_L1])
+    shape: Sequence[int] = x.shape
+    for level in range(len(exponents)):
+        if 0 in shape:
+            raise _error(f"level {level} is empty: {tuple(shape)}")
+        shape = pooled_shape(shape, pooling)
+
+
+def _combine_levels(
+    terms: list[Tensor],
+    positions: list[int],
+    exponents: list[float],
+    negative: int,
+    joint: bool,
+    weights: list[float],
+    constant: float,
+    kept: int,
+) -> None:
+    levels = len(terms)
+    _within("the number of terms", levels, 1, constants.MAX_LEVELS)
+    _length("exponents", exponents, levels)
+    _length("positions", positions, levels)
+    _within("negative", negative, 0, 2)
+    _length("weights", weights, constants.TERMS)
+    _within("kept", kept, 0, 2)
+    _positive("positions", min(positions))
+    first = terms[0]
+    if first.dim() != 3:
+        raise _error(f"terms must be (N, C, {constants.TERMS}), got {_kind(first)}")
+    for term in terms:
+        _tensor("terms", term, (*first.shape[:2], constants.TERMS), widest_dtype(first), first)
+
+
+def _upstream(grad: Tensor, upstream: Tensor, ranks: tuple[int, ...]) -> None:
+    """Checks the upstream gradient of a value for all planes, for each image or for each plane."""
+    if grad.dim() not in ranks:
+        raise _error(
+            f"the gradient must have {' or '.join(map(str, ranks))} dimensions, got {grad.dim()}"
+        )
+    if grad.dtype not in _FLOATING:
+        raise _error(f"the gradient must be floating point, got {grad.dtype}")
+    if upstream.dim() > 2:
+        raise _error(f"the upstream gradient does not fit the value, got {_kind(upstream)}")
+    shape = grad.shape[: upstream.dim()]
+    _tensor("the upstream gradient", upstream, shape, value_dtype(grad.dtype), grad)
+
+
+def _scale(grad: Tensor, upstream: Tensor, factor: float, count: int) -> None:
+    _upstream(grad, upstream, (4, 5))
+    _positive("count", count)
+
+
+def _collapse(
+    finest: Tensor,
+    coarser: list[Tensor],
+    slopes: Tensor,
+    upstream: Tensor,
+    scale: float,
+    pooling: int,
+    x: Tensor | None,
+    y: Tensor | None,
+    pixel_weights: list[float],
+    rows: Tensor | None,
+    columns: Tensor | None,
+) -> None:
+    levels = 1 + len(coarser)
+    _within("the number of gradients", levels, 1, constants.MAX_LEVELS)
+    _pooling(pooling)
+    _upstream(finest, upstream, (4,))
+    _tensor("slopes", slopes, (*finest.shape[:2], levels), widest_dtype(finest), finest)
+    _length("pixel_weights", pixel_weights, constants.TERMS - constants.L1)
+    if (x is None) != (y is None):
+        raise _error("x and y come in pairs")
+    if x is None and any(pixel_weights):
+        raise _error("pixel_weights need x and y")
+    _tensor("x", x, finest.shape, finest.dtype, finest)
+    _tensor("y", y, finest.shape, finest.dtype, finest)
+    _pixel_counts(rows, columns, finest, pixel_weights[-1])
+    shape: Sequence[int] = finest.shape
+    for level, grad in enumerate(coarser, start=1):
+        shape = pooled_shape(shape, pooling)
+        _tensor(f"the gradient of level {level}", grad, shape, value_dtype(finest.dtype), finest)
+
+
+CHECKS: dict[str, Callable[..., None]] = {
+    "maps": _maps,
+    "maps_grad": _maps_grad,
+    "sweep": _sweep,
+    "sweep_levels": _sweep_levels,
+    "combine_levels": _combine_levels,
+    "scale_": _scale,
+    "collapse_": _collapse,
+}
+
+
+def checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of that op, refusing what would break it."""
+    check = CHECKS[name]
+
+    def call(**given: Any) -> Any:
+        check(**given)
+        return function(**given)
+
+    return call

@@ -1,0 +1,51 @@
+// The emulator in the place of csrc/cuda/launcher.h: launches run here, to their end, on tensors of
+// the CPU. The ops have a namespace of their own.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <type_traits>
+
+#include "emulator.h"
+
+#define SSIMFAST_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(ssimfast_emulated, CPU, m)
+
+namespace ssimfast::cuda {
+
+constexpr int kToolkit = 0;
+
+inline bool is_chosen() { return true; }
+
+class Launcher {
+ public:
+  explicit Launcher(const torch::stable::Tensor&) {}
+
+  // Those of a small device, unless a test wants another number.
+  int multiprocessors() const {
+    const char* wanted = std::getenv("SSIMFAST_EMULATED_MULTIPROCESSORS");
+    return wanted == nullptr ? 8 : std::atoi(wanted);
+  }
+
+  template <class... P>
+  void allow_shared(void (*kernel)(P...), int64_t most_bytes) const {
+    emulator::allow_shared(kernel, most_bytes);
+  }
+
+  template <class... P>
+  void operator()(void (*kernel)(P...), int64_t blocks, int threads, int64_t shared_bytes,
+                  const std::type_identity_t<P>&... arguments) const {
+    emulator::launch(kernel, blocks, threads, shared_bytes, arguments...);
+  }
+
+  // Fills a new tensor with NaN, which shows what a kernel fails to write.
+  static torch::stable::Tensor output(torch::stable::Tensor tensor) {
+    const int64_t bytes = tensor.numel() * tensor.element_size();
+    if (bytes > 0) emulator::poison(tensor.mutable_data_ptr(), size_t(bytes));
+    return tensor;
+  }
+};
+
+}  // namespace ssimfast::cuda
