@@ -8,13 +8,10 @@ import warnings
 from dataclasses import MISSING, fields
 from pathlib import Path
 
-# A waiting OpenMP thread spins for a while before it sleeps. On busy cores that takes the core from
-# the thread it waits for; without spinning, the demo's network took 1.5 to 2 times as long on quiet
-# ones. A sixth of the usual spins did as well as the better of both. libgomp, the OpenMP of torch
-# on Linux, reads the variable as torch is loaded; others ignore it.
-WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
-if __name__ == "__main__" and not os.environ.keys() & set(WAITING):
-    os.environ["GOMP_SPINCOUNT"] = "50000"
+from cyclegan.threads import choose_waiting, running_others
+
+if __name__ == "__main__":  # before torch is loaded
+    choose_waiting(os.environ, running_others())
 
 import torch
 from accelerate import PartialState

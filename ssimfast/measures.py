@@ -28,9 +28,9 @@ from ssimfast.arguments import (
 from ssimfast.backends import constants
 from ssimfast.backends.constants import value_dtype, widest_dtype
 from ssimfast.ops import autograd
-from ssimfast.ops.autograd import Levels, Loss
+from ssimfast.ops.autograd import Levels
 from ssimfast.ops.reflection import differentiable_reflected
-from ssimfast.ops.schemas import Statistic
+from ssimfast.ops.schemas import Loss, Statistic
 from ssimfast.typing import (
     Channels,
     LossPadding,

@@ -11,7 +11,7 @@ import ssimfast
 from ssimfast.arguments import gaussian_taps
 from ssimfast.backends.constants import NEGATIVES, TERMS, value_dtype
 from ssimfast.ops import library
-from ssimfast.ops.schemas import ARGUMENTS
+from ssimfast.ops.schemas import ARGUMENTS, Loss
 
 SETTINGS = (gaussian_taps(2, 1.5), 1e-4, 9e-4, 0.0, 1.0)
 LAYOUTS = {
@@ -144,10 +144,7 @@ def has_kernel(name: str, given: dict[str, Any]) -> bool:
 
 # Keywords of a plain sweep in Python.
 SWEEP = {
-    "weights": [1.0, 0.0, 0.0, 0.0, 0.0],
-    "constant": 0.0,
-    "rows": None,
-    "columns": None,
+    "loss": Loss([1.0, 0.0, 0.0, 0.0, 0.0]),
     "kept": 1,
     "gradients": 0,
     "wanted": 1,

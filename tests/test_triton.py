@@ -32,7 +32,7 @@ import ssimfast
 from ssimfast.arguments import gaussian_taps
 from ssimfast.backends import constants, reference
 from ssimfast.ops import library
-from ssimfast.ops.schemas import Statistic
+from ssimfast.ops.schemas import Loss, Statistic
 
 pytestmark = [
     pytest.mark.needs("triton"),
@@ -319,12 +319,9 @@ def test_optional_numbers_of_any_strides():
     x, y = pair(2, 3, 12, 13)
     statistic = Statistic(gaussian_taps(1, 1.5), 1e-4, 9e-4, 0.0, 1.0, True)
     request = test_ops.SWEEP | {
-        "weights": [0.2] * 5,
+        "loss": Loss([0.2] * 5, 0.3, torch.rand(24)[::2], torch.rand(1).expand(13)),
         "wanted": 31,
-        "constant": 0.3,
         "plane_weights": torch.rand(2, 2, 3).mT,
-        "rows": torch.rand(24)[::2],
-        "columns": torch.rand(1).expand(13),
         "kept": 0,
         "gradients": 1,
     }

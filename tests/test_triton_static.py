@@ -98,11 +98,11 @@ import torch, triton_ahead as ahead
 kernels = set()
 for height, width in {sizes}:
     x = torch.empty(1, 3, height, width + 3)[..., 3:]
-    loss = dict(weights=[1.0, 0, 0, 0, 0], constant=0.0, rows=None, columns=None, kept=0)
-    request = dict(gradients=1, wanted=1, count=height * width, grad_scale=1.0, pooling=1)
+    loss = ahead.Loss([1.0, 0, 0, 0, 0])
+    request = dict(kept=0, gradients=1, wanted=1, count=height * width, grad_scale=1.0, pooling=1)
     rest = dict(grad_count=height * width, plane_weights=None)
     statistic = ahead.statistic(11)
-    call = dict(x=x, y=x, statistic=statistic, **loss, **request, **rest)
+    call = dict(x=x, y=x, statistic=statistic, loss=loss, **request, **rest)
     kernels |= set(ahead.launches_of("sweep", **call))
     one = torch.zeros(())
     grad = torch.empty(1, 3, height, width)

@@ -25,7 +25,7 @@ from ssimfast.arguments import gaussian_taps
 from ssimfast.backends import constants
 from ssimfast.backends.triton import kernels, launch
 from ssimfast.ops.multiscale import wanted_bits
-from ssimfast.ops.schemas import Statistic
+from ssimfast.ops.schemas import Loss, Statistic
 
 NVIDIA = (80, 90, 100, 120)
 AMD = ("gfx942",)
@@ -193,10 +193,7 @@ def sweep_launches(size: int, dtype: torch.dtype, gradients: int, more: bool) ->
         x=x,
         y=y,
         statistic=statistic(size),
-        weights=weights,
-        constant=0.0,
-        rows=rows,
-        columns=columns,
+        loss=Loss(weights, 0.0, rows, columns),
         kept=0,
         gradients=gradients,
         wanted=wanted_bits(weights),

@@ -27,7 +27,7 @@ from ssimfast.backends.constants import (
     value_dtype,
     widest_dtype,
 )
-from ssimfast.ops.schemas import Statistic
+from ssimfast.ops.schemas import Loss, Statistic
 
 
 def _spatial_dims(image: Tensor) -> tuple[int, ...]:
@@ -305,10 +305,7 @@ def sweep(
     x: Tensor,
     y: Tensor,
     statistic: Statistic,
-    weights: list[float],
-    constant: float,
-    rows: Tensor | None,
-    columns: Tensor | None,
+    loss: Loss,
     kept: int,
     gradients: int,
     wanted: int,
@@ -318,6 +315,7 @@ def sweep(
     plane_weights: Tensor | None,
     pooling: int,
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    weights, constant, rows, columns = loss
     local = _LocalStatistics(x, y, statistic)
     d = local.d
     positions_per_pixel = local.n1[0, 0].numel() / d[0, 0].numel() if d.numel() else 1.0

@@ -10,18 +10,9 @@ from torch.autograd import forward_ad
 from ssimfast.backends.constants import L1, NEGATIVES, value_dtype
 from ssimfast.ops import library, multiscale
 from ssimfast.ops.multiscale import pixel_weights, wanted_bits
-from ssimfast.ops.schemas import Statistic
+from ssimfast.ops.schemas import Loss, Statistic
 
 _ValueAndTerms = Callable[..., tuple[Tensor, Tensor]]
-
-
-class Loss(NamedTuple):
-    """A weighted sum of terms plus a constant."""
-
-    weights: list[float]  # of SSIM, MS-SSIM, L1, L2, blurred L1
-    constant: float = 0.0
-    rows: Tensor | None = None  # weights of the pixels in the blurred L1, by row
-    columns: Tensor | None = None
 
 
 class Levels(NamedTuple):
@@ -135,7 +126,7 @@ class _Sweep(torch.autograd.Function):
             x,
             y,
             statistic,
-            **loss._asdict(),
+            loss,
             kept=kept,
             gradients=sum(needs),
             wanted=wanted_bits(loss.weights),
@@ -217,13 +208,12 @@ def _sweep_levels(
     kept: int,
     gradients: int,
 ) -> Any:
-    call: dict[str, Any] = {**loss._asdict(), **levels._asdict()}
-    call |= {"kept": kept, "gradients": gradients}
+    call: dict[str, Any] = {"kept": kept, "gradients": gradients, **levels._asdict()}
     if levels.reflect or levels.negative == NEGATIVES["raise"]:
         ops = (library.sweep, library.combine_levels)
-        return multiscale.sweep_levels(*ops, x, y, statistic, **call)
+        return multiscale.sweep_levels(*ops, x, y, statistic, loss, **call)
     del call["reflect"]
-    return library.sweep_levels(x, y, statistic, **call)
+    return library.sweep_levels(x, y, statistic, loss, **call)
 
 
 # ---- functions of images ------------------------------------------------------------------------
@@ -232,8 +222,10 @@ def _sweep_levels(
 def _is_differentiated(*images: Tensor) -> bool:
     """True if autograd looks at what is computed from the images. It refuses dual numbers of
     forward-mode AD, for which the Functions have no rule."""
-    if torch.is_grad_enabled() and any(image.requires_grad for image in images):
-        return True
+    if torch.is_grad_enabled():
+        for image in images:
+            if image.requires_grad:
+                return True
     unpack: Callable[[Tensor], Any] = forward_ad.unpack_dual
     return any(unpack(image).tangent is not None for image in images)
 
@@ -264,7 +256,7 @@ def loss_of(
         x,
         y,
         statistic,
-        **loss._asdict(),
+        loss,
         kept=kept,
         gradients=0,
         wanted=wanted_bits(loss.weights),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssimfast.backends import constants
 from ssimfast.backends.constants import value_dtype, widest_dtype
-from ssimfast.ops.schemas import Statistic
+from ssimfast.ops.schemas import Loss, Statistic
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -122,10 +122,7 @@ def _sweep(
     x: Tensor,
     y: Tensor,
     statistic: Statistic,
-    weights: list[float],
-    constant: float,
-    rows: Tensor | None,
-    columns: Tensor | None,
+    loss: Loss,
     kept: int,
     gradients: int,
     wanted: int,
@@ -135,6 +132,7 @@ def _sweep(
     plane_weights: Tensor | None,
     pooling: int,
 ) -> None:
+    weights, _, rows, columns = loss
     _pair(x, y, statistic, (4, 5))
     _length("weights", weights, constants.TERMS)
     _within("wanted", wanted, 0, 2**constants.TERMS - 1)
@@ -157,10 +155,7 @@ def _sweep_levels(
     x: Tensor,
     y: Tensor,
     statistic: Statistic,
-    weights: list[float],
-    constant: float,
-    rows: Tensor | None,
-    columns: Tensor | None,
+    loss: Loss,
     kept: int,
     gradients: int,
     exponents: list[float],
@@ -171,11 +166,11 @@ def _sweep_levels(
     _within("the number of exponents", len(exponents), 1, constants.MAX_LEVELS)
     _pooling(pooling, least=1)
     _within("negative", negative, 0, 1)
-    _length("weights", weights, constants.TERMS)
+    _length("weights", loss.weights, constants.TERMS)
     _within("kept", kept, 0, 2)
     _gradients(gradients, x)
     _pair(x, y, statistic, (4,))
-    _pixel_counts(rows, columns, x, weights[constants.BLURRED_L1])
+    _pixel_counts(loss.rows, loss.columns, x, loss.weights[constants.BLURRED_L1])
     shape: Sequence[int] = x.shape
     for level in range(len(exponents)):
         if 0 in shape:

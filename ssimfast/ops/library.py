@@ -17,7 +17,7 @@ from ssimfast.backends import constants, reference
 from ssimfast.backends.constants import value_dtype, widest_dtype
 from ssimfast.ops import multiscale
 from ssimfast.ops.checks import checked, pooled_shape
-from ssimfast.ops.schemas import ARGUMENTS, DIGEST, SCHEMAS, Statistic
+from ssimfast.ops.schemas import ARGUMENTS, DIGEST, SCHEMAS, Loss, Statistic
 
 _PACKAGE = Path(__file__).parents[1]
 _Function = Callable[..., Any]
@@ -65,15 +65,16 @@ OPS: dict[str, _Function] = {name: getattr(torch.ops.ssimfast, name).default for
 
 
 def by_position(name: str, function: _Function) -> _Function:
-    """A kernel for the dispatcher: passes the arguments of the schema by name, and those of
-    ``Statistic`` as one."""
+    """A kernel for the dispatcher: passes the arguments of the schema by name, those of
+    ``Statistic`` and of ``Loss`` as one each."""
     names = ARGUMENTS[name]
-    has_statistic = "window" in names
+    kinds: dict[str, Any] = {"statistic": Statistic, "loss": Loss}
+    packed = {key: kind for key, kind in kinds.items() if set(kind._fields) <= set(names)}
 
     def kernel(*values: Any) -> Any:
         given = dict(zip(names, values, strict=True))
-        if has_statistic:
-            given["statistic"] = Statistic(*(given.pop(field) for field in Statistic._fields))
+        for key, kind in packed.items():
+            given[key] = kind(*(given.pop(field) for field in kind._fields))
         return function(**given)
 
     return kernel
@@ -157,7 +158,7 @@ def _tensors(values: Any) -> Iterator[Tensor]:
     for value in values:
         if isinstance(value, Tensor):
             yield value
-        elif isinstance(value, list):
+        elif isinstance(value, (list, Loss)):
             yield from _tensors(value)
 
 
@@ -286,11 +287,8 @@ def sweep(
     x: Tensor,
     y: Tensor,
     statistic: Statistic,
+    loss: Loss,
     *,
-    weights: list[float],
-    constant: float,
-    rows: Tensor | None = None,
-    columns: Tensor | None = None,
     kept: int,
     gradients: int,
     wanted: int,
@@ -300,8 +298,7 @@ def sweep(
     plane_weights: Tensor | None = None,
     pooling: int = constants.POOLINGS["none"],
 ) -> Swept:
-    loss = (weights, constant, rows, columns, kept, gradients)
-    rest = (wanted, count, grad_scale, grad_count, plane_weights, pooling)
+    rest = (kept, gradients, wanted, count, grad_scale, grad_count, plane_weights, pooling)
     return Swept(*OPS["sweep"](x, y, *statistic, *loss, *rest))
 
 
@@ -309,11 +306,8 @@ def sweep_levels(
     x: Tensor,
     y: Tensor,
     statistic: Statistic,
+    loss: Loss,
     *,
-    weights: list[float],
-    constant: float,
-    rows: Tensor | None,
-    columns: Tensor | None,
     kept: int,
     gradients: int,
     exponents: list[float],
@@ -321,9 +315,8 @@ def sweep_levels(
     negative: int,
     joint: bool,
 ) -> SweptLevels:
-    loss = (weights, constant, rows, columns, kept, gradients)
-    levels = (exponents, pooling, negative, joint)
-    return SweptLevels(*OPS["sweep_levels"](x, y, *statistic, *loss, *levels))
+    rest = (kept, gradients, exponents, pooling, negative, joint)
+    return SweptLevels(*OPS["sweep_levels"](x, y, *statistic, *loss, *rest))
 
 
 def combine_levels(

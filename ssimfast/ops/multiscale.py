@@ -18,7 +18,7 @@ from ssimfast.backends.constants import (
     value_dtype,
 )
 from ssimfast.ops.reflection import folded, reflected
-from ssimfast.ops.schemas import Statistic
+from ssimfast.ops.schemas import Loss, Statistic
 
 
 def wanted_bits(weights: list[float]) -> int:
@@ -37,10 +37,7 @@ def sweep_levels(
     x: Tensor,
     y: Tensor,
     statistic: Statistic,
-    weights: list[float],
-    constant: float,
-    rows: Tensor | None,
-    columns: Tensor | None,
+    loss: Loss,
     kept: int,
     gradients: int,
     exponents: list[float],
@@ -53,7 +50,7 @@ def sweep_levels(
 
     ``reflect`` gives the images of the coarsest level a reflected border.
     """
-    coarsest = len(exponents) - 1
+    weights, coarsest = loss.weights, len(exponents) - 1
     # With SSIM beside MS-SSIM, the gradient of the finest level needs two weights a plane, which
     # are known after all levels are combined: then it is swept again.
     twice = gradients > 0 and weights[SSIM] != 0
@@ -76,10 +73,7 @@ def sweep_levels(
         _, term, by_images, pooled = sweep(
             *images,
             on_level,
-            weights=only(mean),
-            constant=0.0,
-            rows=rows if finest else None,
-            columns=columns if finest else None,
+            loss._replace(weights=only(mean), constant=0.0) if finest else Loss(only(mean)),
             kept=2,
             gradients=0 if finest and twice else gradients,
             wanted=wanted,
@@ -101,7 +95,7 @@ def sweep_levels(
         negative=negative,
         joint=joint,
         weights=weights,
-        constant=constant,
+        constant=loss.constant,
         kept=kept,
     )
     if twice:
@@ -111,10 +105,7 @@ def sweep_levels(
             x,
             y,
             statistic,
-            weights=[0.0] * TERMS,
-            constant=0.0,
-            rows=None,
-            columns=None,
+            Loss([0.0] * TERMS),
             kept=0,
             gradients=gradients,
             wanted=0,

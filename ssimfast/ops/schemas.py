@@ -6,7 +6,7 @@ Arguments that several ops share:
   bfloat16 and uint8 are computed in float32, which is then the dtype of values and maps. Gradients
   have the dtype of the images; uint8 has none.
 - ``mask``: weights of the pixels, with the shape of ``x`` and the dtype of a map.
-- ``Statistic``: window, constants and value range; see there.
+- ``Statistic``: window, constants and value range; ``Loss``: weights of the terms; see there.
 - ``gradients``: number of gradients: 1 by ``x``, 2 by both. (For ``y`` alone, swap the images:
   SSIM is symmetric.)
 - ``weights``: five factors, one for each term: SSIM, contrast-structure (or MS-SSIM), L1, L2,
@@ -46,7 +46,7 @@ in the finest, and adds the gradients of L1, L2 and blurred L1 (``pixel_weights`
 
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Statistic(NamedTuple):
@@ -59,18 +59,33 @@ class Statistic(NamedTuple):
     scale: float
     same: bool  # pads with black (`low`), else only windows inside the image
 
+    @property
+    def lost(self) -> int:
+        """Pixels by which a map is smaller than the images, along each spatial dimension."""
+        return 0 if self.same else len(self.window) - 1
+
     def map_sizes(self, sizes: Sequence[int]) -> list[int]:
         """The spatial sizes of a map of images with these spatial sizes."""
-        lost = 0 if self.same else len(self.window) - 1
-        return [size - lost for size in sizes]
+        return [size - self.lost for size in sizes]
 
     def positions(self, shape: Sequence[int], kept: int) -> int:
         """Number of windows that one value sees, of ``kept`` leading dimensions, in images of
         this shape."""
-        count = 1
-        for size in (*shape[kept:2], *self.map_sizes(shape[2:])):
+        count, lost = 1, self.lost
+        for size in shape[kept:2]:
             count = count * size
+        for size in shape[2:]:
+            count = count * (size - lost)
         return count
+
+
+class Loss(NamedTuple):
+    """A weighted sum of terms plus a constant."""
+
+    weights: list[float]  # of SSIM, MS-SSIM, L1, L2, blurred L1
+    constant: float = 0.0
+    rows: Any = None  # Tensor or None: weights of the pixels in the blurred L1, by row
+    columns: Any = None
 
 
 _STATISTIC = "float[] window, float c1, float c2, float low, float scale, bool same"

@@ -22,7 +22,7 @@ from ssimfast.backends.constants import value_dtype, widest_dtype
 from ssimfast.backends.triton import kernels
 from ssimfast.ops import library, multiscale
 from ssimfast.ops.checks import checked
-from ssimfast.ops.schemas import Statistic
+from ssimfast.ops.schemas import Loss, Statistic
 
 _RESIDENT_THREADS = 384  # of a multiprocessor, in blocks of 128, as registers allow
 _LEAST_ROWS = 16
@@ -259,10 +259,7 @@ def sweep(
     x: Tensor,
     y: Tensor,
     statistic: Statistic,
-    weights: list[float],
-    constant: float,
-    rows: Tensor | None,
-    columns: Tensor | None,
+    loss: Loss,
     kept: int,
     gradients: int,
     wanted: int,
@@ -273,9 +270,9 @@ def sweep(
     pooling: int,
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
     if x.dim() == 5:
-        loss = (weights, constant, rows, columns, kept, gradients, wanted, count)
-        rest = (grad_scale, grad_count, plane_weights, pooling)
-        return reference.sweep(x, y, statistic, *loss, *rest)
+        rest = (wanted, count, grad_scale, grad_count, plane_weights, pooling)
+        return reference.sweep(x, y, statistic, loss, kept, gradients, *rest)
+    weights, constant, rows, columns = loss
     launch = _Sweep(x, y, statistic, gradients)
     value = x.new_empty(x.shape[:kept], dtype=launch.arithmetic)
     terms = x.new_empty((*value.shape, constants.TERMS), dtype=widest_dtype(x))
