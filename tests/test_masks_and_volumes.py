@@ -314,10 +314,12 @@ def test_every_window_of_volumes(backend, window_size, window, padding):
     assert_matches_oracle(*pair(1, 2, 7, 8, 9), sigma=window_size / 6 + 0.2, **arguments)
 
 
+@pytest.mark.long_with("cuda-emulated")
 def test_default_window_of_volumes(backend):
     assert_matches_oracle(*pair(1, 1, 12, 13, 11))
 
 
+@pytest.mark.long_with("cuda-emulated")
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 def test_every_dtype_of_volumes(backend, dtype):
     x, y = pair(2, 2, 9, 8, 10, dtype=dtype)
@@ -363,6 +365,7 @@ def test_a_volume_of_one_slice_is_no_image(backend):
     assert (deep[:, :, 0] - flat).abs().max() > 1e-3
 
 
+@pytest.mark.long_with("cuda-emulated")
 def test_far_from_the_range_in_three_dimensions(backend):
     x, y = 1000 + torch.rand(1, 1, 9, 9, 9), 1000 + torch.rand(1, 1, 9, 9, 9)
     for padding in ("valid", "same"):
