@@ -115,7 +115,7 @@ A* data(const Tensor& tensor) {
   return static_cast<A*>(tensor.mutable_data_ptr());
 }
 
-// The numbers of an optional argument; null if it was not given.
+// The numbers of a tensor that is only read; null if an optional one was not given.
 template <class A>
 const A* numbers(const MaybeTensor& tensor) {
   return tensor ? static_cast<const A*>(tensor->const_data_ptr()) : nullptr;

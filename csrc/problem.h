@@ -8,6 +8,8 @@
 
 namespace ssimfast {
 
+SSIMFAST_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 enum class Dtype : int { kFloat32, kFloat16, kBFloat16, kFloat64, kUInt8 };
 
 enum class Pass {

@@ -8,10 +8,10 @@ import warnings
 from dataclasses import MISSING, fields
 from pathlib import Path
 
-from cyclegan.threads import choose_waiting, running_others
+from cyclegan.threads import choose_waiting
 
 if __name__ == "__main__":  # before torch is loaded
-    choose_waiting(os.environ, running_others())
+    choose_waiting(os.environ)
 
 import torch
 from accelerate import PartialState

@@ -10,7 +10,7 @@ from statistics import median
 VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 
 
-def choose_waiting(environment: MutableMapping[str, str], others: int) -> None:
+def choose_waiting(environment: MutableMapping[str, str]) -> None:
     """Sets how threads of libgomp, the OpenMP of torch on Linux, wait; other OpenMPs ignore it.
 
     A waiting thread spins for a while before it sleeps. On quiet cores that halves the time of a
@@ -18,13 +18,12 @@ def choose_waiting(environment: MutableMapping[str, str], others: int) -> None:
 
     Args:
         environment: changed, unless it says already how threads wait.
-        others: number of threads of other programs that are running.
     """
     if environment.keys() & set(VARIABLES):
         return
     cores = os.cpu_count() or 1
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
-    if others + own > cores:
+    if running_others() + own > cores:
         environment["OMP_WAIT_POLICY"] = "PASSIVE"
     else:
         # A thirtieth of the usual spins: as quick on quiet cores, quicker if they get busy later.

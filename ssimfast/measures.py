@@ -28,9 +28,8 @@ from ssimfast.arguments import (
 from ssimfast.backends import constants
 from ssimfast.backends.constants import value_dtype, widest_dtype
 from ssimfast.ops import autograd
-from ssimfast.ops.autograd import Levels
 from ssimfast.ops.reflection import differentiable_reflected
-from ssimfast.ops.schemas import Loss, Statistic
+from ssimfast.ops.schemas import Levels, Loss, Statistic
 from ssimfast.typing import (
     Channels,
     LossPadding,
@@ -244,7 +243,6 @@ class Pyramid(Windowed):
             constants.POOLINGS[self.odd],
             constants.NEGATIVES[self.negative],
             joint=self.channels == "joint",
-            reflect=self.padding == "reflect",
         )
 
     def _least_side(self, scales: int) -> int:
@@ -288,7 +286,10 @@ class MSSSIMMeasure(Pyramid):
         else:
             x, y, statistic = self.prepared(x, y)
             loss = Loss([0.0, factor, 0.0, 0.0, 0.0], constant)
-            value = autograd.multi_scale_loss_of(x, y, statistic, loss, levels, kept)[0]
+            reflect = self.padding == "reflect"
+            value, _ = autograd.multi_scale_loss_of(
+                x, y, statistic, loss, levels, reflect=reflect, kept=kept
+            )
         return value.sum() if self.reduction == "sum" else value
 
 
@@ -381,7 +382,9 @@ class MixtureMeasure(Pyramid):
             rows, columns = (self._inside(size, of_levels, x) for size in x.shape[2:])
         loss = Loss(weights, constant, rows, columns)
         if levels is not None and by_ms_ssim > 0:
-            return autograd.multi_scale_loss_of(x, y, statistic, loss, levels, kept)
+            return autograd.multi_scale_loss_of(
+                x, y, statistic, loss, levels, reflect=False, kept=kept
+            )
         if by_ssim == 0:  # no window: each pixel is a position, and C2 = 0 must not give 0 / 0
             statistic = statistic._replace(window=[1.0], c1=1.0, c2=1.0, same=True)
         count = statistic.positions(x.shape, kept)

@@ -75,8 +75,9 @@ def test_threads_sleep_at_once_where_other_programs_run(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2}, raising=False)
     for others, wanted in ((0, SPIN), (1, SPIN), (2, SLEEP)):
+        monkeypatch.setattr(threads, "running_others", lambda others=others: others)
         environment: dict[str, str] = {}
-        threads.choose_waiting(environment, others)
+        threads.choose_waiting(environment)
         assert environment == wanted
 
 

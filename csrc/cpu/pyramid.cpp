@@ -17,7 +17,7 @@ struct Upstream {
   int64_t groups;
 
   explicit Upstream(const Tensor& upstream)
-      : data(static_cast<const A*>(upstream.const_data_ptr())),
+      : data(numbers<A>(upstream)),
         by_image(upstream.dim() > 0 ? upstream.stride(0) : 0),
         by_plane(upstream.dim() > 1 ? upstream.stride(1) : 0),
         groups(upstream.numel()) {}
@@ -162,7 +162,7 @@ void collapse_pyramid(const CollapseRequest& request) {
   const A* const row_counts = numbers<A>(request.rows);
   const A* const column_counts = numbers<A>(request.columns);
   const double per_pixel = double(upstream.groups) / double(finest.numel());
-  const auto* all_slopes = static_cast<const double*>(request.slopes.const_data_ptr());
+  const double* const all_slopes = numbers<double>(request.slopes);
   for_rows(finest, [&](int64_t n, int64_t c, int64_t begin, int64_t end) {
     A* const scratch = workspace<A>(pyramid_size + 3 * width);
     A *const x_buffer = scratch + pyramid_size, *const y_buffer = x_buffer + width;

@@ -21,8 +21,6 @@ namespace ssimfast::cpu {
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Part `index` of an even cut of [begin, end) into `count` parts.
 inline std::pair<int64_t, int64_t> part(int64_t begin, int64_t end, int64_t count, int64_t index) {
   const int64_t size = end - begin;
@@ -233,10 +231,10 @@ struct Sink {
 // The tensors of a problem.
 template <class A>
 struct Images {
-  Source<A> x, y, mask, upstream[2];
+  Source<A> x, y, upstream[2];
   Sink<A> map[2], grad[2];
 
-  explicit Images(const Problem<A>& problem) : x(problem.x), y(problem.y), mask(problem.mask) {
+  explicit Images(const Problem<A>& problem) : x(problem.x), y(problem.y) {
     for (int i = 0; i < 2; ++i) {
       upstream[i] = Source<A>(problem.upstream[i]);
       map[i] = Sink<A>(problem.map[i]);

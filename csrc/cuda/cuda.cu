@@ -31,11 +31,6 @@ namespace {
 // the limit of one kernel.
 constexpr int64_t kSharedOfAnyKernel = 48 * 1024;
 
-template <class A>
-const A* numbers_of(const Tensor& tensor) {
-  return static_cast<const A*>(tensor.const_data_ptr());
-}
-
 // Blocks of a kernel that loops over items.
 int64_t grid_of(int64_t items, int64_t most = std::numeric_limits<int32_t>::max()) {
   return std::min(items, most);
@@ -117,7 +112,7 @@ ScaleGrad<A> scale_grad_of(const ScaleRequest& request) {
   ScaleGrad<A> p;
   p.grad = data<void>(grad);
   p.dtype = dtype_of(grad);
-  p.upstream = numbers_of<A>(request.upstream);
+  p.upstream = numbers<A>(request.upstream);
   p.factor = request.factor;
   p.items = grad.numel();
   const int64_t piece = kPieceBytes / grad.element_size();
@@ -177,7 +172,7 @@ Collapse<A> collapse_of(const CollapseRequest& request) {
   p.level_count = static_cast<int>(grads.size());
   for (size_t j = 0; j < grads.size(); ++j) {
     p.levels[j] = level_of<A>(grads[j], Pooling(request.pooling));
-    if (j > 0) p.levels[j].grad = numbers_of<A>(grads[j]);
+    if (j > 0) p.levels[j].grad = numbers<A>(grads[j]);
   }
   // A patch is a pixel of level 2, whether there is such a level or not.
   const Level<A> next = grads.size() > 1 ? p.levels[1] : Level<A>{};
@@ -190,8 +185,8 @@ Collapse<A> collapse_of(const CollapseRequest& request) {
     p.x = patches_of<A>(*request.x, p.column_shift);
     p.y = patches_of<A>(*request.y, p.column_shift);
   }
-  p.slopes = numbers_of<double>(request.slopes);
-  p.upstream = numbers_of<A>(request.upstream);
+  p.slopes = numbers<double>(request.slopes);
+  p.upstream = numbers<A>(request.upstream);
   p.upstream_by_image = stride_or_zero(request.upstream, 0);
   p.upstream_by_channel = stride_or_zero(request.upstream, 1);
   p.scale = request.scale;
@@ -215,7 +210,7 @@ class CudaDevice {
     int64_t tiles = 0;  // records of a plane
 
     RecordList of_planes(int64_t planes) const {
-      return {memory ? numbers_of<double>(*memory) : nullptr, planes * tiles};
+      return {memory ? numbers<double>(*memory) : nullptr, planes * tiles};
     }
   };
 

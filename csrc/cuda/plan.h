@@ -8,8 +8,6 @@
 
 namespace ssimfast::cuda {
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // The shape that a plan is for.
 struct Extent {
   int64_t planes, height, width, margin;

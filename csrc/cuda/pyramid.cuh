@@ -266,7 +266,7 @@ struct Collapse {
   int64_t pieces = 0, items = 0;  // work for one block at a time: pieces of a plane, items in all
 };
 
-// What all threads of a block share about its plane, computed by the first warp.
+// State of a plane that all threads of a block share; the first warp computes it.
 template <class A>
 struct PlaneState {
   enum Place { kX = kMaxLevels, kY, kFirstRow, kFirstColumn, kPlaces };

@@ -90,7 +90,7 @@ struct FoldRecords {
   int wanted;
   double* out;  // (groups, runs(), kTerms)
 
-  SSIMFAST_INLINE int64_t runs() const { return (from.count + run - 1) / run; }
+  SSIMFAST_INLINE int64_t runs() const { return divide_up(from.count, run); }
 };
 
 static __global__ void __launch_bounds__(kSumThreads, 1) fold_records(const FoldRecords p) {

@@ -1,7 +1,7 @@
 """Autograd Functions around the ops, and the functions of images that the measures call."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,20 +9,10 @@ from torch.autograd import forward_ad
 
 from ssimfast.backends.constants import L1, NEGATIVES, value_dtype
 from ssimfast.ops import library, multiscale
-from ssimfast.ops.multiscale import pixel_weights, wanted_bits
-from ssimfast.ops.schemas import Loss, Statistic
+from ssimfast.ops.multiscale import wanted_bits
+from ssimfast.ops.schemas import Levels, Loss, Statistic
 
 _ValueAndTerms = Callable[..., tuple[Tensor, Tensor]]
-
-
-class Levels(NamedTuple):
-    """The pyramid of MS-SSIM."""
-
-    exponents: list[float]  # finest level first
-    pooling: int
-    negative: int
-    joint: bool  # means are averaged over channels first
-    reflect: bool  # gives the coarsest level a reflected border
 
 
 # ---- gradients that forward left for backward ---------------------------------------------------
@@ -155,12 +145,19 @@ class _SweepLevels(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, y: Tensor, statistic: Statistic, loss: Loss, levels: Levels, kept: int
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        statistic: Statistic,
+        loss: Loss,
+        levels: Levels,
+        reflect: bool,
+        kept: int,
     ) -> Any:
         needs = ctx.needs_input_grad[:2]
         x, y = _in_order(x, y, needs)
         value, terms, slopes, grads = _sweep_levels(
-            x, y, statistic, loss, levels, kept, gradients=sum(needs)
+            x, y, statistic, loss, levels, reflect, kept, gradients=sum(needs)
         )
         ctx.call = (statistic, loss.weights, levels)
         images = (x, y) if any(loss.weights[L1:]) else (None, None)
@@ -172,14 +169,14 @@ class _SweepLevels(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, _: None) -> Any:
         if upstream is None:  # nothing depends on the value
-            return (None,) * 6
+            return (None,) * 7
         _refuse_second_derivative()
         needs = ctx.needs_input_grad[:2]
         images = sum(needs)
         slopes, x, y, rows, columns, *grads = ctx.saved_tensors
         statistic, weights, levels = ctx.call
         out = []
-        for image in range(images):
+        for image in range(images):  # by y, x - y has the other sign
             finest, *coarser = grads[image::images]
             finest = _ready_to_change(ctx, finest)
             library.collapse_(
@@ -191,12 +188,12 @@ class _SweepLevels(torch.autograd.Function):
                 pooling=levels.pooling,
                 x=x,
                 y=y,
-                pixel_weights=pixel_weights(weights, image),
+                pixel_weights=[weight * (1 - 2 * image) for weight in weights[L1:]],
                 rows=rows,
                 columns=columns,
             )
             out.append(finest)
-        return *_by_need(out, needs), *[None] * 4
+        return *_by_need(out, needs), *[None] * 5
 
 
 def _sweep_levels(
@@ -205,15 +202,14 @@ def _sweep_levels(
     statistic: Statistic,
     loss: Loss,
     levels: Levels,
+    reflect: bool,
     kept: int,
     gradients: int,
 ) -> Any:
-    call: dict[str, Any] = {"kept": kept, "gradients": gradients, **levels._asdict()}
-    if levels.reflect or levels.negative == NEGATIVES["raise"]:
-        ops = (library.sweep, library.combine_levels)
-        return multiscale.sweep_levels(*ops, x, y, statistic, loss, **call)
-    del call["reflect"]
-    return library.sweep_levels(x, y, statistic, loss, **call)
+    if reflect or levels.negative == NEGATIVES["raise"]:
+        call = (x, y, statistic, loss, levels, kept, gradients, reflect)
+        return multiscale.sweep_levels(library.sweep, library.combine_levels, *call)
+    return library.sweep_levels(x, y, statistic, loss, levels, kept=kept, gradients=gradients)
 
 
 # ---- functions of images ------------------------------------------------------------------------
@@ -266,11 +262,18 @@ def loss_of(
 
 
 def multi_scale_loss_of(
-    x: Tensor, y: Tensor, statistic: Statistic, loss: Loss, levels: Levels, kept: int
+    x: Tensor,
+    y: Tensor,
+    statistic: Statistic,
+    loss: Loss,
+    levels: Levels,
+    reflect: bool,
+    kept: int,
 ) -> tuple[Tensor, Tensor]:
-    """The same for a loss with MS-SSIM; all terms are means."""
+    """The same for a loss with MS-SSIM; all terms are means. ``reflect`` gives the coarsest level
+    a reflected border."""
     if _is_differentiated(x, y):
         differentiable: _ValueAndTerms = _SweepLevels.apply
-        return differentiable(x, y, statistic, loss, levels, kept)
-    value, terms, *_ = _sweep_levels(x, y, statistic, loss, levels, kept, gradients=0)
+        return differentiable(x, y, statistic, loss, levels, reflect, kept)
+    value, terms, *_ = _sweep_levels(x, y, statistic, loss, levels, reflect, kept, gradients=0)
     return value, terms

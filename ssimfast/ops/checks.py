@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssimfast.backends import constants
 from ssimfast.backends.constants import value_dtype, widest_dtype
-from ssimfast.ops.schemas import Loss, Statistic
+from ssimfast.ops.schemas import Levels, Loss, Statistic
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -127,12 +127,12 @@ def _sweep(
     gradients: int,
     wanted: int,
     count: int,
-    grad_scale: float,
     grad_count: int,
     plane_weights: Tensor | None,
     pooling: int,
+    **_: Any,
 ) -> None:
-    weights, _, rows, columns = loss
+    weights, rows, columns = loss.weights, loss.rows, loss.columns
     _pair(x, y, statistic, (4, 5))
     _length("weights", weights, constants.TERMS)
     _within("wanted", wanted, 0, 2**constants.TERMS - 1)
@@ -156,26 +156,23 @@ def _sweep_levels(
     y: Tensor,
     statistic: Statistic,
     loss: Loss,
+    levels: Levels,
     kept: int,
     gradients: int,
-    exponents: list[float],
-    pooling: int,
-    negative: int,
-    joint: bool,
 ) -> None:
-    _within("the number of exponents", len(exponents), 1, constants.MAX_LEVELS)
-    _pooling(pooling, least=1)
-    _within("negative", negative, 0, 1)
+    _within("the number of exponents", len(levels.exponents), 1, constants.MAX_LEVELS)
+    _pooling(levels.pooling, least=1)
+    _within("negative", levels.negative, 0, 1)
     _length("weights", loss.weights, constants.TERMS)
     _within("kept", kept, 0, 2)
     _gradients(gradients, x)
     _pair(x, y, statistic, (4,))
     _pixel_counts(loss.rows, loss.columns, x, loss.weights[constants.BLURRED_L1])
     shape: Sequence[int] = x.shape
-    for level in range(len(exponents)):
+    for level in range(len(levels.exponents)):
         if 0 in shape:
             raise _error(f"level {level} is empty: {tuple(shape)}")
-        shape = pooled_shape(shape, pooling)
+        shape = pooled_shape(shape, levels.pooling)
 
 
 def _combine_levels(
@@ -183,10 +180,9 @@ def _combine_levels(
     positions: list[int],
     exponents: list[float],
     negative: int,
-    joint: bool,
     weights: list[float],
-    constant: float,
     kept: int,
+    **_: Any,
 ) -> None:
     levels = len(terms)
     _within("the number of terms", levels, 1, constants.MAX_LEVELS)
@@ -217,7 +213,7 @@ def _upstream(grad: Tensor, upstream: Tensor, ranks: tuple[int, ...]) -> None:
     _tensor("the upstream gradient", upstream, shape, value_dtype(grad.dtype), grad)
 
 
-def _scale(grad: Tensor, upstream: Tensor, factor: float, count: int) -> None:
+def _scale(grad: Tensor, upstream: Tensor, count: int, **_: Any) -> None:
     _upstream(grad, upstream, (4, 5))
     _positive("count", count)
 
@@ -227,13 +223,13 @@ def _collapse(
     coarser: list[Tensor],
     slopes: Tensor,
     upstream: Tensor,
-    scale: float,
     pooling: int,
     x: Tensor | None,
     y: Tensor | None,
     pixel_weights: list[float],
     rows: Tensor | None,
     columns: Tensor | None,
+    **_: Any,
 ) -> None:
     levels = 1 + len(coarser)
     _within("the number of gradients", levels, 1, constants.MAX_LEVELS)

@@ -17,7 +17,7 @@ from ssimfast.backends import constants, reference
 from ssimfast.backends.constants import value_dtype, widest_dtype
 from ssimfast.ops import multiscale
 from ssimfast.ops.checks import checked, pooled_shape
-from ssimfast.ops.schemas import ARGUMENTS, DIGEST, SCHEMAS, Loss, Statistic
+from ssimfast.ops.schemas import ARGUMENTS, DIGEST, SCHEMAS, Levels, Loss, Statistic
 
 _PACKAGE = Path(__file__).parents[1]
 _Function = Callable[..., Any]
@@ -66,9 +66,9 @@ OPS: dict[str, _Function] = {name: getattr(torch.ops.ssimfast, name).default for
 
 def by_position(name: str, function: _Function) -> _Function:
     """A kernel for the dispatcher: passes the arguments of the schema by name, those of
-    ``Statistic`` and of ``Loss`` as one each."""
+    ``Statistic``, ``Loss`` and ``Levels`` as one each."""
     names = ARGUMENTS[name]
-    kinds: dict[str, Any] = {"statistic": Statistic, "loss": Loss}
+    kinds: dict[str, Any] = {"statistic": Statistic, "loss": Loss, "levels": Levels}
     packed = {key: kind for key, kind in kinds.items() if set(kind._fields) <= set(names)}
 
     def kernel(*values: Any) -> Any:
@@ -199,21 +199,15 @@ def _fake_sweep(
 
 
 def _fake_sweep_levels(
-    x: Tensor,
-    y: Tensor,
-    kept: int,
-    gradients: int,
-    exponents: list[float],
-    pooling: int,
-    **_: Any,
+    x: Tensor, y: Tensor, levels: Levels, kept: int, gradients: int, **_: Any
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     value = x.new_empty(x.shape[:kept], dtype=value_dtype(x.dtype))
     terms = x.new_empty((*value.shape, constants.TERMS), dtype=widest_dtype(x))
-    slopes = x.new_empty((*x.shape[:2], len(exponents)), dtype=widest_dtype(x))
+    slopes = x.new_empty((*x.shape[:2], len(levels.exponents)), dtype=widest_dtype(x))
     grads: list[Tensor] = []
-    for level in range(len(exponents)):
+    for level in range(len(levels.exponents)):
         if level > 0:
-            x, y = new_pooled(x, pooling), new_pooled(y, pooling)
+            x, y = new_pooled(x, levels.pooling), new_pooled(y, levels.pooling)
         grads += _fake_grads(x, y, gradients)
     return value, terms, slopes, grads
 
@@ -307,15 +301,12 @@ def sweep_levels(
     y: Tensor,
     statistic: Statistic,
     loss: Loss,
+    levels: Levels,
     *,
     kept: int,
     gradients: int,
-    exponents: list[float],
-    pooling: int,
-    negative: int,
-    joint: bool,
 ) -> SweptLevels:
-    rest = (kept, gradients, exponents, pooling, negative, joint)
+    rest = (kept, gradients, *levels)
     return SweptLevels(*OPS["sweep_levels"](x, y, *statistic, *loss, *rest))
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ssimfast.backends.constants import (
     CONTRAST_STRUCTURE,
-    L1,
     MS_SSIM,
     POOLINGS,
     SSIM,
@@ -18,7 +17,7 @@ from ssimfast.backends.constants import (
     value_dtype,
 )
 from ssimfast.ops.reflection import folded, reflected
-from ssimfast.ops.schemas import Loss, Statistic
+from ssimfast.ops.schemas import Levels, Loss, Statistic
 
 
 def wanted_bits(weights: list[float]) -> int:
@@ -38,19 +37,16 @@ def sweep_levels(
     y: Tensor,
     statistic: Statistic,
     loss: Loss,
+    levels: Levels,
     kept: int,
     gradients: int,
-    exponents: list[float],
-    pooling: int,
-    negative: int,
-    joint: bool,
     reflect: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """The op ``sweep_levels``, made of two other ops.
 
     ``reflect`` gives the images of the coarsest level a reflected border.
     """
-    weights, coarsest = loss.weights, len(exponents) - 1
+    weights, coarsest = loss.weights, len(levels.exponents) - 1
     # With SSIM beside MS-SSIM, the gradient of the finest level needs two weights a plane, which
     # are known after all levels are combined: then it is swept again.
     twice = gradients > 0 and weights[SSIM] != 0
@@ -58,7 +54,7 @@ def sweep_levels(
     terms: list[Tensor] = []
     grads: list[Tensor] = []
     positions: list[int] = []
-    for level in range(len(exponents)):
+    for level in range(coarsest + 1):
         finest = level == 0
         mean = SSIM if level == coarsest else CONTRAST_STRUCTURE
         wanted = 1 << mean
@@ -81,7 +77,7 @@ def sweep_levels(
             grad_scale=1.0,
             grad_count=1,
             plane_weights=None,
-            pooling=POOLINGS["none"] if level == coarsest else pooling,
+            pooling=POOLINGS["none"] if level == coarsest else levels.pooling,
         )
         if halo:
             by_images = [folded(grad, halo).to(dtype) for grad in by_images]
@@ -91,9 +87,9 @@ def sweep_levels(
     value, means, slopes = combine_levels(
         terms,
         positions=positions,
-        exponents=exponents,
-        negative=negative,
-        joint=joint,
+        exponents=levels.exponents,
+        negative=levels.negative,
+        joint=levels.joint,
         weights=weights,
         constant=loss.constant,
         kept=kept,
@@ -133,9 +129,3 @@ def _weights_of_finest(slopes: Tensor, by_ssim: float, positions: int) -> tuple[
     largest = max(1.0, abs(by_ssim))
     first = torch.full_like(slopes[..., :1], largest / positions)
     return plane_weights / largest, torch.cat((first, slopes[..., 1:]), -1)
-
-
-def pixel_weights(weights: list[float], image: int) -> list[float]:
-    """Weights of L1, L2 and blurred L1 in the gradient by ``x`` (0) or ``y`` (1), by which x - y
-    has the other sign."""
-    return [weight if image == 0 else -weight for weight in weights[L1:]]

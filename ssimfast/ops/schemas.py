@@ -6,7 +6,8 @@ Arguments that several ops share:
   bfloat16 and uint8 are computed in float32, which is then the dtype of values and maps. Gradients
   have the dtype of the images; uint8 has none.
 - ``mask``: weights of the pixels, with the shape of ``x`` and the dtype of a map.
-- ``Statistic``: window, constants and value range; ``Loss``: weights of the terms; see there.
+- ``Statistic``: window, constants and value range; ``Loss``: weights of the terms; ``Levels``: the
+  pyramid. See there.
 - ``gradients``: number of gradients: 1 by ``x``, 2 by both. (For ``y`` alone, swap the images:
   SSIM is symmetric.)
 - ``weights``: five factors, one for each term: SSIM, contrast-structure (or MS-SSIM), L1, L2,
@@ -86,6 +87,15 @@ class Loss(NamedTuple):
     constant: float = 0.0
     rows: Any = None  # Tensor or None: weights of the pixels in the blurred L1, by row
     columns: Any = None
+
+
+class Levels(NamedTuple):
+    """The pyramid of MS-SSIM."""
+
+    exponents: list[float]  # finest level first
+    pooling: int
+    negative: int
+    joint: bool  # means are averaged over channels first
 
 
 _STATISTIC = "float[] window, float c1, float c2, float low, float scale, bool same"
