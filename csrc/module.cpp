@@ -1,5 +1,5 @@
-// ssimfast._C. Importing it registers the compiled kernels with torch's dispatcher; its
-// attributes say how it was built, and for what it runs.
+// The module ssimfast._C. Importing the module registers the compiled kernels with torch's
+// dispatcher. Its attributes describe the build and the instruction set that the CPU kernels use.
 #include <pybind11/pybind11.h>
 #include <torch/headeronly/version.h>
 
@@ -33,7 +33,7 @@ std::string compiler() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.attr("schemas") = SSIMFAST_EXPAND(SSIMFAST_SCHEMAS);  // see ssimfast/schemas.py
+  m.attr("schemas") = SSIMFAST_EXPAND(SSIMFAST_SCHEMAS);  // DIGEST of ssimfast/ops/schemas.py
   m.attr("built_with_torch") = TORCH_VERSION;
   m.attr("compiler") = compiler();
   m.attr("cpp_standard") = static_cast<long>(__cplusplus);

@@ -26,7 +26,7 @@ bool has_shape(const Tensor& tensor, const std::vector<int64_t>& shape) {
 
 std::vector<int64_t> shape_of(const Tensor& tensor) { return kept_shape(tensor, tensor.dim()); }
 
-// Checks numbers that a kernel reads one after another.
+// Checks an optional tensor that a kernel reads as a contiguous array.
 void check_numbers(const MaybeTensor& tensor, const Tensor& like, int64_t numel, const char* name) {
   if (!tensor) return;
   check_device(*tensor, like);
@@ -58,7 +58,8 @@ void check_pooling(int64_t pooling) {
                   pooling);
 }
 
-// Checks the upstream gradient of a value: one number for all planes, for each image or plane.
+// Checks the gradient that a kernel scales, and its upstream gradient: one number for all planes,
+// one per image or one per plane.
 void check_upstream(const Tensor& grad, const Tensor& upstream, int64_t most_dims) {
   check_device(upstream, grad);
   STD_TORCH_CHECK(4 <= grad.dim() && grad.dim() <= most_dims,
@@ -71,7 +72,7 @@ void check_upstream(const Tensor& grad, const Tensor& upstream, int64_t most_dim
   STD_TORCH_CHECK(fits, "ssimfast: the upstream gradient does not fit the result");
 }
 
-// Refuses expanded tensors: several of their elements share memory.
+// Rejects expanded tensors, whose elements share memory.
 void check_written(const Tensor& tensor) {
   for (int64_t i = 0; i < tensor.dim(); ++i)
     STD_TORCH_CHECK(tensor.size(i) <= 1 || tensor.stride(i) != 0,
@@ -264,6 +265,12 @@ View view_of(const Tensor& tensor) {
           dtype_of(tensor)};
 }
 
+View written_view_of(const Tensor& tensor) {
+  View view = view_of(tensor);
+  view.data = tensor.mutable_data_ptr();  // copies memory that a lazy clone shares
+  return view;
+}
+
 Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
   return torch::stable::new_empty(like, {shape.data(), shape.size()}, dtype);
 }
@@ -292,14 +299,14 @@ int64_t positions_of_plane(const Tensor& x, const Statistic& statistic) {
   return count;
 }
 
-// The stable ABI has no function for that, so this calls an in-place op that does nothing else: it
-// swaps a dimension with itself.
+// The stable ABI cannot increment a version counter. This calls an in-place op that changes nothing
+// else: it transposes a dimension with itself.
 void raise_version(const Tensor& tensor) {
   using torch::stable::detail::from;
   StableIValue stack[] = {from(tensor), from(int64_t{0}), from(int64_t{0})};
   STABLE_TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("aten::transpose_", "", stack, TORCH_ABI_VERSION));
-  torch::stable::detail::to<Tensor>(stack[0]);  // takes the reference that the op returns
+  torch::stable::detail::to<Tensor>(stack[0]);  // releases the reference that the op returns
 }
 
 // ---- problems -----------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
-// From torch's tensors to a Problem and back: checks, outputs and the loop over pyramid levels, the
-// same for every compiled device. ssimfast/ops/schemas.py says what each argument means.
+// Converts torch tensors to a Problem and back: checks, outputs and the loop over pyramid levels,
+// for every compiled device. ssimfast/ops/schemas.py documents the arguments.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -32,7 +32,7 @@ struct Statistic {
   int64_t margin() const { return same ? 0 : size() / 2; }
 };
 
-// A weighted sum of terms.
+// A weighted sum of terms plus a constant.
 struct Loss {
   std::vector<double> weights;
   double constant;
@@ -40,7 +40,7 @@ struct Loss {
   int64_t kept, gradients;
 };
 
-// One sweep.
+// Arguments of one sweep, beside the images and the statistic.
 struct SweepRequest {
   Loss loss;
   int64_t wanted, count;
@@ -49,7 +49,7 @@ struct SweepRequest {
   int64_t pooling;
 };
 
-// The pyramid of MS-SSIM.
+// Arguments of `sweep_levels`, beside the images and the statistic.
 struct LevelsRequest {
   Loss loss;
   std::vector<double> exponents;
@@ -57,8 +57,8 @@ struct LevelsRequest {
   bool joint;
 
   int levels() const { return static_cast<int>(exponents.size()); }
-  // With SSIM beside MS-SSIM the gradient of the finest level needs two weights a plane, which are
-  // known after all levels are combined: then it is swept again.
+  // True if the finest level is swept twice. With SSIM beside MS-SSIM the gradient of the finest
+  // level needs two weights per plane, which are known only after all levels are combined.
   bool twice() const { return loss.gradients > 0 && loss.weights[kSsim] != 0; }
   SweepRequest sweep_of(int level) const;
   SweepRequest second_sweep(const Tensor& plane_weights) const;
@@ -70,7 +70,7 @@ struct ScaleRequest {
   double factor;  // already divided by the count
 };
 
-// Arguments of `collapse_`. grads[0] is the finest gradient and becomes the sum.
+// Arguments of `collapse_`. The sum overwrites grads[0], the finest gradient.
 struct CollapseRequest {
   std::vector<Tensor> grads;
   Tensor slopes, upstream;
@@ -83,9 +83,8 @@ struct CollapseRequest {
 
 // ---- checks (ops.cpp) ---------------------------------------------------------------------------
 //
-// Users' mistakes are caught in Python. These keep a direct call of an op from touching memory that
-// is not there, and from a result that means nothing. ssimfast/ops/checks.py has the same for
-// backends in Python.
+// Python catches users' mistakes. These checks protect direct calls of an op from out-of-bounds
+// memory access and meaningless results. ssimfast/ops/checks.py does the same for Python backends.
 
 void check_pair(const Tensor& x, const Tensor& y, const Statistic& statistic, bool volumes);
 void check_mask(const MaybeTensor& mask, const Tensor& x, bool components);
@@ -98,16 +97,18 @@ void check(const CollapseRequest& request);
 
 // ---- tensors ------------------------------------------------------------------------------------
 
-// float64 for float64 images, else float32: the dtype of values and maps.
+// Dtype of values and maps: float64 for float64 images, else float32.
 ScalarType arithmetic_dtype(const Tensor& tensor);
 Dtype dtype_of(const Tensor& tensor);
 View view_of(const Tensor& tensor);
+View written_view_of(const Tensor& tensor);
 Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype);
 std::vector<int64_t> map_shape(const Tensor& x, const Statistic& statistic);
 std::vector<int64_t> pooled_shape(const Tensor& x, int64_t pooling);
 std::vector<int64_t> kept_shape(const Tensor& x, int64_t kept);  // the first `kept` sizes
 int64_t positions_of_plane(const Tensor& x, const Statistic& statistic);
-// Raises the version of a tensor that an op has changed, so that autograd notices.
+// Increments the version counter of a tensor that an op changed in place, so that autograd notices
+// the change.
 void raise_version(const Tensor& tensor);
 
 template <class A>
@@ -115,7 +116,7 @@ A* data(const Tensor& tensor) {
   return static_cast<A*>(tensor.mutable_data_ptr());
 }
 
-// The numbers of a tensor that is only read; null if an optional one was not given.
+// Pointer to the elements of a read-only tensor; null if there is no tensor.
 template <class A>
 const A* numbers(const MaybeTensor& tensor) {
   return tensor ? static_cast<const A*>(tensor->const_data_ptr()) : nullptr;
@@ -127,7 +128,8 @@ auto dispatch_arithmetic(const Tensor& tensor, Body&& body) {
   return tensor.scalar_type() == ScalarType::Double ? body(double{}) : body(float{});
 }
 
-// The images and the statistic; nothing is asked for yet.
+// Returns a Problem that has only the images and the statistic. The caller adds the outputs that it
+// wants.
 template <class A>
 Problem<A> problem_of(const Tensor& x, const Tensor& y, const MaybeTensor& mask,
                       const Statistic& statistic);
@@ -138,7 +140,7 @@ void set_request(Problem<A>& problem, const SweepRequest& request);
 template <class A>
 void set_gradients(Problem<A>& problem, const std::vector<Tensor>& grads) {
   problem.gradients = static_cast<int>(grads.size());
-  for (size_t i = 0; i < grads.size(); ++i) problem.grad[i] = view_of(grads[i]);
+  for (size_t i = 0; i < grads.size(); ++i) problem.grad[i] = written_view_of(grads[i]);
 }
 
 template <class A>
@@ -151,18 +153,20 @@ void set_pooled(Problem<A>& problem, int64_t pooling, const std::vector<Tensor>&
 
 // ---- ops ----------------------------------------------------------------------------------------
 
-// The ops of a device in the form in which torch calls them. `Device` is made for one call, on the
-// device of its images, and has
+// The ops, with the signatures that torch calls. A `Device` object serves one call, on the device
+// of the images. Its methods are
 //
-//   Records sweep<A>(const Problem<A>&)   runs a pass; the sums that it left, if any
-//   void reduce<A>(const std::vector<Records>&, const Reduction<A>&)   makes values of sums
+//   Records sweep<A>(const Problem<A>&)   runs one pass and returns its sums, if any
+//   void reduce<A>(const std::vector<Records>&, const Reduction<A>&)   turns sums into values
 //   void scale(const ScaleRequest&)
 //   void collapse(const CollapseRequest&)
 //
-// computes_in_double(is_volume, has_mask), which says that Problem<double> is wanted whatever the
-// images are; and for memory: output(tensor), which prepares a new tensor that a kernel will write;
-// Device::Levels, which says where the images of pyramid levels lie; kFinestLast, whether that
-// reuses the finest gradients, which are then swept last.
+// and its static members are
+//
+//   computes_in_double(is_volume, has_mask)   true if images of any dtype need Problem<double>
+//   Levels           allocates the images of coarser pyramid levels
+//   kFinestLast      true if Levels reuses the memory of the finest gradients, so that the finest
+//                    level must be swept last
 template <class Device>
 class Ops {
   using Records = typename Device::Records;
@@ -178,7 +182,7 @@ class Ops {
     check_mask(mask, x, components);
     std::vector<Tensor> out;
     for (int i = 0; i <= int(components); ++i)
-      out.push_back(output(x, map_shape(x, statistic), arithmetic_dtype(x)));
+      out.push_back(new_tensor(x, map_shape(x, statistic), arithmetic_dtype(x)));
     if (x.numel() == 0) return out;
     Device device(x);
     dispatch(x, mask.has_value(), [&](auto zero) {
@@ -186,7 +190,7 @@ class Ops {
       Problem<A> problem = problem_of<A>(x, y, mask, statistic);
       problem.pass = Pass::kMaps;
       problem.maps = static_cast<int>(out.size());
-      for (size_t i = 0; i < out.size(); ++i) problem.map[i] = view_of(out[i]);
+      for (size_t i = 0; i < out.size(); ++i) problem.map[i] = written_view_of(out[i]);
       device.sweep(problem);
     });
     return out;
@@ -232,12 +236,12 @@ class Ops {
         pooling};
     check_pair(x, y, statistic, true);
     check(request, x);
-    Tensor value = output(x, kept_shape(x, kept), arithmetic_dtype(x));
+    Tensor value = new_tensor(x, kept_shape(x, kept), arithmetic_dtype(x));
     Tensor terms = new_terms(x, kept);
     const std::vector<Tensor> grads = new_gradients(x, y, gradients);
     std::vector<Tensor> pooled;
     for (int i = 0; i < (Pooling(pooling) == Pooling::kNone ? 0 : 2); ++i)
-      pooled.push_back(output(x, pooled_shape(x, pooling), arithmetic_dtype(x)));
+      pooled.push_back(new_tensor(x, pooled_shape(x, pooling), arithmetic_dtype(x)));
     if (x.numel() == 0) {
       torch::stable::fill_(value, constant);
       torch::stable::fill_(terms, 0);
@@ -275,9 +279,9 @@ class Ops {
     check_pair(x, y, finest, false);
     const int levels = request.levels();
     const ScalarType dtype = arithmetic_dtype(x);
-    const Tensor value = output(x, kept_shape(x, kept), dtype);
+    const Tensor value = new_tensor(x, kept_shape(x, kept), dtype);
     const Tensor terms = new_terms(x, kept);
-    const Tensor slopes = output(x, {x.size(0), x.size(1), levels}, ScalarType::Double);
+    const Tensor slopes = new_tensor(x, {x.size(0), x.size(1), levels}, ScalarType::Double);
     std::vector<Tensor> grads;
     Device device(x);
     dispatch_arithmetic(x, [&](auto zero) {
@@ -290,11 +294,11 @@ class Ops {
       std::copy(request.loss.weights.begin(), request.loss.weights.end(), reduction.weights);
       reduction.constant = constant;
       const Tensor plane_terms =
-          output(x, {x.size(0) * x.size(1), int64_t(kTerms)}, ScalarType::Double);
+          new_tensor(x, {x.size(0) * x.size(1), int64_t(kTerms)}, ScalarType::Double);
       reduction.plane_terms = data<double>(plane_terms);
       std::optional<Tensor> plane_weights;
       if (request.twice()) {
-        plane_weights = output(x, {x.size(0), x.size(1), 2}, dtype);
+        plane_weights = new_tensor(x, {x.size(0), x.size(1), 2}, dtype);
         reduction.plane_weights = data<A>(*plane_weights);
       }
 
@@ -353,8 +357,8 @@ class Ops {
     STD_TORCH_CHECK(count > 0, "ssimfast: count must be positive, got ", count);
     const ScaleRequest request{grad, upstream, factor / double(count)};
     check(request);
-    if (grad.numel() > 0) Device(grad).scale(request);
     raise_version(grad);
+    if (grad.numel() > 0) Device(grad).scale(request);
   }
 
   static void collapse_(const Tensor& finest, std::vector<Tensor> coarser, const Tensor& slopes,
@@ -373,8 +377,8 @@ class Ops {
                                   std::move(rows),
                                   std::move(columns)};
     check(request);
-    if (finest.numel() > 0) Device(finest).collapse(request);
     raise_version(finest);
+    if (finest.numel() > 0) Device(finest).collapse(request);
   }
 
  private:
@@ -385,21 +389,17 @@ class Ops {
     return dispatch_arithmetic(x, body);
   }
 
-  static Tensor output(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
-    return Device::output(new_tensor(like, shape, dtype));
-  }
-
   static Tensor new_terms(const Tensor& x, int64_t kept) {
     std::vector<int64_t> shape = kept_shape(x, kept);
     shape.push_back(kTerms);
-    return output(x, shape, ScalarType::Double);
+    return new_tensor(x, shape, ScalarType::Double);
   }
 
-  // Gradients have the strides of a copy of each image.
+  // Allocates gradients; each has the strides that torch.empty_like chooses for its image.
   static std::vector<Tensor> new_gradients(const Tensor& x, const Tensor& y, int64_t gradients) {
     std::vector<Tensor> grads;
     for (int64_t i = 0; i < gradients; ++i)
-      grads.push_back(Device::output(torch::stable::empty_like(i == 0 ? x : y)));
+      grads.push_back(torch::stable::empty_like(i == 0 ? x : y));
     return grads;
   }
 

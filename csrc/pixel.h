@@ -1,15 +1,15 @@
-// The mathematics of one pixel: local means and variances in, SSIM and its partial derivatives out.
+// Computes SSIM and its partial derivatives at one position from local means and variances.
 //
-// Shared by every compiled backend and free of torch. `V` is float, double or a SIMD vector of
-// either; all arithmetic is elementwise. Symbols follow docs/mathematics.md: s = x + y and
-// d = x - y, both mapped to the unit range.
+// Every compiled backend uses this file, which does not depend on torch. `V` is float, double or a
+// SIMD vector of either; all arithmetic is elementwise. Symbols follow docs/mathematics.md:
+// s = x + y and d = x - y, both mapped to the unit range.
 #pragma once
 
 #if defined(__CUDACC__)
 #define SSIMFAST_INLINE __host__ __device__ __forceinline__
 #elif defined(__GNUC__)
-// Inlining is a correctness matter here, not a hint: a helper must take on the instruction set
-// of the function that calls it.
+// Correctness depends on inlining: a helper must be compiled for the instruction set of the
+// function that calls it.
 #define SSIMFAST_INLINE inline __attribute__((always_inline))
 #define SSIMFAST_INLINE_LAMBDA __attribute__((always_inline))
 #else
@@ -19,20 +19,21 @@
 
 namespace ssimfast {
 
-// Filtered maps at one position. mu_s and mu_d are the true means; the variances come from
-// values that were shifted by a constant first. vs is var_s + 2 C2, vd is var_d.
+// Local means and variances at one position. mu_s and mu_d are the means without the offset that
+// the filters subtract from the pixels. vs is var_s + 2 C2, vd is var_d.
 template <class V>
 struct Moments {
   V mu_s, mu_d, vs, vd;
 };
 
-// A variance is only ever negative through rounding. A NaN passes: it must reach the result.
+// Clamps a variance at 0; only rounding makes it negative. NaN passes through, because the result
+// must show it.
 template <class V>
 SSIMFAST_INLINE V non_negative(V v) {
   return v < V{} ? V{} : v;
 }
 
-// 1 - 2 v. One instruction, where nvcc makes v + v of a product by 2, and then a difference.
+// 1 - 2 v. The CUDA overload is one instruction; nvcc compiles the plain expression to two.
 template <class V>
 SSIMFAST_INLINE V one_less_twice(V v) {
   return 1 - 2 * v;
@@ -41,28 +42,29 @@ SSIMFAST_INLINE V one_less_twice(V v) {
 SSIMFAST_INLINE float one_less_twice(float v) { return fmaf(-2.0f, v, 1.0f); }
 #endif
 
-// The similarity of a distance; below -1 by rounding only. NaN stays.
+// Converts (1 - similarity) / 2 to the similarity. Clamps at -1, because rounding may give less.
+// NaN passes through.
 template <class V>
 SSIMFAST_INLINE V similarity_of(V half_distance) {
   const V v = one_less_twice(half_distance), least = V{} - 1;
   return v < least ? least : v;
 }
 
-// SSIM = l * cs with l = n1 / d1 and cs = n2 / d2, numerators and denominators twice those of
-// docs/mathematics.md. What is computed are the distances, in which everything that cancels has
-// cancelled: (1 - l) / 2 = mu_d^2 / d1, (1 - cs) / 2 = var_d / d2, and 1 - SSIM = (1 - l) +
-// (1 - cs) l. They are 0 where d vanishes and never below, however the reciprocals are rounded.
+// SSIM = l * cs with l = n1 / d1 and cs = n2 / d2; numerators and denominators are twice those of
+// docs/mathematics.md. The code computes distances, which need no difference of nearly equal
+// numbers: (1 - l) / 2 = mu_d^2 / d1, (1 - cs) / 2 = var_d / d2, 1 - SSIM = (1 - l) + (1 - cs) l.
+// The distances are 0 where d is 0 and never negative, however the reciprocals are rounded.
 template <class V>
 struct Terms {
   V mu_s, mu_d;
   V ms, md, d1;                     // ms: mu_s^2 + 2 C1, md: mu_d^2
-  V vs, vd, d2;                     // of Moments
+  V vs, vd, d2;                     // vs, vd: of Moments, d2: vs + vd
   V r1, r2;                         // 1 / d1, 1 / d2
   V half_luminance_distance;        // (1 - l) / 2, between 0 and 1
   V half_contrast_distance;         // (1 - cs) / 2, likewise
   V luminance, contrast_structure;  // l, cs
 
-  // reciprocals(d1, d2, r1, r2) sets the last two.
+  // reciprocals(d1, d2, r1, r2) sets r1 and r2.
   template <class Reciprocals>
   SSIMFAST_INLINE Terms(const Moments<V>& m, V twice_c1, const Reciprocals& reciprocals)
       : mu_s(m.mu_s),
@@ -86,27 +88,35 @@ struct Terms {
   }
 };
 
-// Upstream gradients at one position: by SSIM, by luminance and by contrast-structure.
+// Upstream gradients at one position with respect to SSIM, luminance and contrast-structure.
 template <class V>
 struct Upstream {
   V ssim, luminance, contrast_structure;
 };
 
-// Four times the upstream gradients by l and by cs, to both of which that by SSIM adds a part.
+// Derivatives with respect to l and cs.
 template <class V>
 struct Slopes {
   V luminance, contrast_structure;
 };
 
+// Those of SSIM.
 template <class V>
-SSIMFAST_INLINE Slopes<V> slopes(const Terms<V>& t, const Upstream<V>& upstream) {
-  return {4 * (upstream.ssim * t.contrast_structure + upstream.luminance),
-          4 * (upstream.ssim * t.luminance + upstream.contrast_structure)};
+SSIMFAST_INLINE Slopes<V> slopes_of_ssim(const Terms<V>& t) {
+  return {t.contrast_structure, t.luminance};
 }
 
-// The upstream gradients times the derivatives by the four filtered maps: by the true means, and
-// twice the ones by E[s^2] and E[d^2]. 1 -+ l and 1 -+ cs are made of the two distances, so nothing
-// cancels where x is close to y.
+// Four times those of the loss. The upstream gradient of SSIM adds to both.
+template <class V>
+SSIMFAST_INLINE Slopes<V> slopes(const Terms<V>& t, const Upstream<V>& upstream) {
+  const Slopes<V> of_ssim = slopes_of_ssim(t);
+  return {4 * (upstream.ssim * of_ssim.luminance + upstream.luminance),
+          4 * (upstream.ssim * of_ssim.contrast_structure + upstream.contrast_structure)};
+}
+
+// Upstream gradient times the derivatives of SSIM: with respect to the means, and twice those with
+// respect to the variances (A, B, P and Q of docs/mathematics.md). 1 -+ l and 1 -+ cs are computed
+// from the distances, so nothing cancels where x is close to y.
 template <class V>
 struct Partials {
   V by_mu_s, by_mu_d, by_var_s, by_var_d;
@@ -120,7 +130,7 @@ SSIMFAST_INLINE Partials<V> partials(const Terms<V>& t, const Slopes<V>& by) {
           a * (t.mu_d * t.half_luminance_distance - t.mu_d), by_var_s, by_var_s - b};
 }
 
-// by_mu_s + by_mu_d of these, which is all that the gradient by x alone needs of them.
+// by_mu_s + by_mu_d of partials(). The gradient with respect to x alone needs only this sum.
 template <class V>
 SSIMFAST_INLINE V by_both_means(const Terms<V>& t, const Slopes<V>& by) {
   return (by.luminance * t.r1) * ((t.mu_s + t.mu_d) * t.half_luminance_distance - t.mu_d);

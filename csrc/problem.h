@@ -1,5 +1,5 @@
-// Problem: everything that one sweep over a pair of images or volumes is told. Reduction: how the
-// sums of sweeps become values. Free of torch; shared by every compiled device.
+// Problem: parameters of one sweep over a pair of images or volumes. Reduction: parameters that
+// turn the sums of sweeps into values. Every compiled device uses both; neither depends on torch.
 #pragma once
 
 #include <cstdint>
@@ -19,8 +19,8 @@ enum class Pass {
   kMapsGradient,  // the gradient of the sum of each map times its upstream gradient
 };
 
-// A tensor (N, C, D, H, W) of any strides, expanded ones (stride 0) included; images have D = 1.
-// Strides and offsets are in elements.
+// A tensor (N, C, D, H, W) of any strides, including expanded tensors (stride 0). Images have
+// D = 1. Strides and offsets are in elements.
 struct View {
   void* data = nullptr;
   int64_t by_image = 0, by_channel = 0, by_slice = 0, by_row = 0, by_column = 0;
@@ -31,39 +31,39 @@ struct View {
   }
 };
 
-// A: the arithmetic type, double for float64 images and float for all others. A plane is one
-// channel of one image or volume.
+// A: the arithmetic type. It is double if the images are float64 or the device asks for double
+// (Device::computes_in_double), else float. A plane is one channel of one image or volume.
 template <class A>
 struct Problem {
   Pass pass = Pass::kValue;
   View x, y;
-  View mask;  // weights of the pixels; no data if there is no mask
+  View mask;  // pixel weights; data is null if there is no mask
   int64_t planes = 0, channels = 0, depth = 1, height = 0, width = 0;
   bool is_volume = false;
 
   // The statistic.
   int window = 1;
   A taps[kMaxWindow] = {};
-  int64_t margin = 0;  // pixels at each edge that are no window's centre: window / 2 for "valid"
+  int64_t margin = 0;  // pixels at each edge that are not window centres: window / 2, 0 if padded
   A twice_c1 = 0, twice_c2 = 0;
   A low = 0, scale = 1;  // unit range = (value - low) * scale
 
-  // Terms: which are summed, and their weights in the gradient of the plain sums.
+  // Terms: the sums that are wanted, and their weights in the gradient.
   bool wanted[kTerms] = {};
   A weight[kTerms] = {};
-  const A* plane_weights = nullptr;  // if given, two a plane in place of the first two weights
+  const A* plane_weights = nullptr;  // (planes, 2), replaces the first two weights; or null
   const A* rows = nullptr;  // kBlurredL1: the weight of |d| at a pixel is rows[r] * columns[c]
   const A* columns = nullptr;
 
-  // Gradients by x and, if there are two, by y.
+  // Gradients with respect to x and, if there are two, to y.
   int gradients = 0;
   View grad[2];
   A grad_scale = 1;
 
-  // Maps: of SSIM if there is one, of luminance and contrast-structure if there are two.
+  // One map: SSIM. Two maps: luminance and contrast-structure.
   int maps = 0;
   View map[2];       // kMaps
-  View upstream[2];  // kMapsGradient: the gradients by the maps
+  View upstream[2];  // kMapsGradient: the upstream gradients of the maps
 
   // Images of the next pyramid level, in unit range, contiguous.
   Pooling pooling = Pooling::kNone;
@@ -83,27 +83,27 @@ struct Problem {
   }
 };
 
-// How the sums that sweeps left become values: of one sweep, or of all levels of MS-SSIM.
+// Parameters that turn sums into values, for one sweep or for all levels of MS-SSIM.
 template <class A>
 struct Reduction {
   int levels = 1;
-  double positions[kMaxLevels] = {};  // of one plane, by level
+  double positions[kMaxLevels] = {};  // of one plane, for each level
   int wanted = 0;                     // terms of the finest level, one bit each
-  double positions_per_pixel = 1;     // of the finest level
+  double positions_per_pixel = 1;     // finest level: turns a pixel sum into a position sum
   double weights[kTerms] = {};
   double constant = 0;
-  int64_t planes = 0, channels = 0, groups = 0;  // groups of planes: one value each
+  int64_t planes = 0, channels = 0, groups = 0;  // a group of planes has one value
   double* terms = nullptr;                       // (groups, kTerms)
   A* value = nullptr;                            // (groups)
 
-  double count = 1;  // one sweep: divides the sums
+  double count = 1;  // one sweep: divisor of the sums
 
   // Levels of MS-SSIM.
   double exponents[kMaxLevels] = {};
-  bool absolute = false;          // negative means count as positive, else as 0
+  bool absolute = false;          // a negative mean becomes positive, else 0
   bool joint = false;             // means are averaged over channels first
   double* slopes = nullptr;       // (planes, levels); null for one sweep
-  A* plane_weights = nullptr;     // (planes, 2), of a second sweep of the finest level; or null
+  A* plane_weights = nullptr;     // (planes, 2), for a second sweep of the finest level; or null
   double* plane_terms = nullptr;  // (planes, kTerms): scratch
 
   SSIMFAST_INLINE Term mean_of(int level) const { return mean_of_level(level, levels); }

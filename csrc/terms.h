@@ -1,7 +1,7 @@
-// The terms of a loss, pooling, and how MS-SSIM combines its levels. Host and device, free of
-// torch.
+// The terms of a loss, pooling, and the combination of MS-SSIM levels. Compiles for host and
+// device; does not depend on torch.
 //
-// Limits and thresholds here are also in ssimfast/backends/constants.py.
+// ssimfast/backends/constants.py repeats the limits and thresholds.
 #pragma once
 
 #include <cmath>
@@ -11,29 +11,37 @@
 
 namespace ssimfast {
 
-constexpr int kMaxWindow = 33;
-constexpr int kMaxLevels = 16;
+constexpr int kMaxWindow = 33;  // taps
+constexpr int kMaxLevels = 16;  // of a pyramid
 
-// Below this mean the slope of a power is taken as if the mean were this: a root is infinitely
-// steep at 0.
+// Smallest mean at which the slope of a power is evaluated. Smaller means get the slope of this
+// one, because a root is infinitely steep at 0.
 constexpr double kLeastMean = 1e-4;
 
-// Four windows in a row share one centre only if the Gaussian is wide, its centre tap below this:
-// sigma of about 1.15 or more.
+// Upper bound of the centre tap for kernels that centre four neighbouring windows on one pixel.
+// Narrower Gaussians (sigma below about 1.15) give that pixel too little weight.
 constexpr double kLargestCentreTap = 0.35;
 
-// Images farther from `low` than this many value ranges are brought near before anything is
-// squared.
+// Distance from `low`, in value ranges, beyond which images are centred at their median
+// (docs/mathematics.md, "Centring").
 constexpr double kFar = 4;
+
+// True if a value in the middle of the images is farther from `low` than that.
+template <class A>
+SSIMFAST_INLINE bool is_far(A middle, A low, A scale) {
+  const A distance = (middle - low) * scale;
+  return distance > A(kFar) || distance < A(-kFar);
+}
 
 // ---- terms --------------------------------------------------------------------------------------
 
-// Terms of a loss. The first two are summed over positions, the others over pixels of the unit
-// range. kBlurredL1 is the sum over the image of G * |d|, with |d| = 0 outside: the same as the sum
-// of |d| times how much of a window around each pixel lies inside the image, its `count`.
+// Terms of a loss. The first two are summed over positions, the others over pixels in unit range
+// (pixel terms). kBlurredL1 is the sum of G * |d| over the image, with |d| = 0 outside. This equals
+// the sum of |d| * count, where a pixel's `count` is the part of a window around the pixel that
+// lies inside the image.
 enum Term { kSsim, kContrastStructure, kL1, kL2, kBlurredL1, kTerms };
 
-// -1, 0 or 1; NaN for NaN. Without branches, so that loops over it become vectors.
+// -1, 0 or 1; NaN for NaN. Has no branches, so that loops are vectorised.
 template <class A>
 SSIMFAST_INLINE A sign(A a) {
   return A(a > 0) - A(a < 0) + (a - a);
@@ -47,15 +55,21 @@ SSIMFAST_INLINE V magnitude(V v) {
 // True if the term needs a pixel's count.
 SSIMFAST_INLINE constexpr bool is_counted(int term) { return term == kBlurredL1; }
 
-// The part of a pixel of difference d = x - y in a term over pixels.
+// Contribution of a pixel with difference d = x - y to a pixel term.
 template <class V>
 SSIMFAST_INLINE V pixel_term(int term, V d, V count) {
   if (term == kL2) return d * d;
   return term == kL1 ? magnitude(d) : magnitude(d) * count;
 }
 
-// The derivative by d of the weighted sum of all terms over pixels. weight[i] is that of term
-// kL1 + i.
+// True if the derivative of the weighted pixel terms jumps at d = 0: then d must keep its sign.
+template <class A>
+SSIMFAST_INLINE bool needs_sign(const A* weight) {
+  return weight[0] != 0 || weight[kBlurredL1 - kL1] != 0;
+}
+
+// Derivative with respect to d of the weighted sum of all pixel terms. weight[i] is the weight of
+// term kL1 + i.
 template <class A>
 SSIMFAST_INLINE A pixel_slope(const A* weight, A d, A count) {
   const A by_sign = weight[0] + weight[kBlurredL1 - kL1] * count;
@@ -64,15 +78,15 @@ SSIMFAST_INLINE A pixel_slope(const A* weight, A d, A count) {
 
 // ---- pooling ------------------------------------------------------------------------------------
 
-// How two rows or columns of pixels become one of the next level, where their number is odd.
+// How pixels are averaged to the next level if the number of rows or columns is odd.
 enum class Pooling {
   kNone,
-  kFloor,      // the last one is dropped
-  kPad,        // a black one comes before the first
-  kReplicate,  // the last one counts twice
+  kFloor,      // drops the last row or column
+  kPad,        // adds a black one before the first
+  kReplicate,  // counts the last one twice
 };
 
-// Rows or columns of the next level.
+// The rows, or the columns, of the next level.
 struct PooledAxis {
   int64_t size = 0;
   int64_t shift = 0;  // pooled index i is the mean of 2 i - shift and 2 i - shift + 1
@@ -85,15 +99,16 @@ struct PooledAxis {
 
 // ---- MS-SSIM ------------------------------------------------------------------------------------
 
-// How a negative mean is treated. kRaise is for combine_levels only.
-enum class Negative { kRelu, kAbs, kRaise };
+// How a negative mean is treated.
+enum class Negative { kRelu, kAbs };
 
-// The term of which each level contributes the mean, finest first.
+// The term whose mean a level contributes. Level 0 is the finest.
 SSIMFAST_INLINE Term mean_of_level(int level, int levels) {
   return level == levels - 1 ? kSsim : kContrastStructure;
 }
 
-// A level's factor in the product that is MS-SSIM, and its derivative by the level's mean.
+// A level's factor in the product that is MS-SSIM, and the derivative of that factor with respect
+// to the level's mean.
 struct LevelPower {
   double value, slope;
 };
@@ -107,7 +122,7 @@ SSIMFAST_INLINE LevelPower level_power(double mean, double exponent, bool absolu
   return {value, mean < 0 ? -slope : slope};
 }
 
-// The product of the values of all levels but one (-1: of all).
+// Product of the values of all levels except one (-1: no exception).
 template <class Values>
 SSIMFAST_INLINE double product_except(const Values& values, int levels, int except) {
   double product = 1;
@@ -119,19 +134,21 @@ SSIMFAST_INLINE double product_except(const Values& values, int levels, int exce
   return product;
 }
 
-// The weights of SSIM and contrast-structure in the second sweep of a finest level, such that its
-// gradient fits float16, and the slope that belongs to that gradient.
+// Weights of SSIM and contrast-structure in the second sweep of the finest level, scaled so that
+// the gradient fits float16, and the slope that undoes the scaling.
 struct FinestWeights {
   double ssim, contrast_structure, slope;
 };
 
-// `slope`: of the value by the sum of `mean` over the finest level. `positions`: those that a value
-// is the mean of.
+// slope: derivative of the value with respect to the sum of `mean` over the finest level.
+// positions: number of positions that a value averages.
 SSIMFAST_INLINE FinestWeights finest_weights_of(Term mean, double slope, double by_ssim,
                                                 double positions) {
-  const double largest = fabs(by_ssim) > 1 ? fabs(by_ssim) : 1.0;
-  const double by_mean = slope * positions / largest;
-  return {by_ssim / largest + (mean == kSsim ? by_mean : 0.0), mean == kSsim ? 0.0 : by_mean,
+  const double by_mean = slope * positions;
+  const double larger = fabs(by_ssim) > fabs(by_mean) ? fabs(by_ssim) : fabs(by_mean);
+  const double largest = larger > 1 ? larger : 1.0;
+  const double of_mean = by_mean / largest;
+  return {by_ssim / largest + (mean == kSsim ? of_mean : 0.0), mean == kSsim ? 0.0 : of_mean,
           largest / positions};
 }
 

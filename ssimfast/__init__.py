@@ -1,4 +1,4 @@
-"""Fused structural similarity (SSIM, MS-SSIM) for PyTorch: forward and backward in one pass."""
+"""Fast, memory-efficient SSIM and MS-SSIM losses for PyTorch."""
 
 from importlib import metadata as _metadata
 
@@ -10,7 +10,7 @@ from ssimfast.warming import warmup
 
 try:
     __version__ = _metadata.version("ssimfast")
-except _metadata.PackageNotFoundError:  # run from a source tree that was never installed
+except _metadata.PackageNotFoundError:  # imported from a source tree that was never installed
     __version__ = "0+unknown"
 
 __all__ = [

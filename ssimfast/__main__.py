@@ -1,4 +1,4 @@
-"""``python -m ssimfast``: versions, how the extension was built, and what serves which device."""
+"""``python -m ssimfast`` prints versions, build facts and the backend of each device type."""
 
 import platform
 from pathlib import Path
@@ -38,7 +38,7 @@ def _reason(device: str, backend: str) -> str:
     if backend == "cpu" and (extension := library.extension) is not None:
         return f"compiled kernel, {extension.instruction_set()}, {torch.get_num_threads()} threads"
     if backend == "triton":
-        import triton  # not before it is known to be there
+        import triton  # optional dependency: imported only if this backend was chosen
 
         return f"Triton {triton.__version__} kernels, compiled at first use"
     if backend == "cuda":
@@ -49,7 +49,7 @@ def _reason(device: str, backend: str) -> str:
         return "PyTorch operations: the extension was not built"
     if device == "cuda" and torch.version.hip is None:
         return "PyTorch operations: this torch was built without CUDA"
-    if device == "xpu" and not torch.xpu.is_available():  # else Triton may have kernels
+    if device == "xpu" and not torch.xpu.is_available():
         return "PyTorch operations: no such device here"
     return "PyTorch operations: this version has no kernel for it"
 

@@ -1,4 +1,4 @@
-"""Checks of what callers give, with errors that name the argument and print what came."""
+"""Checks of the public arguments. Each error names the argument and prints the value it got."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from torch.fx.experimental.symbolic_shapes import has_static_value
 from ssimfast.backends.constants import MAX_WINDOW_SIZE
 from ssimfast.typing import Padding, Window
 
-# Largest magnitude of a number: squares and quotients then stay within float32.
+# Largest accepted magnitude. Squares and quotients of such numbers are finite in float32.
 _LARGEST = 1e15
 _Choice = TypeVar("_Choice", bound=str | None)
 _Called = TypeVar("_Called", bound=Callable[..., Any])
@@ -22,16 +22,16 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.ui
 
 
 def number(name: str, value: float, least: float = -_LARGEST) -> float:
-    """A number that is a constant of a compiled graph: another value needs another graph."""
+    """Checks a number that becomes a constant of a compiled graph: a new value recompiles it."""
     value = variable(name, value, least)
-    # torch.compile specialises the keys of dicts, so this makes the value a constant. It fails on
-    # the window's arithmetic with a symbol.
+    # torch.compile cannot trace the arithmetic of the window with a symbol. It treats the keys of
+    # dicts as constants, so this line turns a symbol into a constant.
     (value,) = {value: None}
     return value
 
 
 def variable(name: str, value: float, least: float = -_LARGEST) -> float:
-    """A number that may change from call to call: torch.compile may trace it as a symbol."""
+    """Checks a number that torch.compile may trace as a symbol: a new value needs no new graph."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not least <= value <= _LARGEST:
@@ -59,7 +59,7 @@ def choice(name: str, value: _Choice, choices: Sequence[_Choice]) -> _Choice:
 def value_range_of(
     value_range: tuple[float, float] | None, data_range: float | None
 ) -> tuple[float, float] | None:
-    """The values of black and white, if they are given: else they depend on the dtype."""
+    """Returns (low, high), the values of black and white; None if neither argument is given."""
     if value_range is None:
         if data_range is None:
             return None
@@ -82,7 +82,7 @@ def value_range_of(
 
 
 def taps_of(window: Window, window_size: int, sigma: float) -> list[float]:
-    """The taps of the separable window."""
+    """Checks the arguments of the window and returns the taps of its separable filter."""
     choice("window", window, _WINDOWS)
     if isinstance(window_size, bool) or not isinstance(window_size, Integral):
         raise TypeError(f"window_size must be an int, got {window_size!r}")
@@ -101,8 +101,8 @@ def taps(window: Window, radius: int, sigma: float) -> list[float]:
 
 
 def gaussian_taps(radius: int, sigma: float) -> list[float]:
-    """A Gaussian of ``sigma`` pixels at ``-radius .. radius``, normalised to sum to 1."""
-    # The quotient first: the square of a tiny sigma would underflow.
+    """Taps of a Gaussian of ``sigma`` pixels at ``-radius .. radius``, normalised to sum 1."""
+    # Divides before it squares: the square of a tiny sigma would underflow.
     values = [math.exp(-(i / sigma) * (i / sigma) / 2) for i in range(-radius, radius + 1)]
     total = math.fsum(values)
     return [value / total for value in values]
@@ -113,7 +113,7 @@ def uniform_taps(radius: int) -> list[float]:
 
 
 def not_scriptable(called: _Called) -> _Called:
-    """Makes torch.jit.script refuse a function or a class of modules, and say what to do."""
+    """Makes torch.jit.script raise an error for a function or module class, with advice."""
     called.__prepare_scriptable__ = _refuse_scripting  # type: ignore[attr-defined]
     return called
 
@@ -124,13 +124,16 @@ def _refuse_scripting(*_: Any) -> NoReturn:
     )
 
 
-_jit: Any = torch.jit  # whose functions have no types
+_jit: Any = torch.jit  # Any, because its functions have no type annotations
 _SHAPES = {4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
 
 
 def checked_images(x: Tensor, y: Tensor, ranks: tuple[int, ...] = (4,)) -> tuple[Tensor, Tensor]:
-    """The images, of one dtype: autocast, where it is on, makes half of what a layer returns and
-    leaves the other image as it is, which is then no mistake."""
+    """Checks a pair of images and returns it in one dtype.
+
+    Under autocast two floating dtypes are allowed, because the output of a layer is then half and
+    the target is not; both images are converted to the wider dtype.
+    """
     if _jit.is_tracing():
         raise RuntimeError(
             "torch.jit.trace, which torch.onnx.export(dynamo=False) calls, would record the size "
@@ -171,7 +174,7 @@ def checked_images(x: Tensor, y: Tensor, ranks: tuple[int, ...] = (4,)) -> tuple
 
 
 def _check_kind(name: str, tensor: Tensor) -> None:
-    """Refuses everything but tensors whose elements lie in memory at strides, on one device."""
+    """Raises TypeError unless the tensor is dense, strided and held by one process."""
     if not isinstance(tensor, Tensor):
         hint = ""
         if isinstance(tensor, torch.fx.Proxy):
@@ -206,14 +209,14 @@ def check_size(x: Tensor, window_size: int, padding: Padding) -> None:
 
 
 def hint_of_layout(x: Tensor, least: int) -> str:
-    """Advice for images that are too small because they have their channels last."""
+    """Advice for images that seem too small because their channels come last; else empty."""
     if x.dim() == 4 and 1 <= x.shape[3] <= 4 and min(x.shape[1:3]) >= least:
         return ", or x.permute(0, 3, 1, 2) if x is (N, H, W, C)"
     return ""
 
 
 def mask_like(mask: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mask with the shape of ``x`` and that dtype."""
+    """Checks the mask and returns it in ``dtype``, expanded to the shape of ``x``."""
     _check_kind("mask", mask)
     if mask.dtype != torch.bool and not mask.dtype.is_floating_point:
         hint = "" if mask.dtype.is_complex else "; `mask > 0` makes it bool"

@@ -1,6 +1,6 @@
-"""Validated choices of arguments, in the terms of the ops, ready to be called with images.
+"""Measures: validated arguments, translated for the ops; callable with a pair of images.
 
-The fields are the arguments of the public functions, where their meaning is documented.
+Fields are the arguments of the public functions, which document them.
 """
 
 import itertools
@@ -28,6 +28,7 @@ from ssimfast.arguments import (
 from ssimfast.backends import constants
 from ssimfast.backends.constants import value_dtype, widest_dtype
 from ssimfast.ops import autograd
+from ssimfast.ops.multiscale import only
 from ssimfast.ops.reflection import differentiable_reflected
 from ssimfast.ops.schemas import Levels, Loss, Statistic
 from ssimfast.typing import (
@@ -46,11 +47,11 @@ WANG_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _KEPT = {"mean": 0, "batch": 1}
 _REDUCTIONS, _ODDS = get_args(Reduction), get_args(Odd)
 _NEGATIVES, _CHANNELS = get_args(Negative), get_args(Channels)
-_MOST_COUNTS = 1024  # entries of the cache in MixtureMeasure, each a row or column of numbers
+_MOST_COUNTS = 1024  # largest number of entries in MixtureMeasure._counts
 
 
 class SSIMComponents(NamedTuple):
-    """Two maps (N, C, H', W'), whose product is SSIM."""
+    """Two maps (N, C, H', W'), float32 or float64, whose product is the SSIM map."""
 
     luminance: Tensor
     contrast_structure: Tensor
@@ -58,7 +59,7 @@ class SSIMComponents(NamedTuple):
 
 @dataclass(kw_only=True)
 class Windowed:
-    """Arguments of every measure: value range, window, constants, padding."""
+    """Arguments that all measures share: value range, window, constants, padding."""
 
     value_range: tuple[float, float] | None = None
     data_range: float | None = None
@@ -84,22 +85,23 @@ class Windowed:
         choice("padding", self.padding, self._PADDINGS)
 
     def prepared(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Statistic]:
-        """The images, and what ops compute of them."""
+        """The images and the statistic, as the ops take them."""
         c2 = self._c2
         if self.sample_covariance:
-            # n / (n - 1) times the variances, in a quotient in which C2 is the only other summand.
+            # Dividing C2 by n / (n - 1) has the same effect as multiplying variances and covariance
+            # by it, because the quotient of contrast-structure has no other summands.
             n = len(self._taps) ** (x.dim() - 2)
             c2 = c2 * (n - 1) / n
         low, high = self._range or (0.0, 255.0 if x.dtype == torch.uint8 else 1.0)
         scale = 1 / (high - low)
-        if self._range_varies:  # ops take the range as constants of a graph
+        if self._range_varies:  # the ops need a constant range: maps symbolic ones here
             dtype = value_dtype(x.dtype)
             x, y = ((image.to(dtype) - low) * scale for image in (x, y))
             low, scale = 0.0, 1.0
         return x, y, Statistic(self._taps, self._c1, c2, low, scale, self.padding == "same")
 
     def use_taps(self, taps: list[float]) -> None:
-        """Takes another separable window: an odd number of taps >= 0, symmetric, of sum 1."""
+        """Replaces the separable window by an odd number of taps >= 0, symmetric, with sum 1."""
         self._taps = taps
 
     def _reflected(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,7 +136,8 @@ class SSIMMeasure(Windowed):
         factor: float = 1.0,
         constant: float = 0.0,
     ) -> Tensor:
-        """SSIM, of sums and means of pairs of images times a factor and plus a constant."""
+        """SSIM after the reduction. Sums and means without a mask are multiplied by ``factor`` and
+        ``constant`` is added; masks, maps and means of empty images ignore both."""
         x, y = checked_images(x, y, ranks=(4, 5))
         check_size(x, len(self._taps), self.padding)
         x, y, statistic = self.prepared(x, y)
@@ -148,7 +151,7 @@ class SSIMMeasure(Windowed):
             total, seen = _sum(values * at_centres, kept), _sum(at_centres, kept)
             if reduction == "sum":
                 return total.to(values.dtype)
-            nothing = (seen == 0).to(seen.dtype)  # where nothing is compared, nothing differs
+            nothing = (seen == 0).to(seen.dtype)  # 1 where all weights are 0: SSIM is 1 there
             return ((total + nothing) / (seen + nothing)).to(values.dtype)
         if x.numel() == 0 and reduction not in ("sum", "none"):
             return _constant(x, y, kept, 1.0)
@@ -157,11 +160,11 @@ class SSIMMeasure(Windowed):
         if reduction == "none":
             return autograd.maps(x, y, None, statistic)[0]
         count = 1 if reduction == "sum" else statistic.positions(x.shape, kept)
-        loss = Loss([factor, 0.0, 0.0, 0.0, 0.0], constant)
+        loss = Loss(only(constants.SSIM, factor), constant)
         return autograd.loss_of(x, y, statistic, loss, count, kept)[0]
 
     def total_weight(self, x: Tensor, mask: Tensor | None) -> int | Tensor:
-        """The divisor that makes the mean of SSIM from its sum."""
+        """Sum of the weights of all windows: the sum of SSIM divided by its mean."""
         if mask is not None:
             weights = self._at_centres(self._checked_mask(mask, x))
             return _sum(weights, 0).to(weights.dtype)
@@ -225,7 +228,7 @@ class Pyramid(Windowed):
             self._weights = [number("weights", weight, least=0.0) for weight in weights]
 
     def _levels(self, x: Tensor) -> Levels:
-        """The pyramid of images like ``x``."""
+        """The pyramid for images like ``x``. Raises ValueError if they are too small for it."""
         side = min(x.shape[2:])
         weights = self._weights
         if weights is None:
@@ -246,7 +249,7 @@ class Pyramid(Windowed):
         )
 
     def _least_side(self, scales: int) -> int:
-        """The smallest image side of which every scale can hold a window."""
+        """Smallest image side in pixels for which a window fits into every pyramid level."""
         size = len(self._taps)
         each = [1 if self.padding == "same" else size] * scales
         if self.padding == "reflect":
@@ -273,19 +276,19 @@ class MSSSIMMeasure(Pyramid):
         return self._reduced(x, y, 1.0, 0.0)
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """``1 - MS-SSIM``, of each summand."""
+        """``1 - MS-SSIM``. A sum adds up ``1 - MS-SSIM`` of each image or plane."""
         return self._reduced(x, y, -1.0, 1.0)
 
     def _reduced(self, x: Tensor, y: Tensor, factor: float, constant: float) -> Tensor:
         x, y = checked_images(x, y)
         levels = self._levels(x)
-        whole = 1 if self.channels == "joint" else 2  # of an image or of a plane
+        whole = 1 if self.channels == "joint" else 2  # a product for each image or each plane
         kept = _KEPT.get(self.reduction, whole)
         if x.numel() == 0:
             value = _constant(x, y, kept, factor + constant)
         else:
             x, y, statistic = self.prepared(x, y)
-            loss = Loss([0.0, factor, 0.0, 0.0, 0.0], constant)
+            loss = Loss(only(constants.MS_SSIM, factor), constant)
             reflect = self.padding == "reflect"
             value, _ = autograd.multi_scale_loss_of(
                 x, y, statistic, loss, levels, reflect=reflect, kept=kept
@@ -314,9 +317,10 @@ class MixtureMeasure(Pyramid):
             names = ", ".join(self.TERMS)
             raise ValueError(f"one of {names} must be greater than 0, got 0 for all")
         flag("return_terms", self.return_terms)
-        # The coarsest window in pixels of the finest level, by the number of levels.
+        # Taps of the coarsest level's window in pixels of the finest, by the number of levels.
         self._blurs: dict[int, list[float]] = {}
-        # Weights of a row or column in the blurred L1, by its size, levels, device and dtype.
+        # Cache of `_inside`: pixel weights along an axis in the blurred L1, by the size of the
+        # axis, number of levels, device and dtype.
         self._counts: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
         if self.gaussian_l1 > 0:
             by_weights = (
@@ -336,7 +340,7 @@ class MixtureMeasure(Pyramid):
         elif by_ssim > 0:
             check_size(x, len(self._taps), self.padding)
         call = (*self.prepared(x, y), levels)
-        if self._factors_vary:  # ops take factors as constants of a graph
+        if self._factors_vary:  # the ops need constant factors: applies symbolic ones outside
             loss, terms = self._sum_of_terms(*call)
         else:
             loss, terms = self._weighted(*call, self._factors)
@@ -349,12 +353,11 @@ class MixtureMeasure(Pyramid):
     def _sum_of_terms(
         self, x: Tensor, y: Tensor, statistic: Statistic, levels: Levels | None
     ) -> tuple[Tensor, Tensor]:
-        """The result of ``_weighted`` for the factors, from a sweep for each term."""
+        """The result of ``_weighted``, from one sweep for each term with factor 1."""
         chosen = [t for t, factor in enumerate(self._factors) if factor > 0]
         results = []
         for t in chosen:
-            alone = [float(t == other) for other in range(len(self._factors))]
-            results.append(self._weighted(x, y, statistic, levels, alone))
+            results.append(self._weighted(x, y, statistic, levels, only(t)))
         total, terms = (torch.zeros_like(result) for result in results[0])
         for t, (loss, of_loss) in zip(chosen, results, strict=True):
             total = total + self._factors[t] * loss
@@ -369,12 +372,13 @@ class MixtureMeasure(Pyramid):
         levels: Levels | None,
         factors: list[float],
     ) -> tuple[Tensor, Tensor]:
-        """The sum of the terms times their factors, and the terms, (5,) or (N, 5)."""
+        """The loss, shape () or (N,), and its terms, shape (terms,) or (N, terms)."""
         by_ssim, by_ms_ssim, *by_pixels = factors
         kept = _KEPT[self.reduction]
         if x.numel() == 0:
-            terms = torch.stack([_constant(x, y, kept, float(t < 2)) for t in range(5)], -1)
-            return terms[..., 2], terms
+            similar = [float(t < constants.L1) for t in range(constants.TERMS)]
+            terms = torch.stack([_constant(x, y, kept, term) for term in similar], -1)
+            return terms[..., constants.L1], terms
         weights, constant = [-by_ssim, -by_ms_ssim, *by_pixels], by_ssim + by_ms_ssim
         rows = columns = None
         if factors[-1] > 0:
@@ -385,27 +389,29 @@ class MixtureMeasure(Pyramid):
             return autograd.multi_scale_loss_of(
                 x, y, statistic, loss, levels, reflect=False, kept=kept
             )
-        if by_ssim == 0:  # no window: each pixel is a position, and C2 = 0 must not give 0 / 0
+        if by_ssim == 0:
+            # Only terms over pixels: with one tap, each pixel is a position and images may have any
+            # size. Constants of 1 avoid 0 / 0 where C1 or C2 is 0.
             statistic = statistic._replace(window=[1.0], c1=1.0, c2=1.0, same=True)
         count = statistic.positions(x.shape, kept)
         return autograd.loss_of(x, y, statistic, loss, count, kept)
 
     def _inside(self, size: int, scales: int, like: Tensor) -> Tensor:
-        """Weights of a row or column of pixels in the blurred L1. They are kept because a copy to
-        the device would have to be waited for and cannot be captured in a CUDA graph."""
+        """Cached pixel weights along an axis in the blurred L1. Computing them in every call would
+        copy to the device, which waits for it and cannot be captured in a CUDA graph."""
         if torch.compiler.is_compiling() or type(like) not in (Tensor, torch.nn.Parameter):
             return _inside(size, self._blurs[scales], like)
         key = (size, scales, like.device, like.dtype)
         counts = self._counts.get(key)
         if counts is None:
-            with torch.inference_mode(False):  # it may be used in training later
+            with torch.inference_mode(False):  # training cannot use inference tensors
                 counts = _inside(
                     size, self._blurs[scales], torch.empty(0, dtype=like.dtype, device="cpu")
                 )
-                # A copy that is waited for: the next use may be on another stream.
+                # A blocking copy, because the next use may be on another stream.
                 counts = counts.to(like.device)
-            # Entries are only ever added, which needs no lock, and a captured CUDA graph can go on
-            # reading them.
+            # Entries are never removed. This needs no lock, and the memory that a captured CUDA
+            # graph reads stays valid.
             if len(self._counts) < _MOST_COUNTS:
                 counts = self._counts.setdefault(key, counts)
         return counts
@@ -415,7 +421,7 @@ class MixtureMeasure(Pyramid):
 
 
 def _leading(weights: Sequence[float], count: int) -> list[float]:
-    """The first ``count`` weights, multiplied such that the sum of all is kept."""
+    """The first ``count`` weights, rescaled to the sum of all weights."""
     if count == len(weights):
         return list(weights)
     part = sum(weights[:count])
@@ -425,7 +431,7 @@ def _leading(weights: Sequence[float], count: int) -> list[float]:
 
 
 def _inside(size: int, window: list[float], like: Tensor) -> Tensor:
-    """How much of a window centred on each of ``size`` pixels in a row lies inside the row."""
+    """For each of ``size`` pixels in a row, the part of a window centred there that lies inside."""
     radius = len(window) // 2
     dtype = widest_dtype(like)
     until = torch.tensor([0.0, *itertools.accumulate(window)], dtype=dtype, device=like.device)
@@ -437,11 +443,11 @@ def _inside(size: int, window: list[float], like: Tensor) -> Tensor:
 
 
 def _sum(values: Tensor, kept: int) -> Tensor:
-    """The sum over all but the first ``kept`` dimensions, in the widest dtype."""
+    """Sum over all but the first ``kept`` dimensions, in the widest dtype of the device."""
     return values.sum(tuple(range(kept, values.dim())), dtype=widest_dtype(values))
 
 
 def _constant(x: Tensor, y: Tensor, kept: int, value: float) -> Tensor:
-    """A number for empty images, connected to both."""
+    """The result for empty images: ``value``, with a graph that leads to both of them."""
     zero = x.sum(tuple(range(kept, x.dim()))) + y.sum(tuple(range(kept, y.dim())))
     return zero.to(value_dtype(x.dtype)) + value

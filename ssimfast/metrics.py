@@ -1,8 +1,8 @@
-"""SSIM and MS-SSIM over a whole data set, as metrics of torchmetrics, which must be installed.
+"""SSIM and MS-SSIM over a whole data set, as metrics for torchmetrics, which must be installed.
 
-They keep a sum of the values of the images and their number, and so hold no images and no graph;
-across processes both are summed. Both are float64, whatever dtype the metric is cast to, and stay
-on the CPU if the device has no float64.
+A metric stores two states: the sum of the values of all images, and the number of images. It keeps
+no images and no graph. Both states are summed across processes. They are float64, even if the
+metric is cast to another dtype, and stay on the CPU if the device has no float64.
 """
 
 import hashlib
@@ -33,13 +33,14 @@ class _MeanOverImages(Metric):
 
     _module: type[SSIM] | type[MSSSIM]
 
-    # Any: most are torchmetrics' own, which says no more of them.
+    # Any, because torchmetrics does not annotate its own keyword arguments.
     def __init__(self, **arguments: Any) -> None:
         known = {*inspect.signature(self._module).parameters} - {"reduction"}
         ours = {name: arguments.pop(name) for name in known & arguments.keys()}
-        super().__init__(**arguments)  # which refuses what it does not know
+        super().__init__(**arguments)  # raises an error for unknown arguments
         self._measure = self._module(reduction="batch", **ours)
-        # MetricCollection shares the states of metrics whose states have equal names and values.
+        # Names of the states depend on the arguments, because MetricCollection shares the states of
+        # metrics whose states have equal names and values.
         digest = hashlib.sha256(repr(self._measure).encode()).hexdigest()[:16]
         self._total, self._count = f"total_{digest}", f"count_{digest}"
         for name in (self._total, self._count):
@@ -48,21 +49,21 @@ class _MeanOverImages(Metric):
 
     @property
     def total(self) -> Tensor:
-        """The sum of the values of all images so far."""
+        """Sum of the values of all images so far: a scalar in float64."""
         total: Tensor = getattr(self, self._total)
         return total
 
     @property
     def count(self) -> Tensor:
-        """The number of images so far."""
+        """Number of images so far: a scalar in float64."""
         count: Tensor = getattr(self, self._count)
         return count
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Adds a batch.
+        """Adds the values of a batch.
 
         Args:
-            preds: images; uint8 or floating point.
+            preds: images, uint8 or floating point.
             target: images of the same shape, dtype and device.
         """
         with torch.no_grad():
@@ -71,13 +72,13 @@ class _MeanOverImages(Metric):
         self.count.add_(len(values))
 
     def compute(self) -> Tensor:
-        """The mean over all images so far, a scalar in float32; NaN before the first."""
+        """Mean over all images so far: a scalar in float32, NaN before the first image."""
         return (self.total / self.count).float().to(self.device)
 
     def _apply(
         self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()
     ) -> nn.Module:
-        """Moves the metric. Its states change their device and never their dtype."""
+        """Moves or casts the metric. Its states change their device but not their dtype."""
         super()._apply(fn, (*exclude_state, *self._defaults))
         for name in (self._total, self._count):
             default: Any = self._defaults[name]
@@ -87,7 +88,7 @@ class _MeanOverImages(Metric):
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)
-        for name in (self._total, self._count):  # the file may be that of a model that was cast
+        for name in (self._total, self._count):  # a model that was cast saved another dtype
             setattr(self, name, getattr(self, name).double())
 
 
@@ -96,18 +97,18 @@ def _moved(state: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
     goal = fn(state.new_empty(0, dtype=torch.float32))
     if widest_dtype(goal) != torch.float64:
         return state.cpu()
-    if state.is_meta:  # it has no images yet
+    if state.is_meta:  # a meta tensor has no data to copy
         return torch.zeros_like(state, device=goal.device)
     return state.to(goal.device)
 
 
 class StructuralSimilarity(_MeanOverImages):
-    """The mean SSIM of all images, by :func:`ssimfast.ssim`.
+    """Mean SSIM of all images, computed by :func:`ssimfast.ssim`.
 
     Args:
-        arguments: those of :class:`ssimfast.SSIM` but ``reduction``, and those of
-            :class:`torchmetrics.Metric`, such as ``dist_sync_on_step``. Unless a range is given,
-            it is 0 to 255 for uint8 images and 0 to 1 for all others.
+        arguments: keyword arguments of :class:`ssimfast.SSIM`, except ``reduction``, and of
+            :class:`torchmetrics.Metric`, such as ``dist_sync_on_step``. The default value range is
+            (0, 255) for uint8 images and (0, 1) for all others.
 
     Images are (N, C, H, W), volumes (N, C, D, H, W). Raises the errors of :func:`ssimfast.ssim`.
     """
@@ -116,12 +117,12 @@ class StructuralSimilarity(_MeanOverImages):
 
 
 class MultiScaleStructuralSimilarity(_MeanOverImages):
-    """The mean MS-SSIM of all images, by :func:`ssimfast.ms_ssim`.
+    """Mean MS-SSIM of all images, computed by :func:`ssimfast.ms_ssim`.
 
     Args:
-        arguments: those of :class:`ssimfast.MSSSIM` but ``reduction``, and those of
-            :class:`torchmetrics.Metric`, such as ``dist_sync_on_step``. Unless a range is given,
-            it is 0 to 255 for uint8 images and 0 to 1 for all others.
+        arguments: keyword arguments of :class:`ssimfast.MSSSIM`, except ``reduction``, and of
+            :class:`torchmetrics.Metric`, such as ``dist_sync_on_step``. The default value range is
+            (0, 255) for uint8 images and (0, 1) for all others.
 
     Images are (N, C, H, W). Raises the errors of :func:`ssimfast.ms_ssim`.
     """

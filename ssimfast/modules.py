@@ -1,4 +1,4 @@
-"""The measures as ``nn.Module``: arguments are checked once, when the module is made."""
+"""The public functions as ``nn.Module``. Arguments are checked once, in the constructor."""
 
 import inspect
 from dataclasses import fields
@@ -18,7 +18,7 @@ from ssimfast.typing import (
 )
 
 _Terms = tuple[Tensor, dict[str, Tensor]]
-# Result of SimilarityLoss: the loss, or with ``return_terms=True`` the loss and its terms.
+# Result of SimilarityLoss: the loss or, with ``return_terms=True``, the loss and its terms.
 _Loss = TypeVar("_Loss", bound=Tensor | _Terms, default=Tensor)
 
 
@@ -28,10 +28,9 @@ def _keyword(name: str, default: Any) -> inspect.Parameter:
 
 @not_scriptable
 class _Module(nn.Module):
-    """A measure with fixed arguments, those of the function of the same name.
+    """Base class: a measure with fixed arguments.
 
-    Its subclasses tell type checkers what ``__init__`` and ``__call__`` take: nn.Module says of
-    neither.
+    Subclasses declare ``__init__`` and ``__call__`` for type checkers, because nn.Module does not.
     """
 
     _measure: ClassVar[type[Windowed]]
@@ -60,7 +59,7 @@ class _Module(nn.Module):
 
 
 class SSIM(_Module):
-    """:func:`ssimfast.ssim` with fixed arguments; see there for their meaning."""
+    """:func:`ssimfast.ssim` with fixed arguments, which that function documents."""
 
     _measure = SSIMMeasure
     measure: SSIMMeasure
@@ -72,19 +71,19 @@ class SSIM(_Module):
         def __call__(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor: ...
 
     def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Images to SSIM: shape (), (N,) or that of the map, by ``reduction``."""
+        """Returns SSIM: shape (), (N,) or that of the map, by ``reduction``."""
         return self.measure(x, y, mask)
 
 
 class SSIMLoss(SSIM):
-    """``1 - SSIM``, from 0 (equal) to 2; arguments of :func:`ssimfast.ssim`.
+    """``1 - SSIM``, from 0 for equal images to 2, with the arguments of :func:`ssimfast.ssim`.
 
-    With ``reduction="sum"`` it is the sum of ``1 - SSIM`` over all positions, weighted by the mask
-    if there is one.
+    With ``reduction="sum"``, the loss is the sum of ``1 - SSIM`` over all windows, weighted by the
+    mask if there is one.
     """
 
     def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Images to the loss: shape (), (N,) or that of the map, by ``reduction``."""
+        """Returns the loss: shape (), (N,) or that of the map, by ``reduction``."""
         if self.measure.reduction == "sum":
             mean = self.measure.loss(x, y, mask, "mean")
             return mean * self.measure.total_weight(x, mask)
@@ -92,7 +91,7 @@ class SSIMLoss(SSIM):
 
 
 class MSSSIM(_Module):
-    """:func:`ssimfast.ms_ssim` with fixed arguments; see there for their meaning."""
+    """:func:`ssimfast.ms_ssim` with fixed arguments, which that function documents."""
 
     _measure = MSSSIMMeasure
     measure: MSSSIMMeasure
@@ -104,23 +103,25 @@ class MSSSIM(_Module):
         def __call__(self, x: Tensor, y: Tensor) -> Tensor: ...
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Images (N, C, H, W) to MS-SSIM: shape (), (N,) or (N, C), by ``reduction``."""
+        """Returns MS-SSIM of (N, C, H, W): shape (), (N,) or (N, C), by ``reduction``."""
         return self.measure(x, y)
 
 
 class MSSSIMLoss(MSSSIM):
-    """``1 - MS-SSIM``, from 0 (equal) to 1; arguments of :func:`ssimfast.ms_ssim`.
+    """``1 - MS-SSIM``, from 0 for equal images to 1, with the arguments of
+    :func:`ssimfast.ms_ssim`.
 
-    With ``reduction="sum"`` it is the sum of ``1 - MS-SSIM`` over images and channels.
+    With ``reduction="sum"``, the loss is the sum of ``1 - MS-SSIM`` over images and channels (over
+    images, with joint channels).
     """
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Images (N, C, H, W) to the loss: shape (), (N,) or (N, C), by ``reduction``."""
+        """Returns the loss of (N, C, H, W): shape (), (N,) or (N, C), by ``reduction``."""
         return self.measure.loss(x, y)
 
 
 class SimilarityLoss(_Module, Generic[_Loss]):
-    """:func:`ssimfast.similarity_loss` with fixed arguments; see there for their meaning."""
+    """:func:`ssimfast.similarity_loss` with fixed arguments, which that function documents."""
 
     _measure = MixtureMeasure
     measure: MixtureMeasure
@@ -156,19 +157,22 @@ class SimilarityLoss(_Module, Generic[_Loss]):
         def __call__(self, x: Tensor, y: Tensor) -> _Loss: ...
 
     def forward(self, x: Tensor, y: Tensor) -> _Loss:
-        """Images (N, C, H, W) to the loss, shape () or (N,); with its terms, if asked for."""
+        """Returns the loss of (N, C, H, W), shape () or (N,); its terms too if ``return_terms``."""
         return cast(_Loss, self.measure(x, y))
 
 
 class MixLoss(SimilarityLoss[_Loss]):
-    """``alpha (1 - MS-SSIM) + (1 - alpha) mean(G * |x - y|)``, G the coarsest scale's Gaussian.
+    """``alpha (1 - MS-SSIM) + (1 - alpha) mean(G * |x - y|)``, with G the coarsest level's window.
 
     Zhao, Gallo, Frosio and Kautz, "Loss functions for image restoration with neural networks",
-    IEEE TCI 3(1), 2017, section III.D, with the pyramid of Wang et al. 2003 in place of their five
-    Gaussians. Arguments of :func:`ssimfast.similarity_loss`, except those of the mixture.
+    IEEE TCI 3(1), 2017, section III.D, but with the pyramid of Wang et al. 2003 in place of the
+    five Gaussians. Takes the arguments of :func:`ssimfast.similarity_loss` except its five factors.
 
     Args:
-        alpha: from 0 to 1.
+        alpha: weight of the MS-SSIM term, from 0 to 1.
+
+    Raises:
+        TypeError, ValueError: as in :func:`ssimfast.similarity_loss`, and for a wrong ``alpha``.
     """
 
     if TYPE_CHECKING:

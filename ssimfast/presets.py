@@ -1,4 +1,4 @@
-"""The conventions of other libraries, as arguments of ours: ``preset="skimage"`` and so on."""
+"""Presets: the conventions of other libraries as arguments of ssimfast, as ``preset="skimage"``."""
 
 import functools
 from collections.abc import Callable
@@ -28,7 +28,8 @@ PRESETS: dict[Preset, dict[str, Any]] = {
 
 
 def resolve(arguments: dict[str, Any], known: frozenset[str]) -> dict[str, Any]:
-    """``arguments`` with what their preset says, as far as it is ``known``, put before them."""
+    """Replaces ``preset`` by its arguments. Given arguments win; names not in ``known`` are left
+    out."""
     preset: Preset | None = arguments.pop("preset", None)
     if preset is None:
         return arguments
@@ -39,7 +40,7 @@ def resolve(arguments: dict[str, Any], known: frozenset[str]) -> dict[str, Any]:
 def with_presets(
     function: Callable[_Parameters, _Result],
 ) -> Callable[_Parameters, _Result]:
-    """Lets keyword arguments that were given, and only these, go before those of the preset."""
+    """Makes a function take ``preset``, whose arguments replace those that are not given."""
     known = frozenset(function.__kwdefaults__ or ())
 
     @functools.wraps(function)

@@ -1,4 +1,4 @@
-"""The types of the public arguments: the choices of each, and what functions and modules share."""
+"""Types of the public arguments: allowed values, and keywords that functions and modules share."""
 
 from collections.abc import Sequence
 from typing import Literal, TypedDict
@@ -13,7 +13,7 @@ Preset = Literal[
     "wang2004", "pytorch-msssim", "torchmetrics", "skimage", "tf", "fused-ssim", "3dgs"
 ]
 Weights = Sequence[float] | Literal["auto"]
-# A loss is of whole images, and blurs them without a border.
+# Subsets of Padding and Reduction that similarity_loss accepts.
 LossPadding = Literal["valid", "same"]
 LossReduction = Literal["mean", "batch"]
 

@@ -18,23 +18,24 @@ def warmup(
     losses: Iterable[Loss] = (ssim,),
     device: torch.device | str | None = None,
 ) -> None:
-    """Calls losses once, forward alone and with a gradient to one image and to both.
+    """Calls each loss once without a gradient, with a gradient to one image, and to both images.
 
-    Triton compiles a kernel at its first call, one to six seconds each: for a window, a dtype and
-    what is asked for; not for a size, but for four widths of a strip (docs/triton.md). It keeps
-    what it compiled on disk. Afterwards a training step compiles nothing, which capturing a CUDA
-    graph takes for granted. The other backends have little to prepare.
+    Triton compiles a kernel at its first call, in up to six seconds, and keeps it on disk. It
+    compiles one kernel for each window, dtype, requested result and strip width (one of four), not
+    for each image size (docs/triton.md). After ``warmup``, a training step compiles nothing, which
+    capturing a CUDA graph requires. The other backends have little to prepare.
 
     Args:
-        shapes: of images (N, C, H, W), each as large as ``losses`` ask for.
+        shapes: shapes (N, C, H, W) of images, large enough for ``losses``.
         dtypes: floating dtypes of the images.
-        losses: functions of two images such as modules of ssimfast with the arguments that
+        losses: functions of two images, such as modules of ssimfast, with the arguments that
             training will use.
-        device: of the images; the accelerator of this machine if not given, else the CPU.
+        device: device of the images; by default the accelerator of this machine, or the CPU if
+            there is none.
 
     Raises:
-        TypeError: a dtype is not a floating one, or a loss is not callable.
-        ValueError: a shape is not four sizes; or what a loss raises.
+        TypeError: a dtype is not a floating dtype, or a loss is not callable.
+        ValueError: a shape does not have four sizes, or a loss raises ValueError.
     """
     if device is None:
         device = torch.accelerator.current_accelerator() or "cpu"
@@ -65,5 +66,5 @@ def _call(loss: Loss, x: Tensor, y: Tensor) -> None:
         with torch.enable_grad():
             for second in (y, y.clone().requires_grad_()):
                 value = loss(x.clone().requires_grad_(), second)
-                value = value[0] if isinstance(value, tuple) else value  # beside its terms
+                value = value[0] if isinstance(value, tuple) else value  # without its terms
                 torch.autograd.backward(value.sum())

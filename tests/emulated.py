@@ -9,11 +9,12 @@ import fcntl
 import hashlib
 import os
 import subprocess
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import machine
 import pytest
@@ -110,10 +111,24 @@ def load() -> dict:
     return {name: getattr(namespace, name).default for name in names}
 
 
+def on_nan(op: Callable[..., Any]) -> Callable[..., Any]:
+    """The op with new tensors full of NaN, which shows what a kernel fails to write."""
+
+    def call(*arguments: Any) -> Any:
+        before = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(True)  # fills new tensors
+        try:
+            return op(*arguments)
+        finally:
+            torch.use_deterministic_algorithms(before)
+
+    return call
+
+
 def use(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls the emulated kernels, and for ``combine_levels`` PyTorch, as on a GPU. A call that no
     kernel serves fails: nothing else stands in."""
-    kernels = load()
+    kernels = {name: on_nan(op) for name, op in load().items()}
     reference = library.by_position("combine_levels", library.REFERENCE["combine_levels"])
     for name in library.SCHEMAS:
         monkeypatch.setitem(library.OPS, name, kernels.get(name, reference))

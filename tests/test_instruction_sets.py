@@ -45,7 +45,7 @@ def test_instruction_sets(instruction_set, tmp_path):
 
 @pytest.mark.needs("sources")
 def test_every_feature_that_is_used_is_looked_for():
-    """Kernels are compiled for the lists in dispatch.h, in which each feature has its test."""
+    """Kernels are compiled for the lists in isa.h, in which each feature has its test."""
     root = FOLDER.parent
     code = "".join(path.read_text() for path in (root / "csrc").rglob("*") if path.is_file())
     features = re.findall(r'^ +X\("(\w+)", (.+)\)(?: +\\)?$', code, re.MULTILINE)

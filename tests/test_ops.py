@@ -227,6 +227,18 @@ def test_combining_levels_with_a_negative_mean():
 
 
 @needs_extension
+def test_direct_calls_write_what_they_should():
+    volume = torch.rand(1, 1, 12, 12, 12)
+    given = arguments("sweep", False, torch.float32, "contiguous")
+    unwanted = given | {"x": volume, "y": volume.flip(2), "wanted": 0, "pooling": 0}
+    value, terms, *_ = torch.ops.ssimfast.sweep(*unwanted.values())
+    assert not value.any() and not terms.any()
+    ones = torch.ones(1, 1, 4, 4)
+    clone = torch._lazy_clone(ones)
+    torch.ops.ssimfast.scale_(clone, torch.tensor(3.0), 1.0, 1)
+    assert (ones == 1).all() and (clone == 3).all()
+
+
 def test_a_direct_call_is_guarded():
     x = torch.rand(1, 1, 16, 16)
 
@@ -257,6 +269,11 @@ def test_a_direct_call_is_guarded():
         thin_pair = {"x": thin, "y": thin, "exponents": [0.5, 0.5], "pooling": 1}
         with pytest.raises(RuntimeError, match="level 1 is empty"):
             torch.ops.ssimfast.sweep_levels(*(given | thin_pair).values())
+    small = {"x": x, "y": x, "exponents": [0.5, 0.5], "pooling": 1, "same": False}
+    by_reference = library.by_position("sweep_levels", library.REFERENCE["sweep_levels"])
+    for sweep_levels in (torch.ops.ssimfast.sweep_levels, by_reference):
+        with pytest.raises((RuntimeError, ValueError), match="smaller than the window"):
+            sweep_levels(*(given | small | {"window": [0.2] * 9}).values())
     for count in (0, 17):
         with pytest.raises(RuntimeError, match="levels must be 1 to 16"):
             torch.ops.ssimfast.sweep_levels(*(given | {"exponents": [0.5] * count}).values())

@@ -1,7 +1,7 @@
-// Tiles over threads, and what becomes of their sums.
+// Runs tiles on threads and turns their sums into values.
 //
-// The cut into tiles depends on the shape alone and each tile's sum has a place of its own, so the
-// result has the same bits for every number of threads.
+// The tiles depend on the shape alone and each has its own record, so the result has the same bits
+// for every number of threads.
 #include "cpu/cpu.h"
 
 #include <algorithm>
@@ -12,10 +12,11 @@
 namespace ssimfast::cpu {
 namespace {
 
-// Rows of this width keep a tile's rings within a level-2 cache of 512 KiB: 400 KB for a gradient
-// in float32 with window 11. Where planes are cut, tests/comparison.py has to know.
+// Largest width of a tile. The rings of a tile then take 400 KB (gradient, float32, window 11) and
+// fit a level-2 cache of 512 KiB. tests/comparison.py repeats this number and kLeastTileRows.
 constexpr int64_t kTileColumns = 480;
-// Enough tiles for the threads of a workstation, but none so low that its halo dominates.
+// kWantedTiles: enough tiles for the threads of a workstation. kLeastTileRows: in a lower tile the
+// halo would dominate.
 constexpr int64_t kWantedTiles = 48;
 constexpr int64_t kLeastTileRows = 64;
 
@@ -49,13 +50,14 @@ struct Cut {
   }
 };
 
-// Gradients, pixel terms and pooling concern every pixel, values and maps only windows' centres.
+// True if the tiles must cover all pixels, as gradients, pixel terms and pooling need. Values and
+// maps need only the window centres.
 template <class A>
 bool concerns_every_pixel(const Problem<A>& problem) {
   return problem.gradients > 0 || problem.pooling != Pooling::kNone || problem.wants_pixel_terms();
 }
 
-// The sum of a term over the planes [begin, end), of records that lie plane by plane.
+// Sum of a term over the planes [begin, end). The records are ordered by plane.
 double sum_of(const CpuDevice::Records& records, int64_t planes, int64_t begin, int64_t end,
               int term) {
   const int64_t each = static_cast<int64_t>(records.size()) / planes;
@@ -64,7 +66,7 @@ double sum_of(const CpuDevice::Records& records, int64_t planes, int64_t begin, 
   return total;
 }
 
-// The value of a group of planes from the means of its terms.
+// Writes the terms and the value of a group of planes.
 template <class A>
 void set_value(const Reduction<A>& reduction, int64_t group, const double* means) {
   double value = 0;
@@ -75,7 +77,7 @@ void set_value(const Reduction<A>& reduction, int64_t group, const double* means
   reduction.value[group] = A(value + reduction.constant);
 }
 
-// One sweep: terms are sums divided by the count.
+// Reduces the sums of one sweep: each term is its sum divided by the count.
 template <class A>
 void reduce_sweep(const CpuDevice::Records& records, const Reduction<A>& reduction) {
   const int64_t planes = reduction.planes, each = planes / reduction.groups;
@@ -90,7 +92,7 @@ void reduce_sweep(const CpuDevice::Records& records, const Reduction<A>& reducti
   }
 }
 
-// MS-SSIM and its slopes, for the planes [first, first + count) whose means are averaged.
+// Computes MS-SSIM and its slopes for the planes [first, first + count), whose means are averaged.
 template <class A>
 void combine_planes(const std::vector<CpuDevice::Records>& records, const Reduction<A>& reduction,
                     int64_t first, int64_t count) {
@@ -180,8 +182,8 @@ std::vector<Tensor> CpuDevice::Levels::new_images(const Tensor& x,
                                                   int64_t pooling, int level, bool twice) {
   if (level == 0) {
     tensors = by_images;
-    // The finest gradients are made after the levels are gone: memory that malloc may give out
-    // again for one of them.
+    // The second sweep allocates the finest gradients after the levels are freed. This placeholder
+    // has the size of a gradient, so malloc can reuse its memory for one of them.
     if (twice) tensors = {torch::stable::empty_like(x)};
     for (const Tensor& tensor : tensors)
       parts.push_back({static_cast<char*>(tensor.mutable_data_ptr()),

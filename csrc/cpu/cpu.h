@@ -1,4 +1,4 @@
-// The CPU as a device of csrc/ops.h.
+// The CPU as a Device of csrc/ops.h.
 #pragma once
 
 #include <cstdint>
@@ -11,17 +11,17 @@ namespace ssimfast::cpu {
 
 class CpuDevice {
  public:
-  using Records = std::vector<TileSums>;  // of all tiles, plane by plane
+  using Records = std::vector<TileSums>;  // one per tile, ordered by plane
 
-  // The images of levels lie in memory of the finest gradients, which are written last: a step of
-  // MS-SSIM then needs the gradients of all levels, 4/3 of an image, and nothing else. Pooling
-  // alone takes a small part of the time of a sweep. (Half types are pooled to float, which needs
-  // some memory of its own.)
+  // The images of coarser levels use the memory of the finest gradients, which are written last. A
+  // step of MS-SSIM then allocates only the gradients of all levels, 4/3 of an image.
+  // (Half-precision images need a little more, because they are pooled to float32.) The extra pass
+  // that pools the finest images is much cheaper than a sweep.
   static constexpr bool kFinestLast = true;
 
   class Levels {
    public:
-    // Both images of the next level, in the memory of `by_images` if they fit.
+    // Allocates both images of the next level, in the memory of `by_images` if they fit.
     std::vector<Tensor> new_images(const Tensor& x, const std::vector<Tensor>& by_images,
                                    int64_t pooling, int level, bool twice);
 
@@ -41,8 +41,6 @@ class CpuDevice {
   // The separable path computes in double (separable.cpp says why).
   static bool computes_in_double(bool is_volume, bool has_mask) { return is_volume || has_mask; }
 
-  static Tensor output(Tensor tensor) { return tensor; }
-
   template <class A>
   Records sweep(const Problem<A>& problem);
   template <class A>
@@ -51,7 +49,8 @@ class CpuDevice {
   void collapse(const CollapseRequest& request);
 };
 
-// Sweeps volumes, and images with a mask (separable.cpp). Leaves one record a plane.
+// Sweeps volumes and masked images (separable.cpp). Returns one record per plane if sums are
+// wanted, else none.
 CpuDevice::Records sweep_separable(const Problem<double>& problem);
 
 }  // namespace ssimfast::cpu

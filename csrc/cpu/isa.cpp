@@ -14,8 +14,8 @@ namespace {
 const char* const kIsaNames[] = {"baseline", "avx2", "avx512"};
 
 #if SSIMFAST_X86
-// Where clang's __builtin_cpu_supports does not know the name. The system keeps its registers if it
-// keeps those of AVX2.
+// Checks F16C with cpuid, because some versions of clang's __builtin_cpu_supports do not know the
+// name. The AVX2 check covers the operating system: F16C uses the same registers.
 bool supports_f16c() {
   unsigned eax, ebx, ecx, edx;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
@@ -33,7 +33,7 @@ Isa widest() {
 Isa widest() { return Isa::kBaseline; }
 #endif
 
-// SSIMFAST_CPU_ISA asks for a narrower one, to test it.
+// Tests set SSIMFAST_CPU_ISA to run a narrower instruction set.
 Isa detect() {
   const char* wanted = std::getenv("SSIMFAST_CPU_ISA");
   if (wanted == nullptr || *wanted == '\0') return widest();

@@ -1,8 +1,8 @@
-// The instruction set that the CPU kernels run with.
+// The instruction set that the CPU kernels use.
 #pragma once
 
-// The features of each instruction set: X(name, whether this processor and its system have it).
-// Kernels are compiled for these features and chosen by them.
+// Features of each instruction set: X(name, true if the processor and the operating system support
+// it). The same list gives the compiler flags of a kernel and the condition for running it.
 #if defined(__GNUC__) && defined(__x86_64__)
 #define SSIMFAST_X86 1
 #define SSIMFAST_AVX2_FEATURES(X)           \
@@ -26,11 +26,11 @@ namespace ssimfast::cpu {
 // Baseline is SSE2 on x86-64 and NEON on arm64.
 enum class Isa { kBaseline, kAvx2, kAvx512 };
 
-// The widest instruction set of this processor, or a narrower one that SSIMFAST_CPU_ISA asks for.
-// Throws std::invalid_argument if that is not there.
+// The widest instruction set of this processor, or the narrower one that SSIMFAST_CPU_ISA names.
+// Throws std::invalid_argument if the processor does not have the named one.
 Isa isa();
 
-// Its name: "avx512", "avx2" or "baseline".
+// Name of isa(): "avx512", "avx2" or "baseline".
 const char* instruction_set();
 
 }  // namespace ssimfast::cpu

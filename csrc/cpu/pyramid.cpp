@@ -1,5 +1,5 @@
-// The backward half of one-pass losses: gradients that the forward pass left, times what only
-// backward knows, added up over the levels of a pyramid.
+// The backward step of one-pass losses: multiplies the gradients from the forward pass by the
+// upstream gradient, and adds them up over the pyramid levels.
 #include <cstdint>
 #include <vector>
 
@@ -9,7 +9,7 @@
 namespace ssimfast::cpu {
 namespace {
 
-// One number of `upstream` for each group of planes: all of them, an image, or one plane.
+// The upstream gradient: one number for all planes, one per image or one per plane.
 template <class A>
 struct Upstream {
   const A* data;
@@ -25,7 +25,7 @@ struct Upstream {
   double at(int64_t n, int64_t c) const { return double(data[n * by_image + c * by_plane]); }
 };
 
-// Calls body(n, c, row, begin, end) for runs of rows of all planes, on all threads.
+// Calls body(n, c, begin, end) for runs of rows [begin, end) of all planes, on all threads.
 template <class Body>
 void for_rows(const Tensor& image, Body&& body) {
   const int64_t channels = image.size(1), height = image.size(image.dim() - 2);
@@ -41,7 +41,7 @@ void for_rows(const Tensor& image, Body&& body) {
                               });
 }
 
-// Multiplies one slice of a gradient; planes whose factor is 1 are left alone.
+// Multiplies one slice of a gradient in place. Planes whose factor is 1 are skipped.
 template <class A>
 void scale_slice(const ScaleRequest& request, const View& view) {
   const Source<A> from(view);
@@ -61,7 +61,7 @@ void scale_slice(const ScaleRequest& request, const View& view) {
   });
 }
 
-// Adds up the gradients of one plane over its levels, row by row from the top.
+// Adds up the gradients of one plane over all levels, row by row.
 template <class A>
 class Pyramid {
  public:
@@ -75,7 +75,7 @@ class Pyramid {
     return 3 * levels.size() * levels[0].width;
   }
 
-  // factors: one for the gradient of each level, by plane.
+  // slopes: one per level. The gradient of level j is multiplied by slopes[j] * upstream.
   Pyramid(const std::vector<Level>& levels, Pooling pooling, int64_t n, int64_t c,
           const double* slopes, double upstream, A* workspace)
       : levels(levels), pooling(pooling), workspace(workspace), held(levels.size(), -1) {
@@ -85,8 +85,8 @@ class Pyramid {
     }
   }
 
-  // Row r of the sum of level j and all coarser ones; `sum` may be the memory of that row of level
-  // j's gradient.
+  // Writes row r of the sum of level j and all coarser levels to `sum`. `sum` may be that row of
+  // level j's gradient.
   void row(size_t j, int64_t r, A* sum) {
     const Level& level = levels[j];
     const A* grad = level.grad.row(planes[j], r, 0, level.width, buffer(j, 0));
@@ -106,8 +106,8 @@ class Pyramid {
  private:
   A* buffer(size_t j, int which) { return workspace + (3 * j + which) * levels[0].width; }
 
-  // The share of each pixel of level j in a row of the sum of the coarser levels. Kept for one row,
-  // because two rows of level j share it.
+  // Spreads row `row_above` of the sum of the coarser levels to the pixels of level j. Keeps the
+  // last result, because two rows of level j use it.
   const A* spread(size_t j, int64_t row_above) {
     A* const __restrict share = buffer(j, 1);
     if (held[j] == row_above) return share;
@@ -122,7 +122,7 @@ class Pyramid {
       share[shift + 2 * i] = quarter * above[shift + i];
       share[shift + 2 * i + 1] = quarter * above[shift + i];
     }
-    if (shift + 2 * pairs < level.width)  // counted twice, or not at all
+    if (shift + 2 * pairs < level.width)  // an odd last column counts twice or not at all
       share[level.width - 1] = pooling == Pooling::kReplicate ? 2 * quarter * above[pairs] : A(0);
     return share;
   }
@@ -139,14 +139,14 @@ class Pyramid {
   std::vector<A> factors;
 };
 
-// Each pixel of the finest gradient is read before it is written.
+// The sum overwrites the finest gradient, so each pixel is read before it is written.
 template <class A>
 void collapse_pyramid(const CollapseRequest& request) {
   const std::vector<Tensor>& grads = request.grads;
   const Tensor& finest = grads[0];
   const auto pooling = Pooling(request.pooling);
   const bool has_pixels = request.x.has_value();
-  const Sink<A> to(view_of(finest));
+  const Sink<A> to(written_view_of(finest));
   const Upstream<A> upstream(request.upstream);
   const int64_t channels = finest.size(1), width = finest.size(3);
   std::vector<typename Pyramid<A>::Level> levels;
@@ -199,7 +199,7 @@ void collapse_pyramid(const CollapseRequest& request) {
 void CpuDevice::scale(const ScaleRequest& request) {
   dispatch_arithmetic(request.grad, [&](auto zero) {
     using A = decltype(zero);
-    View view = view_of(request.grad);
+    View view = written_view_of(request.grad);
     const int64_t slices = request.grad.dim() == 5 ? request.grad.size(2) : 1;
     const int64_t bytes = size_of(view.dtype) * view.by_slice;
     for (int64_t slice = 0; slice < slices; ++slice) {

@@ -1,4 +1,4 @@
-// Rows of strided tensors of any dtype, read and written in the arithmetic type.
+// Reads and writes rows of strided tensors of any dtype, as numbers of the arithmetic type.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -21,13 +21,13 @@ namespace ssimfast::cpu {
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
-// Part `index` of an even cut of [begin, end) into `count` parts.
+// Part `index` of [begin, end), divided evenly into `count` parts.
 inline std::pair<int64_t, int64_t> part(int64_t begin, int64_t end, int64_t count, int64_t index) {
   const int64_t size = end - begin;
   return {begin + size * index / count, begin + size * (index + 1) / count};
 }
 
-// Asks for memory that will be read soon. Does nothing where there is none.
+// Prefetches memory that will be read soon. The address may be invalid.
 SSIMFAST_INLINE void prefetch(const void* from) {
 #if defined(__GNUC__)
   __builtin_prefetch(from);
@@ -38,7 +38,7 @@ SSIMFAST_INLINE void prefetch(const void* from) {
 
 // ---- conversion of rows -------------------------------------------------------------------------
 
-// Reads `n` elements, `stride` elements apart, into numbers A; and writes them back.
+// ReadRow converts `n` elements, `stride` elements apart, to type A. WriteRow converts them back.
 template <class A>
 using ReadRow = void (*)(const void* from, int64_t stride, int64_t n, A* to);
 template <class A>
@@ -56,7 +56,7 @@ void read_row(const void* from, int64_t stride, int64_t n, A* to) {
 
 template <class T, class A>
 void write_row(const A* from, int64_t n, void* to, int64_t stride) {
-  // float16 and bfloat16 are rounded once more if they come from double.
+  // double is rounded to float first: float16 and bfloat16 results are then rounded twice.
   using Single = std::conditional_t<std::is_same_v<T, double>, double, float>;
   T* target = static_cast<T*>(to);
   if (stride == 1) {
@@ -68,8 +68,8 @@ void write_row(const A* from, int64_t n, void* to, int64_t stride) {
 }
 
 #if SSIMFAST_X86
-// Rows of float16 by the processor's instructions: the compiler takes the conversion in software to
-// pieces, which makes a step half as long again.
+// These functions convert float16 rows with F16C instructions. With the software conversion a
+// training step takes 1.5 times as long.
 SSIMFAST_TARGET_AVX2 inline void read_halves(const void* from, int64_t stride, int64_t n,
                                              float* to) {
   const auto* source = static_cast<const Half*>(from);
@@ -134,7 +134,7 @@ inline int64_t size_of(Dtype dtype) {
 
 // ---- sources and sinks --------------------------------------------------------------------------
 
-// Strides in bytes.
+// Strides of a view in bytes.
 struct Strides {
   int64_t n, c, d, h, w;
 
@@ -147,14 +147,14 @@ struct Strides {
   Strides() : n(0), c(0), d(0), h(0), w(0) {}
 };
 
-// True if elements of the dtype are numbers A.
+// True if elements of the dtype have type A.
 template <class A>
 bool is_arithmetic(Dtype dtype) {
   return dtype == (sizeof(A) == sizeof(double) ? Dtype::kFloat64 : Dtype::kFloat32);
 }
 
-// A tensor that is read row by row. A plane is the address of an image's channel, or of one slice
-// of a volume's.
+// A tensor that is read row by row. A `plane` is the address of one channel of an image, or of one
+// slice of a volume's channel.
 template <class A>
 struct Source {
   const char* data = nullptr;
@@ -175,13 +175,13 @@ struct Source {
     return data + n * strides.n + c * strides.c + slice * strides.d;
   }
 
-  // The address of a pixel, which may lie outside of the image.
+  // Address of a pixel, which may lie outside the image.
   const char* address(const char* plane, int64_t row, int64_t column) const {
     return plane + row * strides.h + column * strides.w;
   }
 
-  // Elements [column, column + count) of a row: where they lie if they are numbers A one after
-  // another, else converted into `buffer`.
+  // Elements [column, column + count) of a row. Returns their address in the tensor if they are
+  // contiguous and have type A; else converts them into `buffer`.
   const A* row(const char* plane, int64_t row, int64_t column, int64_t count, A* buffer) const {
     const char* from = address(plane, row, column);
     if (as_it_lies && strides.w == element_size) return reinterpret_cast<const A*>(from);
@@ -217,7 +217,8 @@ struct Sink {
            column * strides.w;
   }
 
-  // Where a row can be written in place, from this column on; else `buffer`.
+  // Address in the tensor of a row, from this column on, if the row can be written in place; else
+  // `buffer`.
   A* in_place(int64_t n, int64_t c, int64_t row, int64_t column, A* buffer) const {
     if (!as_it_lies || strides.w != element_size) return buffer;
     return reinterpret_cast<A*>(address(n, c, row, column));
@@ -256,7 +257,7 @@ A* workspace(int64_t size) {
   };
   thread_local Buffer buffer;
 #if defined(__SANITIZE_ADDRESS__)
-  const bool fits = buffer.size == size;  // a larger one would hide what runs past its end
+  const bool fits = buffer.size == size;  // a larger one would hide out-of-bounds accesses
 #else
   const bool fits = buffer.size >= size;
 #endif
@@ -266,7 +267,7 @@ A* workspace(int64_t size) {
     buffer.size = 0;
     buffer.data = static_cast<A*>(::operator new(size * sizeof(A), alignment));
     buffer.size = size;
-    // Vectors run past the ends of rows; what they read there must at least be numbers.
+    // Vectors read past the ends of rows; that memory must be initialised.
     std::fill(buffer.data, buffer.data + size, A(0));
   }
   return buffer.data;

@@ -1,21 +1,21 @@
-// The separable path: SSIM of volumes, and of images with a mask, and its gradient.
+// The separable path: SSIM of volumes and of masked images, and its gradient.
 //
-// A volume streams through, slice by slice:
+// A volume is processed slice by slice:
 //
 //   pixels -> sums along rows -> down columns -> ring of slices -> along the depth -> SSIM, slopes
 //   slopes -> ring of slices -> along the depth -> down columns -> along rows -> (pixels) gradient
 //
-// The rings hold as many slices as a window; nothing is as large as the volume. kTogether slices
-// advance in a step, of a few phases each; the rows of a phase are independent of each other, and
-// so are planes, and runs of slices, if what their windows share is computed twice. Every number
-// comes about in the same way whatever is cut, so the result has the same bits for every number of
-// threads.
+// The rings hold a few slices more than a window; no buffer has the size of the volume. Each step
+// processes kTogether slices in a few phases. The rows of a phase are independent of each other,
+// and so are planes and parts of a plane, if the halo between parts is computed twice. Each number
+// is computed in the same way for every division of the work, so the result has the same bits for
+// every number of threads.
 //
-// Everything is in double, whatever the images are. tile.h does without by taking differences from
-// the pixel at the centre; under a mask that pixel may be hidden, and each window's sums are
-// divided by a weight of its own. In double plain sums of squares leave 1e-7 of error of what is
-// within a thousand ranges of the offset (1e-5 within ten thousand), cost no more than centred ones
-// in float, and are divided once, after the last axis.
+// All arithmetic is in double, whatever the dtype of the images. tile.h can use float because it
+// subtracts the pixel at the centre of the window. A mask may hide that pixel, and each window
+// divides its sums by its own weight. In double, plain sums of squares have an error of 1e-7 for
+// pixels within a thousand value ranges of the offset (1e-5 within ten thousand). They cost no more
+// than centred sums in float and need one division, after the last axis.
 #include "cpu/separable.h"
 
 #include <algorithm>
@@ -31,14 +31,16 @@
 namespace ssimfast::cpu {
 namespace {
 
-// Parts of volumes are worked on side by side if there are so many; else the rows of one are, of
-// which an image's slices have one each.
+// Least number of parts of a volume that run in parallel. Fewer parts run one after another, and
+// the rows of each run in parallel. The parts of images always run in parallel, because their
+// slices have one row.
 constexpr int64_t kManyParts = 8;
-// An image is cut into this many parts, none shorter than this: each has a halo at both ends.
+// Images: wanted number of parts of all planes, and least number of rows of a part, because each
+// part has a halo at both ends.
 constexpr int64_t kWantedParts = 16, kLeastRun = 64;
-// Rows of a volume are cut into strips such that its rings hold about so many numbers: 32 MiB.
+// Volumes: numbers in the rings of a strip of rows (32 MiB), and least number of rows of a strip.
 constexpr int64_t kRingNumbers = int64_t(1) << 22, kLeastStrip = 16;
-// Numbers that are worth a thread.
+// Least amount of work for a thread, in numbers of a row.
 constexpr int64_t kGrain = 2048;
 
 enum Axis { kDepth, kHeight, kWidth, kAxes };
@@ -48,7 +50,7 @@ struct Interval {
 
   int64_t size() const { return end - begin; }
   bool has(int64_t i) const { return begin <= i && i < end; }
-  // Wider by `margin` at both ends, but within `bounds`. May be empty.
+  // The interval extended by `margin` at both ends and clipped to `bounds`. May be empty.
   Interval grown(int64_t margin, const Interval& bounds) const {
     const int64_t first = std::max(begin - margin, bounds.begin);
     return {first, std::max(first, std::min(end + margin, bounds.end))};
@@ -56,12 +58,12 @@ struct Interval {
 };
 using Box = std::array<Interval, kAxes>;
 
-// An image (N, C, H, W) is a volume whose slices have one row: depth is its height.
+// A row of a volume. An image (N, C, H, W) is treated as a volume of H slices with one row each.
 struct Row {
   int64_t n, c, z, r;
 };
 
-// An image's view with its rows as slices of one row.
+// Turns the rows of an image's view into slices. Returns the view of a volume unchanged.
 View as_volume(const Problem<double>& problem, View view) {
   if (!problem.is_volume) {
     view.by_slice = view.by_row;
@@ -70,8 +72,8 @@ View as_volume(const Problem<double>& problem, View view) {
   return view;
 }
 
-// A tensor whose rows are read as double. Its numbers belong to all pixels, or to the centres of
-// windows: `box` says which.
+// A tensor whose rows are read as double. `box` is the region that the tensor covers: all pixels,
+// or the window centres.
 struct Reader {
   Source<double> source;
   Box box;
@@ -97,7 +99,7 @@ struct Writer {
   }
 };
 
-// A problem with all numbers in double.
+// A problem in the form that this path uses: images are volumes.
 struct Task {
   Reader x, y, mask, upstream;
   Writer map, grad[2];
@@ -105,18 +107,18 @@ struct Task {
   double c1, c2, low, scale, grad_scale;
   bool masked, is_volume;
   int gradients;
-  double* row_sums;  // of SSIM, plane by plane; null if not wanted
+  double* row_sums;  // sums of SSIM, ordered by plane; null if not wanted
   int64_t planes, channels;
   Box pixels, centres;
 
   explicit Task(const Problem<double>& problem);
 
   int half() const { return static_cast<int>(window.size()) / 2; }
-  int half_down() const { return is_volume ? half() : 0; }  // the window down the columns
+  int half_down() const { return is_volume ? half() : 0; }  // half the window along columns
   int sums() const { return masked ? kSums : kSumWeight; }
   int slopes() const { return gradients == 0 ? 0 : gradients == 2 ? kPartials : kConstantD; }
   int64_t width() const { return pixels[kWidth].end; }
-  // From row to row of a map: vectors of a row may end beyond it.
+  // Numbers from row to row of a map: a whole number of cache lines, with room for the padding.
   int64_t pitch() const { return (width() + 2 * half() + 15) / 8 * 8; }
   int64_t ring_slices() const { return static_cast<int64_t>(window.size()) + 2 * kTogether; }
 };
@@ -150,14 +152,14 @@ Task::Task(const Problem<double>& problem)
   for (int i = 0; i < 2; ++i) grad[i] = {Sink<double>(as_volume(problem, problem.grad[i])), pixels};
 }
 
-// The work of one call of the kernel: some slices and rows of a plane. Where there are gradients
-// these are of pixels, else of windows.
+// The work of one Stream: some slices and rows of a plane. They are slices and rows of pixels if
+// there are gradients, else of window centres.
 struct Part {
   int64_t plane;
   Interval slices, rows;
 };
 
-// Rows of maps, map by map, slice by slice.
+// Rows of several maps of several slices, ordered by slice, map and row.
 class Maps {
  public:
   Maps(int64_t slices, int maps, Interval rows, int64_t pitch)
@@ -166,7 +168,7 @@ class Maps {
   double* row(int64_t slice, int map, int64_t r) {
     return numbers.data() + ((slice * maps + map) * rows.size() + r - rows.begin) * pitch;
   }
-  // From map to map of a row.
+  // Numbers from a row to the same row of the next map.
   int64_t map_pitch() const { return rows.size() * pitch; }
 
  private:
@@ -222,22 +224,23 @@ class Stream {
   const Part part;
   const int half;
   const int64_t ring, width, pitch;
-  const Interval columns;  // of the centres of windows
-  // Centres of the statistics, which for gradients reach beyond the part; the rows that they see.
+  const Interval columns;  // columns of window centres
+  // Slices and rows of the statistics, which reach beyond the part if there are gradients, and rows
+  // of the pixels that their windows cover.
   const Interval centres, centre_rows, pixel_rows;
-  const double offset, offset_s;  // subtracted from both images; from s
-  Maps along_rows;   // sums along rows of the slices that are being loaded; not of an image
-  Maps sums;         // ring: along rows and down columns
-  Maps slopes;       // ring
-  Maps along_depth;  // slopes of the slices that are being written
+  const double offset, offset_s;  // subtracted from both images, and from s
+  Maps along_rows;                // volumes: sums along rows, of the slices that are being loaded
+  Maps sums;                      // ring: sums along rows and down columns
+  Maps slopes;                    // ring
+  Maps along_depth;  // slopes filtered along the depth, of the slices that are being written
   std::vector<double> zeros, ones;
-  std::vector<std::vector<double>> paddings;  // rows outside of the image, by map
+  std::vector<std::vector<double>> paddings;  // rows outside the image, by map
 
   Row row_of(int64_t z, int64_t r) const {
     return {part.plane / task.channels, part.plane % task.channels, z, r};
   }
 
-  // Calls body(row, scratch memory) for all rows, on all threads unless other parts have them.
+  // Calls body(row, scratch) for all rows, in parallel unless the parts run in parallel.
   template <class Body>
   void for_each(const Interval& rows, Body&& body) const {
     const int64_t grain = std::max<int64_t>(1, kGrain / pitch);
@@ -248,8 +251,8 @@ class Stream {
   }
   static constexpr int kScratchRows = kSums * kTogether + 2 * kPartials + 8;
 
-  // The same as in tile.h, of pixels that are seen: far from the range, squares would lose digits
-  // even in double.
+  // Chooses the offset as tile.h does, from pixels that the mask does not hide. Far from the value
+  // range, squares would lose digits even in double.
   double choose_offset() const {
     constexpr size_t kSamples = 50;
     constexpr int64_t kTries = 4096;
@@ -266,7 +269,7 @@ class Stream {
         if (std::isfinite(value)) pixels.push_back(value);
       }
     };
-    // Steps of the golden ratio spread the samples evenly, however many there are.
+    // Steps of the golden ratio spread any number of samples evenly.
     int64_t step = std::max<int64_t>(1, static_cast<int64_t>(count * 0.6180339887498949));
     while (std::gcd(step, count) != 1) ++step;
     int64_t at = 0;
@@ -274,19 +277,19 @@ class Stream {
       at = (at + step) % count;
       sample(at);
     }
-    // A mask may show next to nothing.
+    // The mask hid all samples: uses the first visible pixels instead.
     for (at = 0; at < count && pixels.empty(); ++at) sample(at);
     return offset_of(pixels, task.low, task.scale);
   }
 
-  // Outside the image there is the lower end of the range, or, with a mask, nothing to be seen.
+  // Value of a sum outside the image. Pixels there are black (`low`) or, with a mask, hidden.
   double padding(int map) const {
     if (task.masked) return 0;
     return map == kSumS ? -offset_s : map == kSumS2 ? offset_s * offset_s : 0;
   }
 
-  // The pixels of a row, in unit range and less the offset, and their weights. What the mask hides
-  // is 0, whatever it was.
+  // Loads s and d of a row, in unit range minus the offset, and the weights of its pixels. Hidden
+  // pixels become 0, even if they are NaN.
   void load_pixels(const Row& row, double* s, double* d, double* w) const {
     task.x.read(row, s);
     task.y.read(row, d);
@@ -299,7 +302,8 @@ class Stream {
     }
   }
 
-  // Four rows of windows by what rows[k] is for k in [0, window + 3); null ends the outputs.
+  // Filters kTogether neighbouring windows across rows; from(k) is input row k of
+  // window + kTogether - 1. Outputs that are null go to `nowhere`.
   template <class From>
   void correlate_rows(const std::array<double*, kTogether>& to, int64_t count, double* nowhere,
                       From&& from) const {
@@ -311,7 +315,7 @@ class Stream {
     sweep(kernel, count);
   }
 
-  // Puts some slices of pixels into the ring of sums.
+  // Loads slices of pixels into the ring of sums.
   void load(const Interval& slices) {
     const int64_t rows = pixel_rows.size();
     for_each({0, slices.size() * rows}, [&](int64_t i, double* scratch) {
@@ -358,9 +362,9 @@ class Stream {
     }
   }
 
-  // SSIM, and its slopes into their ring, of a row of some slices.
+  // Computes row r of SSIM of some slices. If there are gradients, writes the slopes to their ring.
   void statistics(const Interval& slices, int64_t r, double* scratch) {
-    double* const windows = scratch;  // kTogether times the maps
+    double* const windows = scratch;  // kTogether * kSums rows
     double* const ssim = windows + kTogether * kSums * pitch;
     double *const upstream = ssim + pitch, *const nowhere = upstream + pitch;
     for (int map = 0; map < task.sums(); ++map) {
@@ -368,7 +372,7 @@ class Stream {
       for (int b = 0; b < slices.size(); ++b) to[b] = windows + (b * kSums + map) * pitch;
       correlate_rows(to, columns.size(), nowhere, [&](int k) -> const double* {
         const int64_t z = slices.begin + k - half;
-        // Beyond the last slice that a window sees, whatever it is.
+        // Outside the volume. Without padding only the unused outputs read this row.
         if (!task.pixels[kDepth].has(z)) return paddings[map].data();
         return sums.row(z % ring, map, r);
       });
@@ -398,7 +402,8 @@ class Stream {
     }
   }
 
-  // The gradients of some slices, of which all windows that see them are known.
+  // Writes the gradients of some slices. The ring must have the slopes of all windows that cover
+  // them.
   void gradients(const Interval& slices) {
     for_each(centre_rows, [&](int64_t r, double* scratch) {
       for (int map = 0; map < task.slopes(); ++map) {
@@ -414,7 +419,7 @@ class Stream {
     for_each({0, slices.size() * blocks}, [&](int64_t i, double* scratch) {
       const int64_t slice = i / blocks, first = part.rows.begin + i % blocks * kTogether;
       const int64_t end = std::min(first + kTogether, part.rows.end);
-      double* const rows = scratch + kRowScratch * pitch;  // kTogether times the slopes
+      double* const rows = scratch + kRowScratch * pitch;  // kTogether * kPartials rows
       for (int map = 0; map < task.slopes(); ++map) {
         std::array<double*, kTogether> to{};
         for (int64_t r = first; r < end; ++r)
@@ -436,7 +441,7 @@ class Stream {
   }
   static constexpr int kRowScratch = 4 + kPartials;
 
-  // Filters the slopes along a row, and puts the pixels in.
+  // Filters the slopes along a row, combines them with the pixels and writes the gradients.
   void write_gradient(const Row& row, const double* slopes, double* scratch) const {
     double *s = scratch, *d = s + pitch, *w = d + pitch, *line = w + pitch;
     load_pixels(row, s, d, w);
@@ -452,7 +457,7 @@ class Stream {
       const double factor = w[i] * task.grad_scale;
       const double by_s = (slope[kConstantS][i] + slope[kByVarS][i] * s[i]) * factor;
       const double by_d = (rest_d[i] + slope[kByVarD][i] * d[i]) * factor;
-      // Hidden pixels get no gradient, even where their windows have none that is finite.
+      // Hidden pixels have a gradient of 0, even if a window that covers them has a NaN.
       s[i] = w[i] == 0 ? 0 : by_s + by_d;
       d[i] = w[i] == 0 ? 0 : by_s - by_d;
     }
@@ -461,7 +466,7 @@ class Stream {
   }
 };
 
-// Cuts what is wanted into parts.
+// Divides the wanted pixels or window centres into parts.
 std::vector<Part> parts_of(const Task& task) {
   const Box& wanted = task.gradients > 0 ? task.pixels : task.centres;
   int64_t runs = 1, strips = 1;
@@ -501,10 +506,10 @@ CpuDevice::Records sweep_separable(const Problem<double>& problem) {
   Task task(problem);
   CpuDevice::Records records;
   std::vector<double> rows;
-  const bool sums = problem.pass == Pass::kValue || problem.pass == Pass::kGradient;
+  const bool sums = problem.wanted[kSsim];
   const int64_t each = task.pixels[kDepth].end * task.pixels[kHeight].end;
+  if (problem.pass == Pass::kGradient) task.grad_scale *= problem.weight[kSsim];
   if (sums) {
-    task.grad_scale *= problem.weight[kSsim];
     rows.resize(problem.planes * each);
     task.row_sums = rows.data();
   }

@@ -1,7 +1,7 @@
-// Arithmetic on rows of numbers for separable.cpp, run with the widest instruction set there is.
+// Row arithmetic for separable.cpp, compiled for each instruction set.
 //
-// A kernel is an object whose at<V>(i) does its work for the numbers at i, i + 1, ..., as many as
-// a vector V holds; sweep() calls it along a row.
+// A kernel is an object with a method at<V>(i), which processes the numbers i, i + 1, ... of one
+// vector V. sweep() calls the method along a row.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@
 
 namespace ssimfast::cpu {
 
-// Sums over each window: of a pixel's weight w (its mask), and of w s, w d, w s^2, w d^2.
+// Sums over a window of w s, w d, w s^2, w d^2 and w, where w is the weight of a pixel (its mask).
 enum Sum { kSumS, kSumD, kSumS2, kSumD2, kSumWeight, kSums };
 
 // to[i] = sum over k of taps[k] * from[i + k * step], for a symmetric window.
@@ -35,10 +35,11 @@ struct Correlate {
   }
 };
 
-// The same for four rows of windows at once: from[b + k] is what window b sees through tap k, so
-// that a loaded vector serves all four.
+// Number of neighbouring windows that CorrelateRows filters together, so that one loaded vector
+// serves all of them.
 constexpr int kTogether = 4;
 
+// Correlate across rows, for kTogether windows: tap k of window b is applied to row from[b + k].
 struct CorrelateRows {
   const double* from[kMaxWindow + kTogether - 1];
   const double* taps;
@@ -48,8 +49,8 @@ struct CorrelateRows {
   template <class V>
   SSIMFAST_INLINE void at(int64_t i) const {
     V sum[kTogether] = {};
-    // Rows that the first windows see and the last do not, and the other way round: what a window
-    // does not see must not be multiplied by 0, for it may be NaN.
+    // Only some of the windows contain the first and the last rows. The other windows must skip
+    // these rows, which may be NaN: a tap of 0 would not hide a NaN.
     for (int k = 0; k < kTogether - 1; ++k) {
       const V v = load<V>(from[k] + i);
       for (int b = 0; b <= k; ++b)
@@ -68,7 +69,7 @@ struct CorrelateRows {
   }
 };
 
-// A row of windows by their sums, the maps of which lie `pitch` apart.
+// Statistics of a row of windows, from maps of their sums that are `pitch` apart.
 struct Windows {
   const double* sums;
   int64_t pitch;
@@ -78,14 +79,14 @@ struct Windows {
 
   template <class V>
   struct Statistics {
-    V share;           // 1 / the sum of the weights; 0 where there are none
-    V mean_s, mean_d;  // of s less its offset
+    V share;           // 1 / sum of the weights; 0 if all pixels are hidden
+    V mean_s, mean_d;  // of s minus its offset, and of d
     Moments<V> moments;
   };
 
   template <class V>
   SSIMFAST_INLINE Statistics<V> statistics(int64_t i) const {
-    // Less weight than this cannot be divided by: such a window sees nothing.
+    // Least sum of weights that can be a divisor. Windows with less count as hidden.
     constexpr double kNothing = 1e-290;
     const auto sum = [&](Sum map)
                          SSIMFAST_INLINE_LAMBDA { return load<V>(sums + map * pitch + i); };
@@ -97,7 +98,8 @@ struct Windows {
     q.mean_s = sum(kSumS) * q.share;
     q.mean_d = sum(kSumD) * q.share;
     const V square_s = sum(kSumS2) * q.share, square_d = sum(kSumD2) * q.share;
-    // Two equal images where there is nothing, and none that c1 = c2 = 0 would divide by 0.
+    // Hidden windows get the statistics of two equal images: 1, not 0, because c1 = c2 = 0 would
+    // lead to a division by 0.
     q.moments.mu_s = nothing ? one : q.mean_s + offset_s;
     q.moments.mu_d = q.mean_d;
     q.moments.vs = nothing ? one : non_negative<V>(square_s - q.mean_s * q.mean_s) + 2 * c2;
@@ -118,8 +120,9 @@ struct WriteSsim {
   }
 };
 
-// SSIM, and the slopes times `upstream`, in maps that lie `pitch` apart. A pixel's part in a window
-// is w / weight * [A + P * (s - mean_s)]: all of it but w and s is known here.
+// Writes SSIM, and the slopes times `upstream` to maps that are `pitch` apart. A window adds
+// w / weight * [A + P * (s - mean_s)] to the gradient of a pixel; everything but the pixel's w and
+// s is known here.
 struct WriteSlopes {
   Windows windows;
   bool both;
@@ -156,8 +159,9 @@ SSIMFAST_INLINE void sweep_by(const Kernel& kernel, int64_t count) {
   for (; i < count; ++i) kernel.template at<double>(i);
 }
 
-// One entry per instruction set. Everything below it is inlined, and so compiled for it. The
-// kernel comes by value, so that stores cannot change it and it stays in registers.
+// One entry point per instruction set. Everything that it calls is inlined and therefore compiled
+// for that instruction set. The kernel is passed by value: stores cannot change it, so it stays in
+// registers.
 #if SSIMFAST_X86
 template <class Kernel>
 SSIMFAST_TARGET_AVX2 void sweep_avx2(Kernel kernel, int64_t count) {

@@ -1,4 +1,4 @@
-// SIMD vectors as the compiler's own vector types: plain arithmetic operators on `Lanes` numbers.
+// SIMD vectors, as the compiler's vector types: ordinary arithmetic operators on `Lanes` numbers.
 #pragma once
 
 #include <algorithm>
@@ -34,7 +34,7 @@ SSIMFAST_INLINE void store(A* p, V v) {
   std::memcpy(p, &v, sizeof v);
 }
 
-// The first `count` numbers, or all.
+// Stores the first `count` lanes, or all lanes if `count` is larger.
 template <class V, class A>
 SSIMFAST_INLINE void store_some(A* p, V v, int64_t count) {
   if (count >= int64_t(sizeof(V) / sizeof(A))) {
@@ -44,14 +44,14 @@ SSIMFAST_INLINE void store_some(A* p, V v, int64_t count) {
   }
 }
 
-// The same number in every lane; correct for infinities and NaN, unlike V{} + a for -0.
+// The same number in every lane. `a - V{}` preserves -0; `V{} + a` does not.
 template <class V, class A>
 SSIMFAST_INLINE V broadcast(A a) {
   return a - V{};
 }
 
-// The reciprocals of two numbers, by two divisions. One division, of their product, would overflow
-// where neither does, and the second takes no time beside all the multiplications.
+// Reciprocals of two numbers, by two divisions. One division by their product could overflow where
+// neither number does. The second division costs no measurable time beside the filters.
 template <class A>
 struct Reciprocals {
   template <class V>
@@ -61,8 +61,8 @@ struct Reciprocals {
   }
 };
 
-// Sums of non-negative numbers, a lane each, in which little is lost: what an addition rounds off
-// is added the next time. V is a vector of numbers A.
+// Compensated (Kahan) sums of non-negative numbers, one per lane: each addition adds the rounding
+// error of the one before. V is a vector of A.
 template <class V, class A>
 class Compensated {
  public:
@@ -72,7 +72,7 @@ class Compensated {
     rest = value - (next - sum);
     sum = next;
   }
-  // The lanes begin .. end - 1 of `value`.
+  // Adds lanes begin .. end - 1 of `value`.
   SSIMFAST_INLINE void add_some(V value, int64_t begin, int64_t end) {
     A lanes[kLanes];
     store(lanes, value);

@@ -25,7 +25,7 @@ SSIMFAST_INLINE TileSums run(const Problem<A>& problem, const Images<A>& images,
   }
   for (int64_t g = t.first_centre - t.spread; g < tile.row_end; g += kRows) {
     statistics(t, g + t.spread);
-    // Until the first row of the tile, the ring of partial derivatives is filling.
+    // The rows before the first row of the tile only fill the ring of partial derivatives.
     if constexpr ((kPass == Pass::kGradient || kPass == Pass::kMapsGradient)) {
       if (g >= tile.row_begin) gradient(t, g);
     }
@@ -33,7 +33,8 @@ SSIMFAST_INLINE TileSums run(const Problem<A>& problem, const Images<A>& images,
   return t.sums;
 }
 
-// One entry per instruction set. Everything below it is inlined, and so compiled for it.
+// One entry point per instruction set. Everything that it calls is inlined and therefore compiled
+// for that instruction set.
 template <class A, int kWindow, Pass kPass, bool kBoth>
 TileSums run_baseline(const Problem<A>& problem, const Images<A>& images, const Tile& tile,
                       int64_t pitch, A* workspace) {
@@ -82,8 +83,8 @@ RunTile<A> for_pass(Pass pass, bool both) {
 
 }  // namespace
 
-// The window that nearly everyone uses is unrolled, if its Gaussian is wide enough. float64 exists
-// for gradcheck, not for speed.
+// Only the most common window is unrolled, and only if its Gaussian is wide enough. float64 is not,
+// because it serves gradcheck, which does not need speed.
 template <class A>
 RunTile<A> select_tile(const Problem<A>& problem) {
   const bool both = problem.gradients == 2;

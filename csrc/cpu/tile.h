@@ -1,17 +1,18 @@
-// The fused kernel: one tile of one plane, through which rows stream. No intermediate is larger
-// than the tile's rings.
+// The fused kernel. Rows stream through one tile of one plane; no buffer is larger than the tile's
+// rings.
 //
 //   image rows -> s, d -> horizontal filter -> ring of moments -> vertical filter -> SSIM
 //                                                         (tile_pixels.h, tile_statistics.h)
 //   SSIM -> ring of partial derivatives -> vertical adjoint -> horizontal adjoint -> gradient rows
 //                                                         (tile_gradient.h)
 //
-// kRows rows advance together. A position is named by the pixel at the centre of its window;
-// `halo` is window / 2. docs/cpu.md says why the kernel has this shape, and what was tried.
+// kRows rows are processed together. A position has the coordinates of the pixel at the centre of
+// its window; `halo` is window / 2. docs/cpu.md explains this design and the alternatives that were
+// tried.
 //
-// Nothing is squared before something near it was subtracted (docs/mathematics.md, "Centring"):
-// the horizontal filters work on differences from the centre column, the vertical ones on
-// differences from a row at or next to the centre. Flat regions, bright or dark, keep their digits.
+// The filters subtract a nearby value before they square (docs/mathematics.md, "Centring"), so flat
+// regions, bright or dark, keep their precision. The horizontal filters subtract the centre column,
+// the vertical ones a row at or near the centre.
 #pragma once
 
 #include <algorithm>
@@ -31,7 +32,7 @@ constexpr int kMaxRing = kMaxWindow + kRows - 1;
 constexpr int kMaxLanes = 16;
 constexpr int kChunk = 32;  // columns that share a pixel of s in the horizontal adjoint
 
-// A rectangle of one plane. Its own positions and pixels are those inside.
+// A rectangle of one plane. The positions and pixels inside are the tile's own.
 struct Tile {
   int64_t n, c;
   int64_t row_begin, row_end, column_begin, column_end;
@@ -42,17 +43,18 @@ struct TileSums {
   double term[kTerms] = {};
 };
 
-// Maps that the filters make of rows of pixels: means, and variances around them.
+// Maps that the filters compute: means and variances of s and of d.
 enum Moment { kMeanS, kVarS, kMeanD, kVarD, kMoments };
 
-// Maps that the statistics leave for the gradient. The derivative of a window's SSIM by a pixel of
-// the window is a sum of two parts, each times the pixel's tap: `by variance` times (pixel - own
-// pixel of the position), and a constant. kConstantD exists only where the gradients by both images
-// are wanted; else kConstantS is the sum of both.
+// Maps of partial derivatives that the statistics compute for the gradient. The derivative of a
+// window's SSIM with respect to a pixel is tap * [by variance * (pixel - centre pixel of the
+// window) + constant]. kConstantD exists only if both images need a gradient; else kConstantS is
+// the sum of both constants.
 enum Partial { kByVarS, kByVarD, kConstantS, kConstantD, kPartials };
 
-// Scratch memory of a tile. All rows share one pitch, with a vector's slack at the end: an odd
-// number of cache lines, so that a column of rows does not crowd a few sets of the cache.
+// Scratch memory of a tile. All rows have the same pitch, which has room for one more vector at the
+// end. The pitch is an odd number of cache lines, so that the rows of a column use many sets of the
+// cache.
 template <class A>
 struct Workspace {
   static constexpr int64_t kLine = 64 / sizeof(A);
@@ -61,7 +63,7 @@ struct Workspace {
     const int64_t width = tile_width + 4 * (window / 2) + 2 * kMaxLanes;
     return ((width + kLine - 1) / kLine | 1) * kLine;
   }
-  // Rows of pixels that the adjoint of the oldest row and the window of the newest one see.
+  // Pixel rows from the oldest that the adjoint needs to the newest that a window covers.
   static int64_t pixel_rows(int window) { return 3 * (window / 2) + kRows; }
   // Columns that the windows of a chunk cover, in whole vectors.
   static int64_t chunk_pitch(int window) {
@@ -76,10 +78,11 @@ struct Workspace {
   }
 };
 
-// The constant that is subtracted from both images when they are read, from some of their pixels.
-// Near the value range that is `low`, so that s keeps its relative precision down to black. Images
-// that are far from the range (a bias, another unit) would lose digits in s: there the constant is
-// the median of the pixels, which outliers do not move. Pixels that are not finite do not count.
+// Chooses the constant that is subtracted from both images when they are read, from a sample of
+// their pixels. For images near the value range the constant is `low`, so that s keeps its relative
+// precision down to black. Images far from the range (a bias, another unit) would lose digits in s:
+// for these the constant is the median of the sample, which outliers do not move. Non-finite pixels
+// are ignored.
 template <class A, class Pixels>
 A offset_of(Pixels& pixels, A low, A scale) {
   const auto end =
@@ -87,7 +90,7 @@ A offset_of(Pixels& pixels, A low, A scale) {
   if (end == pixels.begin()) return low;
   const auto middle = pixels.begin() + (end - pixels.begin()) / 2;
   std::nth_element(pixels.begin(), middle, end);
-  return std::abs(*middle - low) * scale > A(kFar) ? *middle : low;
+  return is_far(*middle, low, scale) ? *middle : low;
 }
 
 template <class A>
@@ -108,7 +111,8 @@ A offset_of_tile(const Problem<A>& problem, const Images<A>& images, const Tile&
   return offset_of(pixels, problem.low, problem.scale);
 }
 
-// The taps of a window known at compile time: one half of them, ready in registers.
+// Taps of a window whose size is known at compile time. The window is symmetric, so registers hold
+// only one half of the taps.
 template <class V, class A, int kWindow>
 struct FixedTaps {
   V half[kWindow / 2 + 1];
@@ -119,7 +123,7 @@ struct FixedTaps {
   SSIMFAST_INLINE V operator[](int j) const { return half[j <= kWindow / 2 ? j : kWindow - 1 - j]; }
 };
 
-// The taps of any window, from memory.
+// Taps of a window of any size, read from memory.
 template <class A>
 struct AnyTaps {
   const A* taps;
@@ -128,12 +132,12 @@ struct AnyTaps {
   SSIMFAST_INLINE A operator[](int j) const { return taps[j]; }
 };
 
-// The state that all phases of a tile share: its geometry and its rings.
+// State that all phases of a tile share: geometry and rings.
 //
-// V_ is a vector of numbers A_. kWindow > 0: that window, unrolled, kRows output rows at a time:
-// one loaded vector serves kRows vertical sums, which all take differences from the row in the
-// middle. That row is near every centre only if the window is wide. kWindow = 0: any window, row by
-// row, each centred on itself. kBoth: the gradients by both images are wanted.
+// V_ is a vector of A_. kWindow > 0: the kernel is unrolled for that window and filters kRows
+// output rows at a time. One loaded vector serves kRows vertical sums, which all subtract the row
+// in the middle; that row is near every centre only if the window is wide. kWindow = 0: any window,
+// row by row, each centred on itself. kBoth: both images need a gradient.
 template <class V_, class A_, int kWindow_, Pass kPass_, bool kBoth_>
 struct TileState {
   using V = V_;
@@ -155,11 +159,11 @@ struct TileState {
   const int64_t ring;        // rows that kRows windows cover
   const int64_t pixel_ring;  // rows of s and d that are kept
   const int64_t pitch;
-  const int64_t spread;  // the statistics reach this far beyond the tile
+  const int64_t spread;  // number of pixels that the statistics reach beyond the tile
   const int64_t columns, stat_columns, first_stat;
-  const int64_t valid_begin, valid_end;  // columns of statistics that are centres of a window
-  const int64_t own_begin, own_end;      // those of them that are the tile's own
-  const int64_t vector_begin;            // valid_begin or before, a whole number of vectors
+  const int64_t valid_begin, valid_end;  // columns of statistics that are window centres
+  const int64_t own_begin, own_end;      // window centres that are the tile's own
+  const int64_t vector_begin;            // valid_begin, rounded down to whole vectors
   const int64_t first_centre, first_row;
   const char *const x, *const y;  // the planes
   const A offset;                 // subtracted from both images
@@ -170,9 +174,9 @@ struct TileState {
   A* const adjoints;  // blocks of kRows rows, between the vertical and the horizontal adjoint
   A* const maps;  // two blocks of kRows rows: SSIM or its components, or their upstream gradients
   A *const x_buffer, *const y_buffer, *const out_row, *const out_row_y;
-  A* const chunks;  // one row, chunk by chunk: what the horizontal adjoint filters of s
+  A* const chunks;  // one row, chunk by chunk: input of the horizontal adjoint of s
   const int64_t chunk_pitch;
-  const A weight_ssim, weight_cs;  // four times the weights of the sums
+  const A weight_ssim, weight_cs;  // four times the weights, as in Slopes
   int64_t loaded;                  // the first pixel row that is not in the ring yet
   TileSums sums;
 

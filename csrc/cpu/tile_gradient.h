@@ -1,16 +1,18 @@
-// Phase 3 of a tile: partial derivatives become rows of gradients.
+// Phase 3 of a tile: turns partial derivatives into rows of gradients.
 //
-// A pixel's gradient is a sum over the windows that see it, of terms with the factor (pixel - own
-// pixel of the position). The vertical adjoint moves the own pixel to one row in the middle,
-// `near`; the horizontal adjoint moves it along that row to the gradient's pixel, for s by way of
-// one pixel of each chunk of columns.
+// The gradient of a pixel is a sum over the windows that contain the pixel, of terms with the
+// factor (pixel - centre pixel of the window). The adjoint moves the reference pixel of this
+// difference in two steps, so that it multiplies only differences of nearby pixels. The vertical
+// adjoint moves the reference from the window's centre to a row in the middle, `near`. The
+// horizontal adjoint moves it along that row to the pixel of the gradient; for s it does so through
+// one pixel that a chunk of columns shares.
 #pragma once
 
 #include "cpu/tile_statistics.h"
 
 namespace ssimfast::cpu {
 
-// The vertical half of the adjoint, for kBlock gradient rows from row g on.
+// Vertical adjoint of kBlock gradient rows, from row g on.
 template <class State>
 SSIMFAST_INLINE void column_adjoint(const State& t, const typename State::Taps& taps, int64_t g,
                                     const typename State::A* near, int to_row) {
@@ -60,8 +62,8 @@ SSIMFAST_INLINE void column_adjoint(const State& t, const typename State::Taps& 
   }
 }
 
-// Calls body(c, some) for each chunk of columns: its first column and their number, a constant
-// where the chunk is whole, so that loops over it are unrolled.
+// Calls body(c, some) for each chunk of columns, with the chunk's first column and number of
+// columns. `some` is a compile-time constant for whole chunks, so that loops are unrolled.
 template <class Body>
 SSIMFAST_INLINE void for_chunks(int64_t columns, Body&& body) {
   int64_t c = 0;
@@ -74,14 +76,15 @@ SSIMFAST_INLINE typename State::A* chunk(const State& t, int64_t c) {
   return t.chunks + c / kChunk * t.chunk_pitch;
 }
 
-// The pixel of s that the `some` columns from c on share.
+// Pixel of s that is the reference of the `some` columns from c on.
 template <class State>
 SSIMFAST_INLINE typename State::A shared_s(const State& t, const typename State::A* near, int64_t c,
                                            int some) {
   return near[c + t.halo + some / 2];
 }
 
-// The constant part of s moved to the chunk's shared pixel, at all columns that its windows cover.
+// Moves the reference of the constant part of s to the chunk's shared pixel, at all columns that
+// the chunk's windows cover.
 template <class State>
 SSIMFAST_INLINE void fill_chunk(const State& t, int row, const typename State::A* near, int64_t c,
                                 int some) {
@@ -127,8 +130,8 @@ SSIMFAST_INLINE V filtered_to_own(const State& t, const typename State::Taps& ta
   return sum;
 }
 
-// The horizontal half of the adjoint, for one chunk of columns of one row: gradients by x, and by y
-// where both are wanted. `own` points to s of the row's first pixel.
+// Horizontal adjoint of one chunk of columns of one row. Writes the gradients with respect to x
+// and, if kBoth, to y. `own` points to s of the row's first pixel.
 template <class State>
 SSIMFAST_INLINE void row_adjoint(const State& t, const typename State::Taps& taps, int row,
                                  const typename State::A* near, const typename State::A* own,
@@ -160,13 +163,13 @@ SSIMFAST_INLINE void row_adjoint(const State& t, const typename State::Taps& tap
   }
 }
 
-// Adds the gradient of the terms over pixels to one row of gradients.
+// Adds the gradient of the pixel terms to one row of gradients.
 template <class State>
 SSIMFAST_INLINE void add_pixel_gradient(const State& t, int64_t r, typename State::A* by_x,
                                         typename State::A* by_y) {
   using A = typename State::A;
   if (!t.problem.has_pixel_slope()) return;
-  A weight[kTerms - kL1];  // a copy: stores to the gradients could change what is in memory
+  A weight[kTerms - kL1];  // a copy: stores to the gradients could change the original
   std::copy_n(t.problem.weight + kL1, kTerms - kL1, weight);
   const A grad_scale = t.problem.grad_scale;
   const A* const d = t.pixel_row(r) + t.pitch + 2 * t.halo;
@@ -184,8 +187,8 @@ SSIMFAST_INLINE void add_pixel_gradient(const State& t, int64_t r, typename Stat
   }
 }
 
-// Gradient rows g .. g + kRows - 1, from the partial derivatives of the positions in rows g - halo
-// .. g + halo + kRows - 1.
+// Writes gradient rows g .. g + kRows - 1, from the partial derivatives of the positions in rows
+// g - halo .. g + halo + kRows - 1.
 template <class State>
 SSIMFAST_INLINE void gradient(const State& t, int64_t g) {
   using A = typename State::A;
@@ -201,7 +204,8 @@ SSIMFAST_INLINE void gradient(const State& t, int64_t g) {
       A* const by_x = to_x.in_place(n, channel, g + b, first, t.out_row);
       A* const by_y = State::kBoth ? to_y.in_place(n, channel, g + b, first, t.out_row_y) : nullptr;
       const A* const own = t.pixel_row(g + b) + 2 * t.halo;
-      // All chunks before the first is filtered: a load from between recent stores is slow.
+      // Fills all chunks before the first is filtered, because a load that overlaps two recent
+      // stores is slow.
       for_chunks(t.columns, [&](int64_t c, auto some)
                                 SSIMFAST_INLINE_LAMBDA { fill_chunk(t, b, near, c, some); });
       for_chunks(t.columns, [&](int64_t c, auto some) SSIMFAST_INLINE_LAMBDA {

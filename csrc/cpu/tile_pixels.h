@@ -1,13 +1,13 @@
-// Phase 1 of a tile: rows of both images become rows of s and d. What needs no window is done here:
-// the terms over pixels and the images of the next pyramid level.
+// Phase 1 of a tile: turns rows of both images into rows of s and d. This phase also computes
+// everything that needs no window: the pixel terms and the images of the next pyramid level.
 #pragma once
 
 #include "cpu/tile.h"
 
 namespace ssimfast::cpu {
 
-// Fills one ring row of s and d, in unit range and less the offset, from image row r. Outside the
-// image lies the lower end of the value range.
+// Fills one ring row of s and d, in unit range minus the offset, from image row r. Pixels outside
+// the image are black (`low`).
 template <class State>
 SSIMFAST_INLINE void load_row(const State& t, int64_t r) {
   using V = typename State::V;
@@ -42,8 +42,8 @@ SSIMFAST_INLINE void load_row(const State& t, int64_t r) {
   std::fill(d + left + count, d + width, A(0));
 }
 
-// Sums body(lane, c) for c = 0 .. count - 1. body takes a vector of columns or one column, by the
-// type of `lane`.
+// Sums body(lane, c) for c = 0 .. count - 1. The type of `lane` says whether body returns a vector
+// of columns or one column.
 template <class V, class A, class Body>
 SSIMFAST_INLINE double sum_of_columns(int64_t count, Body&& body) {
   constexpr int kLanes = sizeof(V) / sizeof(A);
@@ -58,7 +58,7 @@ SSIMFAST_INLINE double sum_of_columns(int64_t count, Body&& body) {
   return total;
 }
 
-// Adds the wanted terms over the tile's own pixels of row r.
+// Adds the wanted pixel terms of the tile's own pixels in row r.
 template <class State>
 SSIMFAST_INLINE void sum_pixel_terms(State& t, int64_t r) {
   using A = typename State::A;
@@ -75,8 +75,8 @@ SSIMFAST_INLINE void sum_pixel_terms(State& t, int64_t r) {
   }
 }
 
-// Writes the means of 2 x 2 pixels of the rows `top` (-1: black) and `bottom` whose last column is
-// in the tile.
+// Writes the pooled pixels whose last column is in the tile: means of 2 x 2 pixels of the rows
+// `top` (-1: black) and `bottom`.
 template <class State>
 SSIMFAST_INLINE void pool_row(const State& t, const Source<typename State::A>& image,
                               const char* plane, int64_t top, int64_t bottom,
@@ -120,7 +120,7 @@ SSIMFAST_INLINE void pool_row(const State& t, const Source<typename State::A>& i
   for (; c < end; ++c) pool_at_edge(c);
 }
 
-// Writes the row of the next pyramid level whose last row is image row r, if there is one.
+// Writes the row of the next pyramid level that image row r completes, if there is one.
 template <class State>
 SSIMFAST_INLINE void pool_up_to(const State& t, int64_t r) {
   const auto& problem = t.problem;
@@ -135,7 +135,7 @@ SSIMFAST_INLINE void pool_up_to(const State& t, int64_t r) {
   pool_row(t, t.images.y, t.y, top, r, problem.pooled[1] + to);
 }
 
-// Everything that needs no window, at the tile's own pixels of row r.
+// Does all work that needs no window, for the tile's own pixels of row r.
 template <class State>
 SSIMFAST_INLINE void finish_pixels(State& t, int64_t r) {
   sum_pixel_terms(t, r);

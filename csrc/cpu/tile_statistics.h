@@ -1,5 +1,5 @@
-// Phase 2 of a tile: rows of s and d become means and variances of windows, and these become SSIM.
-// SSIM goes into the sums or the maps; its partial derivatives go into their ring.
+// Phase 2 of a tile: turns rows of s and d into means and variances of windows, and these into
+// SSIM. SSIM goes to the sums or the maps, its partial derivatives go to their ring.
 #pragma once
 
 #include "cpu/tile_pixels.h"
@@ -8,8 +8,8 @@ namespace ssimfast::cpu {
 
 // ---- filters ------------------------------------------------------------------------------------
 
-// Writes horizontal means and variances of a vector of windows; the pointers are to their first
-// columns. Differences are taken from the centre column.
+// Writes the horizontal means and variances of a vector of windows, relative to the centre column.
+// The pointers are to the first columns of the windows.
 template <class State>
 SSIMFAST_INLINE void row_moments(const State& t, const typename State::Taps& taps,
                                  const typename State::A* from_s, const typename State::A* from_d,
@@ -34,7 +34,7 @@ SSIMFAST_INLINE void row_moments(const State& t, const typename State::Taps& tap
   store(to + kVarD * t.pitch, squares_d - sum_d * sum_d);
 }
 
-// Horizontal means and variances of pixel row r, at the columns that are centres of a window.
+// Computes the horizontal means and variances of pixel row r, at the window centres.
 template <class State>
 SSIMFAST_INLINE void filter_row(const State& t, int64_t r) {
   using A = typename State::A;
@@ -56,8 +56,8 @@ SSIMFAST_INLINE void filter_row(const State& t, int64_t r) {
   }
 }
 
-// Means and variances of kBlock windows of rows: window b covers rows[b] .. rows[b + window - 1].
-// Results go into rows that are `step` apart.
+// Computes the means and variances of kBlock vertical windows: window b covers
+// rows[b] .. rows[b + window - 1]. The results go to rows that are `step` apart.
 template <class State>
 SSIMFAST_INLINE void column_moments(const State& t, const typename State::Taps& taps,
                                     const typename State::A* const* rows, int64_t mean_at,
@@ -89,13 +89,15 @@ SSIMFAST_INLINE void column_moments(const State& t, const typename State::Taps& 
 
 // ---- positions ----------------------------------------------------------------------------------
 
-// Numbers that all positions share, in registers: in memory, a store could change them.
+// Constants that all positions share. This copy stays in registers; a store could change the
+// originals in memory.
 template <class V>
 struct Constants {
   V twice_c1, twice_c2, pad_s, weight_ssim, weight_cs;
 };
 
-// Rows from the first column of a step on: own pixels, partial derivatives, maps.
+// Pointers into the rows of centre pixels, partial derivatives and maps, at the first column of a
+// step.
 template <class A>
 struct Place {
   const A* pixels;
@@ -103,13 +105,14 @@ struct Place {
   A* maps[2];
 };
 
-// Half of 1 - SSIM and of 1 - contrast-structure.
+// (1 - SSIM) / 2 and (1 - contrast-structure) / 2.
 template <class V>
 struct Distances {
   V whole, contrast;
 };
 
-// A vector of positions: from its moments, its distances; writes its maps and partial derivatives.
+// Computes the distances of a vector of positions from the moments. Writes the maps and partial
+// derivatives of the positions.
 template <class State, class V = typename State::V>
 SSIMFAST_INLINE Distances<V> position(const State& t, const Constants<V>& constants, V mean_s,
                                       V var_s, V mean_d, V var_d,
@@ -127,8 +130,10 @@ SSIMFAST_INLINE Distances<V> position(const State& t, const Constants<V>& consta
   if constexpr (State::kGrad) {
     Slopes<V> by;
     if constexpr (State::kPass == Pass::kGradient) {
-      by.luminance = constants.weight_ssim * terms.contrast_structure;
-      by.contrast_structure = constants.weight_ssim * terms.luminance + constants.weight_cs;
+      const Slopes<V> of_ssim = slopes_of_ssim(terms);
+      by.luminance = constants.weight_ssim * of_ssim.luminance;
+      by.contrast_structure =
+          constants.weight_ssim * of_ssim.contrast_structure + constants.weight_cs;
     } else {
       const V upstream = load<V>(place.maps[0] + c);
       by = slopes(terms, components ? Upstream<V>{V{}, upstream, load<V>(place.maps[1] + c)}
@@ -150,13 +155,13 @@ SSIMFAST_INLINE Distances<V> position(const State& t, const Constants<V>& consta
   return distances;
 }
 
-// The positions of rows first .. first + kRows - 1, chunk by chunk of columns, whose moments stay
-// in the innermost cache.
+// Processes the positions in rows first .. first + kRows - 1, in steps of kStep columns, whose
+// moments stay in the level-1 cache.
 template <class State>
 SSIMFAST_INLINE void positions(State& t, int64_t first) {
   using V = typename State::V;
   using A = typename State::A;
-  constexpr int kStep = 128;  // columns of a chunk
+  constexpr int kStep = 128;  // columns
   constexpr int kLanes = State::kLanes;
   const typename State::Taps taps(t.problem.taps);
   const A* rows[kMaxRing];
@@ -168,7 +173,7 @@ SSIMFAST_INLINE void positions(State& t, int64_t first) {
   alignas(64) A moments[kMoments][kRows][kStep];
   for (int64_t column = t.vector_begin; column < t.valid_end; column += kStep) {
     const int64_t some = std::min<int64_t>(kStep, t.valid_end - column);
-    for (int i : {kMeanS, kMeanD}) {  // each with its variance behind it
+    for (int i : {kMeanS, kMeanD}) {  // the variance follows its mean
       for (int b = 0; b < kRows; b += State::kBlock) {
         for (int64_t c = 0; c < some; c += kLanes)
           column_moments(t, taps, rows + b, i * t.pitch + column + c,
@@ -183,7 +188,7 @@ SSIMFAST_INLINE void positions(State& t, int64_t first) {
       const Place<A> place{State::kGrad ? t.pixel_row(centre) + t.halo + column : nullptr,
                            State::kGrad ? t.partial_row(centre) + column : nullptr,
                            {t.map_row(0, b) + column, t.map_row(1, b) + column}};
-      V distance{}, contrast_distance{};  // of the chunk
+      V distance{}, contrast_distance{};  // of the step
       for (int64_t c = 0; c < some; c += kLanes) {
         const Distances<V> at =
             position(t, constants, load<V>(moments[kMeanS][b] + c), load<V>(moments[kVarS][b] + c),
@@ -217,7 +222,7 @@ SSIMFAST_INLINE void positions(State& t, int64_t first) {
 
 // ---- maps ---------------------------------------------------------------------------------------
 
-// Reads the upstream gradients of the row of positions around `centre`, zero where there are none.
+// Reads the upstream gradients of the positions in row `centre`. Columns without a position get 0.
 template <class State>
 SSIMFAST_INLINE void read_upstream(const State& t, const Source<typename State::A>& upstream,
                                    int64_t centre, typename State::A* to) {
@@ -255,8 +260,8 @@ SSIMFAST_INLINE void clear_outside(const State& t, int64_t centre) {
 
 // ---- the phase ----------------------------------------------------------------------------------
 
-// The statistics of the positions in rows first .. first + kRows - 1, and the pixel rows that they
-// need.
+// Computes the statistics of the positions in rows first .. first + kRows - 1, after loading the
+// pixel rows that their windows cover.
 template <class State>
 SSIMFAST_INLINE void statistics(State& t, int64_t first) {
   for (; t.loaded < first - t.halo + t.ring; ++t.loaded) {

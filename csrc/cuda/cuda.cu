@@ -1,8 +1,8 @@
-// The CUDA device of the ops (csrc/ops.h): problems in, launches out.
+// The CUDA device of the ops (csrc/ops.h): turns problems into kernel launches.
 //
-// A loss is two launches: the sweep, whose blocks leave records of their sums, and the reduction,
-// which adds the records in a fixed order. MS-SSIM is a sweep a level and two launches more; its
-// backward is one launch an image.
+// A loss takes two launches: the sweep, whose blocks write records of their sums, and the
+// reduction, which adds the records in a fixed order. MS-SSIM takes one sweep per level and two
+// more launches; its backward takes one launch per image.
 #include <algorithm>
 #include <cstdint>
 #include <limits>
@@ -27,11 +27,11 @@ extern template Fused select_sweep<11>(Dtype, Kind, bool);
 
 namespace {
 
-// Bytes of dynamic shared memory that a block of any kernel may have; Launcher::allow_shared raises
-// the limit of one kernel.
+// Dynamic shared memory in bytes that CUDA allows a block by default. Launcher::allow_shared raises
+// the limit for one kernel.
 constexpr int64_t kSharedOfAnyKernel = 48 * 1024;
 
-// Blocks of a kernel that loops over items.
+// Number of blocks for a kernel that loops over items.
 int64_t grid_of(int64_t items, int64_t most = std::numeric_limits<int32_t>::max()) {
   return std::min(items, most);
 }
@@ -44,7 +44,7 @@ Kind kind_of(const Problem<float>& problem) {
                                   : Kind::kGradientBoth;
 }
 
-// True if the gradient is that of SSIM alone, with one weight for all planes.
+// True if a sweep computes the gradient of SSIM alone, with one weight for all planes.
 bool is_plain(const Problem<float>& problem) {
   return problem.pass == Pass::kGradient && !problem.wants_pixel_terms() &&
          !problem.has_pixel_slope() && !problem.wanted[kContrastStructure] &&
@@ -52,7 +52,7 @@ bool is_plain(const Problem<float>& problem) {
          problem.pooling == Pooling::kNone;
 }
 
-// The fused kernel that serves a problem, if there is one.
+// The fused kernel for a problem. `kernel` is null if there is none.
 Fused fused_of(const Problem<float>& problem) {
   if (problem.has_mask() || problem.is_volume ||
       problem.taps[problem.window / 2] >= float(kLargestCentreTap))
@@ -67,7 +67,7 @@ Fused fused_of(const Problem<float>& problem) {
 
 template <class A>
 void check_size(const Problem<A>& problem, int64_t blocks) {
-  constexpr int64_t kMostPixels = int64_t(1) << 30;  // kernels count along a side in 32 bits
+  constexpr int64_t kMostPixels = int64_t(1) << 30;  // kernels use 32-bit rows and columns
   const int64_t side = std::max(problem.depth, std::max(problem.height, problem.width));
   STD_TORCH_CHECK(side < kMostPixels, "ssimfast: a side of an image must be less than ",
                   kMostPixels, ", got ", side);
@@ -81,8 +81,8 @@ int64_t stride_or_zero(const Tensor& tensor, int64_t dimension) {
   return dimension < tensor.dim() ? tensor.stride(dimension) : 0;
 }
 
-// The dimensions of a gradient, outermost in memory first. Joins two where a step along the outer
-// is as long as the whole of the inner, in both tensors.
+// Dimensions of a gradient, outermost in memory first. Merges two dimensions if, in both tensors,
+// the outer stride is the inner stride times the inner size.
 std::vector<Axis> axes_of(const Tensor& grad, const Tensor& upstream) {
   std::vector<Axis> axes;
   for (int64_t i = 0; i < grad.dim(); ++i)
@@ -104,7 +104,7 @@ std::vector<Axis> axes_of(const Tensor& grad, const Tensor& upstream) {
   return joined;
 }
 
-// The parameter of scale_runs if `run` is positive, else of scale_elements.
+// Parameter of scale_runs if its `run` is positive, else of scale_elements.
 template <class A>
 ScaleGrad<A> scale_grad_of(const ScaleRequest& request) {
   const Tensor& grad = request.grad;
@@ -153,7 +153,7 @@ Level<A> level_of(const Tensor& grad, Pooling pooling) {
   return level;
 }
 
-// column_shift: number of pixels that the first patch stands out of the image.
+// column_shift: number of columns by which the first patch extends beyond the image.
 template <class A>
 Patches<A> patches_of(const Tensor& tensor, int column_shift) {
   const int64_t row_bytes = kPatch * tensor.element_size();
@@ -174,7 +174,7 @@ Collapse<A> collapse_of(const CollapseRequest& request) {
     p.levels[j] = level_of<A>(grads[j], Pooling(request.pooling));
     if (j > 0) p.levels[j].grad = numbers<A>(grads[j]);
   }
-  // A patch is a pixel of level 2, whether there is such a level or not.
+  // A patch covers one pixel of level 2, even if the pyramid has no such level.
   const Level<A> next = grads.size() > 1 ? p.levels[1] : Level<A>{};
   p.row_shift = p.levels[0].row_shift + 2 * next.row_shift;
   p.column_shift = p.levels[0].column_shift + 2 * next.column_shift;
@@ -192,7 +192,6 @@ Collapse<A> collapse_of(const CollapseRequest& request) {
   p.scale = request.scale;
   const double per_pixel = double(request.upstream.numel()) / double(finest.numel());
   for (int i = 0; i < kPixelTerms; ++i) p.pixel_weights[i] = request.pixel_weights[i] * per_pixel;
-  p.pixel_weights[kL2 - kL1] *= request.scale;  // the kernel's d = x - y is not in unit range
   p.rows = numbers<A>(request.rows);
   p.columns = numbers<A>(request.columns);
   p.channels = finest.size(1);
@@ -201,32 +200,31 @@ Collapse<A> collapse_of(const CollapseRequest& request) {
 
 }  // namespace
 
-// Made for one call, on the device and the current stream of a tensor.
+// The Device of csrc/ops.h. Serves one call, on the device and the current stream of a tensor.
 class CudaDevice {
  public:
-  // The records that a sweep left, if any.
+  // Records of a sweep. `memory` is empty if the sweep computes no sum.
   struct Records {
     std::optional<Tensor> memory;
-    int64_t tiles = 0;  // records of a plane
+    int64_t tiles = 0;  // records per plane
 
     RecordList of_planes(int64_t planes) const {
       return {memory ? numbers<double>(*memory) : nullptr, planes * tiles};
     }
   };
 
-  // Memory of the images of pyramid levels: new tensors.
+  // Allocates the images of pyramid levels as new tensors.
   struct Levels {
     std::vector<Tensor> new_images(const Tensor& x, const std::vector<Tensor>&, int64_t pooling,
                                    int, bool) const {
       const std::vector<int64_t> shape = pooled_shape(x, pooling);
-      const auto image = [&] { return output(new_tensor(x, shape, arithmetic_dtype(x))); };
+      const auto image = [&] { return new_tensor(x, shape, arithmetic_dtype(x)); };
       return {image(), image()};
     }
   };
 
   static constexpr bool kFinestLast = false;
   static bool computes_in_double(bool, bool has_mask) { return has_mask; }  // see separable.cuh
-  static Tensor output(const Tensor& tensor) { return Launcher::output(tensor); }
 
   explicit CudaDevice(const Tensor& like) : like(like), launch(like) {}
 
@@ -263,7 +261,7 @@ class CudaDevice {
     });
   }
 
-  // Each pixel of the finest gradient is read before it is written.
+  // The sum overwrites the finest gradient, so each pixel is read before it is written.
   void collapse(const CollapseRequest& request) const {
     const Tensor& finest = request.grads[0];
     constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 2 * kPatch;
@@ -285,10 +283,10 @@ class CudaDevice {
   template <class A>
   Tensor scratch(int64_t numbers) const {
     constexpr bool kDouble = sizeof(A) == sizeof(double);
-    return output(new_tensor(like, {numbers}, kDouble ? ScalarType::Double : ScalarType::Float));
+    return new_tensor(like, {numbers}, kDouble ? ScalarType::Double : ScalarType::Float);
   }
 
-  // New records for a job that wants any sum.
+  // Allocates records if the job wants any sum.
   template <class A>
   Records new_records(Job<A>& job, int64_t tiles) const {
     check_size(job, job.planes * tiles);
@@ -360,7 +358,7 @@ class CudaDevice {
     return records;
   }
 
-  // Long lists of records are folded first, for one block adds what is left.
+  // Folds long lists of records first, because a single block per group adds the rest.
   template <class A>
   void finish(const Records& records, const Reduction<A>& reduction) const {
     constexpr int64_t kLongList = 1 << 16, kFoldedRun = 1 << 12;

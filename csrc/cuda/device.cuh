@@ -1,7 +1,8 @@
-// The machine under device code: memory, warps, and the instructions that C++ has no name for.
+// Hardware primitives for device code: memory access, warps, and instructions that C++ cannot
+// express.
 //
-// Kernels touch memory only through the functions below. The tests have a second file of this name
-// (tests/emulator/cuda/device.cuh), which runs kernels on the CPU and checks every access.
+// Kernels access memory only through these functions. The tests replace this file with
+// tests/emulator/cuda/device.cuh, which runs kernels on the CPU and checks every access.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -17,13 +18,13 @@ namespace ssimfast::cuda {
 
 // ---- global memory ------------------------------------------------------------------------------
 
-// Reads through the read-only cache: the same kernel must not write there.
+// Reads through the read-only cache. The same kernel must not write to this address.
 template <class V>
 SSIMFAST_DEVICE V read(const V* from) {
   return __ldg(from);
 }
 
-// Reads memory that this thread, and no other, may write afterwards.
+// Reads memory that only this thread may write afterwards.
 template <class V>
 SSIMFAST_DEVICE V read_own(const V* from) {
   return *from;
@@ -81,7 +82,8 @@ SSIMFAST_DEVICE V from_lane_xor(V value, int mask) {
 
 // ---- arithmetic ---------------------------------------------------------------------------------
 
-// 1 / v, right to one unit in the last place: one instruction, where a division takes eight.
+// 1 / v with an error of at most one unit in the last place. Takes one instruction; a division
+// takes eight.
 SSIMFAST_DEVICE float reciprocal(float v) {
   float r;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));

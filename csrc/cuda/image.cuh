@@ -185,8 +185,6 @@ SSIMFAST_DEVICE A median(A value, bool counts, int lane) {
   return middle;
 }
 
-// The only place that decides whether images are far from their range (kFar).
-//
 // x and y are centred at `low`, unless s would round off more than either image did: then at the
 // median of 4 x 4 samples of each, which outliers do not move. d is centred at its median, unless
 // some samples are equal and must stay so, or the sign of d is wanted, which a small d would lose.
@@ -204,15 +202,13 @@ SSIMFAST_DEVICE Centre<A> choose_centre(const Job<A>& job, const Area& area, int
                                      at(area.column_begin, area.column_end, j) * image.by_column);
   const bool finite = value - value == 0;
   const A middle = median(value, finite, lane);
-  const A distance = (middle - job.low) * job.scale;
   const A other = from_lane_xor(value, 1);
   const A d = (lane % 2 == 0 ? value - other : other - value) * job.scale;
   const A middle_d = median(d, d - d == 0, lane);
   int equal = d == 0;
   for (int mask = kWarp / 2; mask > 0; mask /= 2) equal |= from_lane_xor(equal, mask);
-  const bool needs_sign = job.weight[kL1] != 0 || job.weight[kBlurredL1] != 0;
-  return {magnitude(distance) > A(kFar) ? middle : job.low,
-          equal != 0 || needs_sign ? A(0) : middle_d};
+  return {is_far(middle, job.low, job.scale) ? middle : job.low,
+          equal != 0 || needs_sign(job.weight + kL1) ? A(0) : middle_d};
 }
 
 }  // namespace ssimfast::cuda

@@ -1,8 +1,8 @@
-// Launches on the device and the current stream of a tensor.
+// Launches kernels on the device and the current stream of a tensor.
 //
-// Nothing here waits for the device or allocates outside of torch's allocator, so a training step
-// can be captured in a CUDA graph. The tests have a second file of this name
-// (tests/emulator/cuda/launcher.h), whose launches run on the CPU.
+// Nothing here waits for the device or allocates outside torch's allocator, so a training step can
+// be captured in a CUDA graph. The tests replace this file with tests/emulator/cuda/launcher.h,
+// which launches on the CPU.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -21,16 +21,16 @@
 
 namespace ssimfast::cuda {
 
-// Version of the toolkit that compiles this: 13000 is CUDA 13.0.
+// Version of the CUDA toolkit that compiles this file: 13000 is CUDA 13.0.
 constexpr int kToolkit = CUDART_VERSION;
 
-// True if these kernels serve the device, and not those of Triton (ssimfast/ops/library.py).
+// True if CUDA tensors use these kernels, not those of Triton (ssimfast/ops/library.py).
 inline bool is_chosen() {
   const char* backend = std::getenv("SSIMFAST_CUDA_BACKEND");
   return backend == nullptr || std::strcmp(backend, "triton") != 0;
 }
 
-// Makes the device of a tensor the current one for as long as it lives.
+// Launches kernels. The device of the tensor is the current device while the Launcher exists.
 class Launcher {
  public:
   explicit Launcher(const torch::stable::Tensor& tensor)
@@ -46,8 +46,8 @@ class Launcher {
     return count;
   }
 
-  // Allows launches of the kernel with up to `most_bytes` of shared memory. Always pass the same
-  // number: a kernel has one limit on a device, and another thread may be about to need it.
+  // Allows blocks of the kernel up to `most_bytes` of dynamic shared memory. Always pass the same
+  // number for a kernel: all threads share the limit, and another thread may be about to launch.
   template <class... P>
   void allow_shared(void (*kernel)(P...), int64_t most_bytes) const {
     STD_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
@@ -63,9 +63,6 @@ class Launcher {
                                     dim3(static_cast<unsigned>(blocks)), dim3(threads),
                                     const_cast<void**>(pointers), shared_bytes, stream));
   }
-
-  // Prepares a new tensor that a kernel will write.
-  static torch::stable::Tensor output(torch::stable::Tensor tensor) { return tensor; }
 
  private:
   using DeviceIndex = torch::stable::accelerator::DeviceIndex;

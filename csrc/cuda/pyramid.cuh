@@ -1,5 +1,6 @@
-// The backward half of one-pass losses, bound by memory: multiplies gradients that the forward pass
-// prepared by what only backward knows, and adds those of all levels of a pyramid.
+// The backward step of one-pass losses: multiplies the gradients from the forward pass by the
+// upstream gradient, and adds them up over the pyramid levels. Memory bandwidth limits these
+// kernels.
 //
 // `upstream` and the slopes are read on the device. Factors are computed in double and rounded
 // once.
@@ -13,14 +14,14 @@
 
 namespace ssimfast::cuda {
 
-// Elements that one access of 4, 8 or 16 bytes reads or writes.
+// Elements that one memory access of 4, 8 or 16 bytes reads or writes.
 template <class T, int n>
 struct Several {
   T of[n];
 };
 
-// The word that holds them in memory. Use pointers to such words to step to rows and vectors:
-// nvcc 13.0 often splits a vector that is written through a pointer that was stepped in T.
+// The word that stores a Several<T, n>. Step to rows and vectors with pointers to such words: nvcc
+// 13.0 often splits a vector store if the pointer was stepped in elements T.
 template <class T, int n>
 using Packed = std::conditional_t<n * sizeof(T) == 16, uint4,
                                   std::conditional_t<n * sizeof(T) == 8, uint2, unsigned>>;
@@ -42,11 +43,12 @@ SSIMFAST_DEVICE void write_several(Packed<T, n>* to, const Several<T, n>& values
 
 // ---- scale_ -------------------------------------------------------------------------------------
 //
-// Each element is read once and written once, 2 sizeof(T) bytes; not at all if its factor is 1.
+// Each element is read once and written once: 2 sizeof(T) bytes. Elements whose factor is 1 are
+// neither read nor written.
 
 constexpr int kScaleThreads = 256;
 
-// A dimension of the gradient, and the strides of one step along it.
+// A dimension of the gradient: its size, and its strides in the gradient and in `upstream`.
 struct Axis {
   int64_t size = 1, grad = 0, upstream = 0;
 };
@@ -64,8 +66,8 @@ struct ScaleGrad {
   Axis axes[5];  // outermost first
   int axis_count = 0;
   int64_t items = 0;  // pieces for blocks of scale_runs, elements for threads of scale_elements
-  // scale_runs: number of elements below the axes, which are contiguous and have one factor, and
-  // number of pieces of kPieceBytes that they make.
+  // scale_runs: number of contiguous elements that have one factor (a run), and number of pieces of
+  // kPieceBytes in a run. `axes` are the dimensions outside a run.
   int64_t run = 0, pieces = 0;
 
   SSIMFAST_DEVICE Offsets offsets(int64_t index) const {
@@ -88,12 +90,12 @@ constexpr int kVectorBytes = 16;
 constexpr int kVectorsPerThread = 2;
 constexpr int kPieceBytes = kScaleThreads * kVectorsPerThread * kVectorBytes;
 
-// Scales at most kPieceBytes, by all threads of a block; in vectors where they are aligned.
+// Scales at most kPieceBytes with all threads of a block; in vectors where the memory is aligned.
 template <class T, class A>
 SSIMFAST_DEVICE void scale_piece(T* grad, int count, A factor) {
   constexpr int kLanes = kVectorBytes / sizeof(T);
   const uintptr_t address = reinterpret_cast<uintptr_t>(grad);
-  const int before = int((uintptr_t{} - address) / sizeof(T) % kLanes);  // elements, unaligned
+  const int before = int((uintptr_t{} - address) / sizeof(T) % kLanes);  // unaligned elements
   const int vectors = before < count ? (count - before) / kLanes : 0;
   const auto scaled = [&](T value) { return from_arithmetic<T>(to_arithmetic(value) * factor); };
   auto* const packed = reinterpret_cast<Packed<T, kLanes>*>(grad + before);
@@ -109,7 +111,7 @@ SSIMFAST_DEVICE void scale_piece(T* grad, int count, A factor) {
   }
 }
 
-// A block does one item: memory cannot hold more items than a grid has blocks.
+// Each block processes one item. Memory cannot hold more items than a grid can have blocks.
 template <class A>
 __global__ void __launch_bounds__(kScaleThreads) scale_runs(const ScaleGrad<A> p) {
   const int64_t item = blockIdx.x;
@@ -142,18 +144,18 @@ __global__ void __launch_bounds__(kScaleThreads) scale_elements(const ScaleGrad<
 
 // ---- collapse_ ----------------------------------------------------------------------------------
 //
-// Adds the gradients of all levels into the finest. A pixel of the finest level costs 2 sizeof(T)
-// bytes for its gradient and the result, a third of sizeof(A) for the coarser levels, and 2
-// sizeof(T) for the images if there are terms over pixels. A thread does a patch of 4 x 4 pixels,
-// which are 2 x 2 pixels of level 1 and one pixel of level 2, so it climbs the pyramid once for 16
-// pixels. Several threads read the same pixel of a coarser level, but they are neighbours and find
-// it in the caches.
+// Adds the gradients of all levels into the finest. Memory traffic per pixel of the finest level is
+// 2 sizeof(T) bytes for the gradient and the result, sizeof(A) / 3 for the coarser levels, and
+// 2 sizeof(T) for the images if there are pixel terms. Each thread processes a patch of 4 x 4
+// pixels, which covers 2 x 2 pixels of level 1 and one pixel of level 2, so the thread reads the
+// other levels once per 16 pixels. Several threads read the same pixel of a coarser level; they are
+// neighbours, so the caches serve them.
 
 constexpr int kCollapseThreads = 128;
 constexpr int kPixelTerms = kTerms - kL1;
 constexpr int kPatch = 4;
 
-// Place of a patch, which may stand out of its image.
+// Position of a patch, which may extend beyond the image.
 struct Patch {
   int row, column, height, width;
 
@@ -164,12 +166,12 @@ struct Patch {
   }
 };
 
-// An image whose patches are read and written, each by one thread: the image that is read may be
-// the one that is written.
+// An image that is read and written in patches. One thread reads and writes a patch, so the result
+// may overwrite the image.
 template <class A>
 struct Patches {
   View image;
-  bool packed = false;  // true if each row of a patch is a vector or a pair of vectors
+  bool packed = false;  // true if each row of a patch is one or two aligned vectors
 
   template <class T>
   static constexpr int kLanes = kPatch * sizeof(T) > kVectorBytes ? kPatch / 2 : kPatch;
@@ -184,7 +186,7 @@ struct Patches {
       constexpr int n = kLanes<T>;
       const T* const from = static_cast<const T*>(image.data) + offset(plane, patch);
       if (packed && patch.is_inside()) {
-        Several<T, n> vectors[kPatch][kPatch / n];  // all are read before any is waited for
+        Several<T, n> vectors[kPatch][kPatch / n];  // all loads are issued before one is used
         for (int i = 0; i < kPatch; ++i)
           for (int k = 0; k < kPatch / n; ++k)
             vectors[i][k] = unpacked<T, n>(
@@ -225,23 +227,24 @@ struct Patches {
   }
 };
 
-// A pyramid level, and how its rows and columns become those of the next one.
+// A pyramid level, and the pooling of its rows and columns to the next level.
 template <class A>
 struct Level {
   const A* grad = nullptr;  // null for the finest level
   int64_t by_image = 0, by_channel = 0, by_row = 0, by_column = 0;
   int height = 0, width = 0;
   int row_shift = 0, column_shift = 0;
-  int twice_row = -1, twice_column = -1;  // a row and a column that count twice, if any
+  int twice_row = -1, twice_column = -1;  // row and column that count twice, or -1
 
-  // False for the last of an odd number of rows or columns, if pooling drops it.
+  // True if the level has the pixel. Pixels in a row or column that pooling drops map outside the
+  // next level.
   SSIMFAST_DEVICE bool has(int row, int column) const {
     return row >= 0 && row < height && column >= 0 && column < width;
   }
   SSIMFAST_DEVICE A at(int64_t plane, int row, int column) const {
     return read(grad + plane + row * by_row + column * by_column);
   }
-  // Share of a pixel in its pixel of the next level.
+  // Weight of a pixel in the mean that is a pixel of the next level.
   SSIMFAST_DEVICE A share(int row, int column) const {
     return A(0.25) * A(row == twice_row ? 2 : 1) * A(column == twice_column ? 2 : 1);
   }
@@ -251,22 +254,22 @@ template <class A>
 struct Collapse {
   Level<A> levels[kMaxLevels];
   int level_count = 0;
-  Patches<A> grad, x, y;           // finest level; x and y have no data if they are not needed
+  Patches<A> grad, x, y;           // finest level; data of x and y is null if not needed
   const double* slopes = nullptr;  // (N, C, level_count)
   const A* upstream = nullptr;
   int64_t upstream_by_image = 0, upstream_by_channel = 0;
   double scale = 1;
-  double pixel_weights[kPixelTerms] = {};  // weights of the terms over pixels, for d = x - y
+  double pixel_weights[kPixelTerms] = {};
   const A* rows = nullptr;
   const A* columns = nullptr;
   int64_t channels = 0;
-  // Number of pixels that the first patch stands out of the image.
+  // Numbers of rows and columns by which the first patch extends beyond the image.
   int row_shift = 0, column_shift = 0;
   int patches_per_row = 0, rows_of_patches = 0;
-  int64_t pieces = 0, items = 0;  // work for one block at a time: pieces of a plane, items in all
+  int64_t pieces = 0, items = 0;  // pieces per plane; pieces in all, each for one block
 };
 
-// State of a plane that all threads of a block share; the first warp computes it.
+// State of a plane that all threads of a block share. The first warp computes the state.
 template <class A>
 struct PlaneState {
   enum Place { kX = kMaxLevels, kY, kFirstRow, kFirstColumn, kPlaces };
@@ -274,8 +277,8 @@ struct PlaneState {
   // Offsets of the plane in the gradient of each level and in the images; row and column of the
   // first thread's patch, counted in patches.
   Shared<int64_t> places;
-  Shared<A> factors;        // one a level
-  Shared<A> pixel_weights;  // one a term over pixels
+  Shared<A> factors;        // one per level
+  Shared<A> pixel_weights;  // one per pixel term
 
   static constexpr int64_t kBytes =
       kPlaces * sizeof(int64_t) + (kMaxLevels + kPixelTerms) * sizeof(A);
@@ -286,7 +289,7 @@ struct PlaneState {
         pixel_weights(factors + kMaxLevels) {}
 
   SSIMFAST_DEVICE void set(const Collapse<A>& p, int64_t item, int lane) const {
-    // Channels vary fastest: where they are neighbours in memory, they share cache lines.
+    // Channels vary fastest, because channels_last tensors have them in the same cache lines.
     const int64_t c = item % p.channels, rest = item / p.channels;
     const int64_t piece = rest % p.pieces, n = rest / p.pieces;
     const double factor =
@@ -306,7 +309,7 @@ struct PlaneState {
   }
 };
 
-// Gradient of a pixel of level j by this level and all coarser ones.
+// Sum of the gradients of level j and all coarser levels, at a pixel of level j.
 template <class A>
 SSIMFAST_DEVICE A sum_from(int j, const Collapse<A>& p, const PlaneState<A>& plane, int row,
                            int column) {
@@ -328,6 +331,7 @@ SSIMFAST_DEVICE void add_pixel_terms(const Collapse<A>& p, const PlaneState<A>& 
   A x[kPatch][kPatch] = {}, y[kPatch][kPatch] = {};
   p.x.get(plane.places[plane.kX], patch, x);
   p.y.get(plane.places[plane.kY], patch, y);
+  const A scale = A(p.scale);
   A weights[kPixelTerms];
   for (int t = 0; t < kPixelTerms; ++t) weights[t] = plane.pixel_weights[t];
   for (int i = 0; i < kPatch; ++i) {
@@ -335,13 +339,13 @@ SSIMFAST_DEVICE void add_pixel_terms(const Collapse<A>& p, const PlaneState<A>& 
     for (int k = 0; k < kPatch; ++k) {
       const A column_count =
           p.rows != nullptr && patch.has_column(k) ? read(p.columns + patch.column + k) : A(0);
-      sums[i][k] += pixel_slope(weights, x[i][k] - y[i][k], row_count * column_count);
+      sums[i][k] += pixel_slope(weights, (x[i][k] - y[i][k]) * scale, row_count * column_count);
     }
   }
 }
 
-// Climbs from level 2 to the coarsest, spreads that to 2 x 2 pixels of level 1 and to 4 x 4 pixels
-// of the finest, and adds the terms over pixels.
+// Sums the levels from level 2 to the coarsest, spreads the sum to 2 x 2 pixels of level 1 and to
+// 4 x 4 pixels of the finest level, and adds the gradient of the pixel terms.
 template <class A>
 SSIMFAST_DEVICE void collapse_patch(const Collapse<A>& p, const PlaneState<A>& plane, int patch_row,
                                     int patch_column) {

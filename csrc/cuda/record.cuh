@@ -1,10 +1,10 @@
-// Records: the sums of one tile of a sweep, kTerms doubles that the sweep writes and reduce.cuh
-// adds.
+// A record holds the sums of one tile of a sweep: kTerms doubles, which the sweep writes and
+// reduce.cuh adds.
 //
-// For kSsim and kContrastStructure a record has the sums over the tile's positions of (1 - SSIM) /
-// 2 and (1 - contrast-structure) / 2, which lose nothing where both images are nearly the same. For
-// the other terms it has the sums of pixel_term (terms.h) over the tile's pixels. The records of a
-// plane lie one after another, and so do the planes.
+// For kSsim and kContrastStructure a record holds the sums of (1 - SSIM) / 2 and
+// (1 - contrast-structure) / 2 over the tile's positions, which stay precise if both images are
+// nearly the same. For the other terms the record holds the sums of pixel_term (terms.h) over the
+// tile's pixels. Records are contiguous, ordered by plane.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -12,13 +12,13 @@
 
 namespace ssimfast::cuda {
 
-// Sum over a warp, the same bits in each lane.
+// Sum over a warp. Every lane gets the same bits.
 SSIMFAST_DEVICE double warp_sum(double value) {
   for (int mask = kWarp / 2; mask > 0; mask /= 2) value += from_lane_xor(value, mask);
   return value;
 }
 
-// A compensated sum: it keeps what each addition rounds off.
+// A compensated sum: `low` keeps the rounding errors of the additions to `high`.
 template <class A>
 class Sum {
  public:
@@ -27,14 +27,15 @@ class Sum {
     low += value - (next - high);
     high = next;
   }
-  // The same in two steps, for finite values: add each to rest(), then add_with_rest their sum.
+  // Adds several finite values with one compensation: add them to rest(), then pass the result to
+  // add_with_rest().
   SSIMFAST_DEVICE A rest() const { return low; }
   SSIMFAST_DEVICE void add_with_rest(A value) {
     const A next = high + value;
     low = value - (next - high);
     high = next;
   }
-  // Infinite and NaN sums have no rest.
+  // `low` is not a number if the sum is infinite or NaN, and is then ignored.
   SSIMFAST_DEVICE double total() const { return low - low == 0 ? double(high) + low : high; }
 
  private:
@@ -46,7 +47,7 @@ SSIMFAST_INLINE constexpr int64_t record_scratch(int threads) {
   return threads / kWarp * kTerms * int64_t(sizeof(double));
 }
 
-// Writes the sums of a block to its place in `records`. All threads call it.
+// Writes the sums of a block to the tile's record. All threads of the block must call this.
 template <class A>
 SSIMFAST_DEVICE void write_record(double* records, int64_t tile, const Sum<A> (&sums)[kTerms],
                                   Shared<double> scratch) {

@@ -1,8 +1,9 @@
-// The second stage of sums: the records of tiles (record.cuh) become terms, values and slopes.
+// The second stage of the sums: turns the records of tiles (record.cuh) into terms, values and
+// slopes.
 //
-// Everything here is added in double and in an order that never changes, whatever the grid. Each
-// kernel is launched with kSumThreads threads, kSumShared bytes and any number of blocks; best is
-// one block for each item that the kernel loops over.
+// All sums are in double and in a fixed order, which does not depend on the grid. Each kernel needs
+// kSumThreads threads and kSumShared bytes of shared memory. Any number of blocks works; best is
+// one block per item of the kernel's loop.
 #pragma once
 
 #include <cmath>
@@ -18,7 +19,7 @@ constexpr int kSumWarps = kSumThreads / kWarp;
 constexpr int64_t kSumShared = (kSumWarps * kTerms + 2 * kMaxLevels) * sizeof(double);
 constexpr int kEveryTerm = (1 << kTerms) - 1;
 
-// Records of a sweep: `count` for each group of planes that is added.
+// Records of a sweep: `count` per group of planes.
 struct RecordList {
   const double* first;
   int64_t count;
@@ -34,8 +35,8 @@ struct Sums {
 
 // Adds the records first, first + step, ... below count; only the terms in `wanted`.
 //
-// Several records are read before any is added. The kernels are compiled for one block a
-// multiprocessor, which leaves the registers for that: otherwise few reads are under way at once.
+// Reads several records before it adds any, to keep several loads in flight. That needs registers,
+// so the kernels are compiled for one block per multiprocessor.
 SSIMFAST_DEVICE Sums sum_records(const double* records, int64_t count, int wanted, int first,
                                  int step) {
   constexpr int kAhead = 4;
@@ -54,8 +55,8 @@ SSIMFAST_DEVICE Sums sum_records(const double* records, int64_t count, int wante
   return sums;
 }
 
-// Adds over each warp of a block and writes a row of `rows` a warp. After a barrier, total() adds
-// the rows.
+// Adds the sums within each warp and writes one row of `rows` per warp. After a barrier, total()
+// adds the rows.
 SSIMFAST_DEVICE void sum_warps(const Sums& sums, const Shared<double>& rows) {
   const int thread = int(threadIdx.x);
   for (int t = 0; t < kTerms; ++t) {
@@ -70,7 +71,7 @@ SSIMFAST_DEVICE double total(const Shared<double>& rows, int term) {
   return sum;
 }
 
-// Weighted sum of the terms of a group, by one thread, into its value.
+// Writes the value of a group: the weighted sum of its terms. One thread calls this.
 template <class A>
 SSIMFAST_DEVICE void write_value(const Reduction<A>& to, int64_t group,
                                  const Shared<double>& terms) {
@@ -82,8 +83,9 @@ SSIMFAST_DEVICE void write_value(const Reduction<A>& to, int64_t group,
 
 // ---- one sweep ----------------------------------------------------------------------------------
 
-// Folds every `run` records of a group into one; the last run of a group may be shorter. For groups
-// of so many records that finish_terms, one block a group, would take long.
+// Parameter of fold_records, which adds every `run` records of a group into one; the last run of a
+// group may be shorter. finish_terms has one block per group, which would be slow for groups of
+// very many records.
 struct FoldRecords {
   RecordList from;
   int64_t groups, run;
@@ -107,15 +109,15 @@ static __global__ void __launch_bounds__(kSumThreads, 1) fold_records(const Fold
   }
 }
 
-// Parameter of the kernels that make the terms and the value of each group of planes.
+// Parameter of the kernels that compute the terms and the value of each group of planes.
 template <class A>
 struct Finish {
   RecordList from;
   Reduction<A> to;
-  double positions;  // of a group
+  double positions;  // number of positions in a group
 };
 
-// From the records of all tiles of all planes of a group.
+// Computes the terms and values of one sweep. A group has the records of all tiles of its planes.
 template <class A>
 __global__ void __launch_bounds__(kSumThreads, 1) finish_terms(const Finish<A> p) {
   const auto rows = Shared<double>::dynamic(), terms = rows + kSumWarps * kTerms;
@@ -141,19 +143,20 @@ __global__ void __launch_bounds__(kSumThreads, 1) finish_terms(const Finish<A> p
 
 // ---- all levels of MS-SSIM ----------------------------------------------------------------------
 
-// MS-SSIM of each plane or, if means are joint, of each image; the terms of its finest level, with
-// MS-SSIM in the place of kContrastStructure, into `plane_terms`; the slopes; and the weights of a
-// second sweep of the finest level, if there is one.
+// Parameter of combine_planes. For each plane or, if means are joint, for each image, the kernel
+// computes MS-SSIM; the terms of the finest level, with MS-SSIM in place of kContrastStructure
+// (`plane_terms`); the slopes; and the weights of a second sweep of the finest level, if there is
+// one.
 template <class A>
 struct CombinePlanes {
   RecordList levels[kMaxLevels];  // the records of each plane
   Reduction<A> to;
-  int64_t planes;          // whose means are averaged: 1 or, if joint, the channels
-  double planes_of_value;  // that a value is the mean of
+  int64_t planes;          // planes whose means are averaged: 1 or, if joint, all channels
+  double planes_of_value;  // planes that a value averages
 };
 
-// The sums over one plane: those of the finest level into `rows`, by all threads, and those of the
-// means of coarser levels added to `sums`, by a warp each, for these have few records.
+// Sums the records of one plane. All threads sum those of the finest level into `rows`. The coarser
+// levels have few records: one warp per level adds the sum that its mean needs to `sums`.
 template <class A>
 SSIMFAST_DEVICE void sum_levels(const CombinePlanes<A>& p, int64_t plane, bool first,
                                 const Shared<double>& rows, const Shared<double>& sums) {
@@ -173,7 +176,8 @@ SSIMFAST_DEVICE void sum_levels(const CombinePlanes<A>& p, int64_t plane, bool f
   if (lane == 0 && level < p.to.levels) sums.set(level, (first ? 0.0 : sums[level]) + sum);
 }
 
-// The terms of the finest level of one plane, by kTerms threads. MS-SSIM is not known yet.
+// Writes the finest-level terms of one plane, except MS-SSIM, which is not known yet. kTerms
+// threads call this.
 template <class A>
 SSIMFAST_DEVICE void write_plane_terms(const Reduction<A>& to, int64_t plane, bool first,
                                        const Shared<double>& rows, const Shared<double>& sums) {
@@ -231,7 +235,7 @@ __global__ void __launch_bounds__(kSumThreads, 1) combine_planes(const CombinePl
   }
 }
 
-// From plane_terms, of which it takes the mean over each group.
+// Computes the terms and values of MS-SSIM: the means of plane_terms over each group.
 template <class A>
 __global__ void __launch_bounds__(kSumThreads, 1) combine_groups(const Finish<A> p) {
   const auto rows = Shared<double>::dynamic(), terms = rows + kSumWarps * kTerms;

@@ -1,18 +1,17 @@
-// The separable path: every problem that the fused sweep does not serve - other windows, float64,
-// volumes and masks. It is plain: one pass an axis, one thread a pixel, and intermediates in global
-// memory.
+// The separable path, for all problems that the fused sweep does not support: other windows,
+// float64, volumes and masks. The path is simple: one pass per axis, one thread per pixel, and
+// intermediates in global memory.
 //
 //   x, y -> moments within rows [-> within columns] -> statistics along the last axis, partials
 //        -> adjoint along the last axis [-> within columns] -> gradients within rows
 //
-// The passes in brackets are those of volumes. A pass works on the pixels that are centres on all
-// axes that have been filtered by then; the adjoint goes back the same way.
+// Only volumes need the passes in brackets. A pass computes the pixels that are window centres on
+// all axes filtered so far; the adjoint takes the axes in reverse order.
 //
-// A mask gives each pixel a weight. Moments are then averages over the weights inside a window
-// (normalised convolution), and each pass hands on the sum of the weights, `total`. Such problems
-// are computed in double whatever the images are: the pixel at the centre of a window may be
-// hidden, so there is no value near by that could be subtracted before the adjoint multiplies and
-// cancels.
+// A mask gives each pixel a weight. Moments are then weighted means (normalised convolution), and
+// each pass also computes the sum of the weights, `total`. Masked problems are computed in double
+// for every dtype. The mask may hide the centre of a window, so no nearby value can be subtracted,
+// and in float the adjoint would lose digits to cancellation.
 #pragma once
 
 #include "cuda/image.cuh"
@@ -22,7 +21,7 @@ namespace ssimfast::cuda {
 
 constexpr int kPixelThreads = 256;
 
-// The axis that a pass filters along, and the steps along it in memory.
+// The axis that a pass filters along, and the strides along that axis.
 struct Line {
   enum Axis { kInRow, kInColumn, kAcrossSlices } axis;
   int size;
@@ -39,8 +38,8 @@ Line line_of(const Problem<A>& problem, Line::Axis axis) {
   return {axis, int(problem.depth), height * width, x.by_slice, y.by_slice, mask.by_slice};
 }
 
-// Two numbers of s and two of d: a mean and a variance on the way forward, the derivatives by a
-// pixel (`s`, `d`) and by a variance (`s2`, `d2`) on the way back.
+// Two numbers for s and two for d. Forward: mean and variance. Adjoint: derivatives with respect to
+// a pixel (`s`, `d`) and to a variance (`s2`, `d2`).
 template <class A>
 struct Four {
   A s, s2, d, d2;
@@ -61,7 +60,7 @@ SSIMFAST_DEVICE void write_four(Four<A>* to, const Four<A>& four) {
   write(at + 3, four.d2);
 }
 
-// Intermediate image, contiguous (plane, slice, row, column). Without a mask there are no totals.
+// Intermediate image, contiguous (plane, slice, row, column). `totals` is null without a mask.
 template <class A>
 struct Intermediate {
   Four<A>* values;
@@ -73,7 +72,7 @@ struct PixelGrid {
   int64_t tiles;
 };
 
-// The pixel of a thread, and how it and its neighbours are loaded.
+// The pixel of a thread. Loads this pixel and its neighbours.
 template <class A, bool kMasked>
 class Pixel {
  public:
@@ -98,7 +97,7 @@ class Pixel {
 
   SSIMFAST_DEVICE const UnitRange<A>& unit() const { return unit_range; }
 
-  // True if the pixel is a window's centre on all axes before this one; on this axis, too.
+  // True if the pixel is a window centre on all axes before this one; is_centre: on this axis, too.
   SSIMFAST_DEVICE bool is_centre_before(const Line& line) const {
     return inside && (line.axis == Line::kInRow || on_map(column, int(job.width))) &&
            (line.axis != Line::kAcrossSlices || on_map(row, int(job.height)));
@@ -114,7 +113,8 @@ class Pixel {
     return line.axis == Line::kInRow ? column : line.axis == Line::kInColumn ? row : slice;
   }
 
-  // Offset in an intermediate image; in a view; in a map, which has no margin.
+  // Offset of the pixel in an intermediate image; `in`: in a view; `in_map`: in a map, which has no
+  // margin.
   SSIMFAST_DEVICE int64_t place() const {
     return ((plane * job.depth + slice) * job.height + row) * job.width + column;
   }
@@ -125,8 +125,8 @@ class Pixel {
   }
   SSIMFAST_DEVICE int64_t in_map(const View& map) const { return in(map, job.margin); }
 
-  // s and d of the pixel `distance` further along a line, and its weight. Hidden pixels have s and
-  // d of 0, whatever the images hold there.
+  // Loads s, d and weight of the pixel `distance` further along a line. Hidden pixels get
+  // s = d = 0, whatever the images hold there.
   SSIMFAST_DEVICE void load_pixel(const Line& line, int distance, A& s, A& d, A& weight) const {
     weight = 1;
     s = d = 0;
@@ -140,7 +140,7 @@ class Pixel {
   }
 
  private:
-  // With a mask, samples may be hidden; double needs no centre.
+  // A mask may hide the samples. Masked problems are in double, which needs no centre.
   static SSIMFAST_DEVICE Centre<A> centre(const Job<A>& job, int64_t plane) {
     if constexpr (kMasked) {
       return {job.low, 0};
@@ -156,11 +156,11 @@ class Pixel {
 
 // ---- moments ------------------------------------------------------------------------------------
 
-// Means, variances and total weight of a window, from those of its elements: element(k) sets them,
-// 0 <= k < job.window.
+// Means, variances and total weight of a window. element(k, v, weight) sets the moments and the
+// weight of element k, 0 <= k < job.window.
 //
-// Without a mask the differences are those to the element at the centre. With a mask, whose centre
-// may be hidden, the mean comes first and differences are those to the mean.
+// Without a mask, differences are relative to the element at the centre. A mask may hide the
+// centre: then the mean is computed first, and differences are relative to the mean.
 template <class A, bool kMasked, class Element>
 SSIMFAST_DEVICE Four<A> window_moments(const Job<A>& job, Element&& element, A& total) {
   Four<A> v{}, near{}, sum{};
@@ -216,7 +216,7 @@ __global__ void __launch_bounds__(kPixelThreads, 1)
   if constexpr (kMasked) write(to.totals + p.place(), total);
 }
 
-// Moments along an axis, from those of the axes before.
+// Moments along an axis, from the moments along the axes before.
 template <class A, bool kMasked>
 SSIMFAST_DEVICE Four<A> moments_along(const Job<A>& job, const Pixel<A, kMasked>& p,
                                       const Line& line, const Intermediate<A>& from, A& total) {
@@ -234,7 +234,7 @@ SSIMFAST_DEVICE Four<A> moments_along(const Job<A>& job, const Pixel<A, kMasked>
       total);
 }
 
-// Moments within columns, for volumes, which have one axis more.
+// Moments within columns of volumes, which have one axis more than images.
 template <class A, bool kMasked>
 __global__ void __launch_bounds__(kPixelThreads, 1)
     column_moments(const __grid_constant__ Job<A> job, PixelGrid grid, Line line,
@@ -249,7 +249,7 @@ __global__ void __launch_bounds__(kPixelThreads, 1)
 
 // ---- statistics ---------------------------------------------------------------------------------
 
-// Adds a pixel to the sums of the terms over pixels.
+// Adds a pixel to the sums of the pixel terms.
 template <class A>
 SSIMFAST_DEVICE void add_pixel(const Job<A>& job, A d, int64_t row, int64_t column,
                                Sum<A> (&sums)[kTerms]) {
@@ -260,7 +260,7 @@ SSIMFAST_DEVICE void add_pixel(const Job<A>& job, A d, int64_t row, int64_t colu
   }
 }
 
-// Upstream gradient at a position: of the maps, or the weights of the loss.
+// Upstream gradients at a position: those of the maps, or the weights of the loss.
 template <class A, bool kMasked>
 SSIMFAST_DEVICE Upstream<A> upstream_at(const Job<A>& job, const Pixel<A, kMasked>& p) {
   const auto at = [&](const View& map) { return load<A, kMasked>(map, p.in_map(map)); };
@@ -283,9 +283,9 @@ SSIMFAST_DEVICE void write_maps(const Job<A>& job, const Pixel<A, kMasked>& p,
   }
 }
 
-// Filters along the last axis, and makes of the moments what the pass asks for: sums, maps, and the
-// partials that the adjoint spreads, if there is a `to`. A window that sees nothing of the images
-// has the moments of two equal images, hence an SSIM of 1, and partials of 0.
+// Filters along the last axis and computes the outputs of the pass from the moments: sums, maps,
+// and the partials for the adjoint if `to` is not null. A window whose pixels are all hidden gets
+// the moments of two equal images, so its SSIM is 1 and its partials are 0.
 template <class A, bool kMasked>
 __global__ void __launch_bounds__(kPixelThreads, 1)
     statistics(const __grid_constant__ Job<A> job, PixelGrid grid, Line line, Intermediate<A> from,
@@ -329,9 +329,9 @@ __global__ void __launch_bounds__(kPixelThreads, 1)
 
 // ---- adjoint ------------------------------------------------------------------------------------
 
-// Sum over the windows along an axis that see the pixel. Each partial is that of a pixel with s and
-// d of the window's centre; it is moved to s and d of this pixel, so only differences are
-// multiplied.
+// Sum of the partials of the windows along an axis that contain the pixel. A partial holds for a
+// pixel that equals the centre of the window. The sum moves each partial to s and d of this pixel,
+// so it multiplies only differences.
 template <class A, bool kMasked>
 SSIMFAST_DEVICE Four<A> adjoint_along(const Job<A>& job, const Pixel<A, kMasked>& p,
                                       const Line& line, const Four<A>* from, A s, A d) {
@@ -362,8 +362,8 @@ __global__ void __launch_bounds__(kPixelThreads, 1)
   write_four(to + p.place(), adjoint_along<A, kMasked>(job, p, line, from, s, d));
 }
 
-// The adjoint within rows, and the gradients by x and, if there are two, by y. Hidden pixels have a
-// gradient of 0.
+// The adjoint within rows, and the gradients with respect to x and, if there are two, to y. Hidden
+// pixels have a gradient of 0.
 template <class A, bool kMasked>
 __global__ void __launch_bounds__(kPixelThreads, 1)
     gradients(const __grid_constant__ Job<A> job, PixelGrid grid, Line line, const Four<A>* from) {
@@ -382,7 +382,7 @@ __global__ void __launch_bounds__(kPixelThreads, 1)
 
 // ---- pooling ------------------------------------------------------------------------------------
 
-// Both images of the next pyramid level, one thread a pooled pixel.
+// Pools both images to the next pyramid level. Each thread computes one pooled pixel.
 template <class A>
 __global__ void __launch_bounds__(kPixelThreads, 1) pool_pair(const __grid_constant__ Job<A> job) {
   const PooledAxis &rows = job.pooled_rows, &columns = job.pooled_columns;

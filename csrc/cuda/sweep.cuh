@@ -522,7 +522,7 @@ class Sweep {
 
   SSIMFAST_DEVICE Slopes<float> slopes_at(const Terms<float>& terms, int row, int column) const {
     if constexpr (kPlain) {
-      return {terms.contrast_structure, terms.luminance};  // weighted_taps has the weight
+      return slopes_of_ssim(terms);  // weighted_taps has the weight
     } else if (job.maps == 2) {
       const View &luminance = job.upstream[0], &contrast = job.upstream[1];
       return slopes(terms, {0, load<float>(luminance, in_map(luminance, row, column)),

@@ -1,8 +1,8 @@
-"""The ops in plain PyTorch: the specification of every other backend, and what runs on devices
-that have no kernels of their own.
+"""The ops in plain PyTorch: the specification, and the fallback for devices without kernels.
 
-docs/mathematics.md derives the formulas. Filters are sums of shifted slices rather than
-convolutions: exact in the arithmetic dtype on every device, where a convolution may round to TF32.
+docs/mathematics.md derives the formulas: s = x + y and d = x - y in unit range, and ``by_q`` is a
+derivative w.r.t. q. Filters are sums of shifted slices, not convolutions, because a convolution may
+round its inputs to TF32.
 """
 
 import math
@@ -35,7 +35,7 @@ def _spatial_dims(image: Tensor) -> tuple[int, ...]:
 
 
 def _filter(image: Tensor, window: list[float]) -> Tensor:
-    """Correlates (N, C, ...) with the separable window: K - 1 fewer along each axis."""
+    """Correlates (N, C, ...) with the K taps of the window; each axis loses K - 1 elements."""
     for dim in _spatial_dims(image):
         image = _filter_along(dim, image, window)
     return image
@@ -50,7 +50,7 @@ def _filter_along(dim: int, image: Tensor, window: list[float]) -> Tensor:
 
 
 def _pad(image: Tensor, halo: int, value: Tensor) -> Tensor:
-    """The image with a border of ``value``, one number a plane."""
+    """The image with a border of ``halo`` pixels; ``value`` holds one number per plane."""
     sizes = image.shape[2:]
     padded = value.expand(*image.shape[:2], *(size + 2 * halo for size in sizes)).clone()
     inside = [slice(halo, halo + size) for size in sizes]
@@ -59,24 +59,27 @@ def _pad(image: Tensor, halo: int, value: Tensor) -> Tensor:
 
 
 class _Windows(NamedTuple):
-    """The windows of all images in a call."""
+    """Taps, padding and mask: what all images of a call share."""
 
     taps: list[float]
     same: bool
     mask: Tensor | None
-    support: Tensor | None  # 1 / (the part of each window that the mask lets through), or 0
+    support: Tensor | None  # result of `_support`: 1 / (sum of the mask in each window), or 0
 
     def padded(self, image: Tensor, black: Tensor) -> Tensor:
         return _pad(image, len(self.taps) // 2, black) if self.same else image
 
     def margin(self) -> int:
-        """Border of a map whose windows then give a value for each pixel."""
+        """Width of the border of zeros around a map for which the adjoint filter gives one value
+        for each pixel of the image."""
         return len(self.taps) // 2 if self.same else len(self.taps) - 1
 
 
 class _Moments:
-    """The local means and variances of an image, and the gradient by the image, in float64: it
-    needs no care against cancellation, and most time goes into memory either way."""
+    """Local means and variances of an image, and the gradient w.r.t. the image, in float64.
+
+    float64 has enough digits to compute variances as E[v^2] - E[v]^2.
+    """
 
     def __init__(self, image: Tensor, black: Tensor, windows: _Windows) -> None:
         self.image, self.windows = image, windows
@@ -90,12 +93,12 @@ class _Moments:
                 * windows.support
                 for part in (image, image.square())
             )
-        # Negative only through rounding. clamp_min keeps NaN.
+        # Only rounding makes a variance negative. clamp_min keeps NaN.
         self.mean, self.variance = mean, (square - mean.square()).clamp_min(0)
 
     def gradient(self, by_mean: Tensor, by_variance: Tensor) -> Tensor:
-        """The sum over the windows of a pixel of ``by_mean + by_variance * (pixel - mean)``: so
-        ``by_variance`` is twice the derivative."""
+        """For each pixel, the weighted sum of ``by_mean + by_variance * (pixel - mean)`` over its
+        windows. ``by_variance`` is therefore twice the derivative w.r.t. the variance."""
         by_mean = by_mean - self.mean * by_variance
         return self._adjoint(by_mean) + self.image * self._adjoint(by_variance)
 
@@ -105,8 +108,11 @@ class _Moments:
 
 
 class _CentredMoments:
-    """The same in float32, axis by axis. A mean close by is subtracted before anything is squared
-    or multiplied by a derivative: docs/mathematics.md, "Centring"."""
+    """``_Moments`` for float32, one axis after another.
+
+    A nearby mean is subtracted before anything is squared or multiplied by a derivative
+    (docs/mathematics.md, "Centring").
+    """
 
     def __init__(self, image: Tensor, black: Tensor, windows: _Windows) -> None:
         self.windows = windows
@@ -124,7 +130,7 @@ class _CentredMoments:
     def _along(
         self, dim: int, means: Tensor, variances: Tensor, weights: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The moments of windows along ``dim``, from those of their elements."""
+        """Means, variances and total weights of windows along ``dim``, from those of elements."""
         taps = self.windows.taps
         size = means.shape[dim] - len(taps) + 1
         total = inverse = None
@@ -152,7 +158,7 @@ class _CentredMoments:
         *inner, mean = self.means
         for axis, means in reversed(list(enumerate(inner))):
             dim = axis - len(inner)
-            if self.windows.same:  # the border is no pixel of the image
+            if self.windows.same:  # removes the border, which needs no gradient
                 for outer in range(dim, 0):
                     means = means.narrow(outer, margin, means.shape[outer] - 2 * margin)
             pads = [0, 0] * (-1 - dim) + [margin, margin]
@@ -170,7 +176,7 @@ class _CentredMoments:
 
 
 class _LocalStatistics:
-    """Means and variances of s and d in every window, and what SSIM is made of them."""
+    """Means and variances of s = x + y and d = x - y in every window, and the factors of SSIM."""
 
     def __init__(
         self, x: Tensor, y: Tensor, statistic: Statistic, mask: Tensor | None = None
@@ -181,7 +187,7 @@ class _LocalStatistics:
         x, y = x.to(dtype), y.to(dtype)
         self.c1, self.c2, self.scale = c1, c2, scale
         self.mask = mask if mask is None else mask.to(dtype)
-        if mask is not None:  # what is masked may be NaN
+        if mask is not None:  # pixels with weight 0 may be NaN
             x, y = x.where(mask != 0, low), y.where(mask != 0, low)
         level = self._level(x, low)
         level_s = 2 * (level - low) * scale
@@ -190,7 +196,7 @@ class _LocalStatistics:
         self.support = None if self.mask is None else _support(self.mask, window, same)
         windows = _Windows(window, same, self.mask, self.support)
         moments = _Moments if dtype == torch.float64 else _CentredMoments
-        # Outside the image lies the lower end of the range.
+        # The padding is black (`low`): s = -level_s and d = 0 there.
         self.of_s = moments(self.s, -level_s, windows)
         self.of_d = moments(self.d, torch.zeros_like(level_s), windows)
         self.var_s, self.var_d = self.of_s.variance, self.of_d.variance
@@ -202,7 +208,11 @@ class _LocalStatistics:
         self.d2 = (self.var_s + self.var_d) * 0.5 + c2
 
     def _level(self, x: Tensor, low: float) -> Tensor:
-        """Data far from the range (a bias, another unit) is brought near before it is squared."""
+        """The constant that is subtracted from both images of a plane, shape (N, C, 1, ...).
+
+        It is ``low`` or, if x is far from the value range (a bias, another unit), the value of x
+        nearest to ``low``: squares of large values would lose the digits of the variance.
+        """
         dims = _spatial_dims(x)
         least = most = x
         if self.mask is not None:
@@ -214,7 +224,7 @@ class _LocalStatistics:
 
     def ssim(self) -> Tensor:
         ssim = (self.n1 * self.n2) / (self.d1 * self.d2)
-        # A window that sees nothing: 1, and not 0 / 0 if the constants are 0.
+        # A window without visible pixels has SSIM 1, even if C1 = C2 = 0 give 0 / 0.
         return ssim if self.support is None else ssim.where(self.support > 0, 1)
 
     def luminance(self) -> Tensor:
@@ -232,7 +242,7 @@ class _LocalStatistics:
         luminance: Tensor | float = 0.0,
         contrast_structure: Tensor | float = 0.0,
     ) -> tuple[Tensor, Tensor]:
-        """Gradients by x and y in unit range of the sum of each map times its argument."""
+        """Gradients, w.r.t. x and y in unit range, of the sum of each map times its argument."""
         r1, r2 = 1 / self.d1, 1 / self.d2
         lum = (ssim * (self.n2 * r2) + luminance) * r1.square()
         con = (ssim * (self.n1 * r1) + contrast_structure) * r2.square()
@@ -247,21 +257,21 @@ class _LocalStatistics:
         return by_s + by_d, by_s - by_d
 
     def _of_seen(self, *maps: Tensor) -> tuple[Tensor, ...]:
-        """Derivatives by statistics of windows, as derivatives by what the mask lets through."""
+        """Multiplies derivatives w.r.t. masked statistics by ``support``; 0 for empty windows."""
         if self.support is None:
             return maps
         return tuple((values * self.support).where(self.support > 0, 0) for values in maps)
 
 
 def _support(mask: Tensor, window: list[float], same: bool) -> Tensor:
-    """1 / (the part of each window that the mask lets through), 0 where it is nothing."""
+    """1 / (the sum of taps times mask in each window); 0 where that sum is 0."""
     zero = mask.new_zeros(()).expand(*mask.shape[:2], *[1] * (mask.dim() - 2))
     through = _filter(_pad(mask, len(window) // 2, zero) if same else mask, window)
     return torch.where(through > 0, 1 / through, 0)
 
 
 def _like(image: Tensor, grad: Tensor) -> Tensor:
-    """``grad`` with the dtype and strides that the ops promise: those of a copy of ``image``."""
+    """``grad`` with the dtype and strides of a copy of ``image``, as the ops promise."""
     return torch.empty_like(image).copy_(grad)
 
 
@@ -355,14 +365,14 @@ def sweep(
 
 
 def _pixel_counts(d: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor | float:
-    """The weight of each pixel in the blurred L1."""
+    """Weight of each pixel in the blurred L1, shape (H, W)."""
     if rows is None or columns is None:
         return 0.0
     return rows[:, None].to(d.dtype) * columns.to(d.dtype)
 
 
 def _by_difference(d: Tensor, weights: list[float], counts: Tensor | float) -> Tensor:
-    """The derivative by d of the weighted sums over pixels: L1, L2, blurred L1."""
+    """Derivative w.r.t. d of the weighted sum of the pixel terms: L1, L2 and blurred L1."""
     l1, l2, blurred = weights
     return (l1 + blurred * counts) * d.sign() + 2 * l2 * d
 
@@ -376,8 +386,8 @@ def _by_plane(upstream: Tensor, image: Tensor) -> Tensor:
 
 
 def pool(image: Tensor, pooling: int) -> Tensor:
-    """Means of 2 x 2 pixels. Where rows or columns are odd in number, "floor" drops the last, "pad"
-    puts a black one before the first, "replicate" counts the last one twice."""
+    """Means of 2 x 2 pixels. If the number of rows or columns is odd, "floor" drops the last one,
+    "pad" adds a black one before the first, "replicate" counts the last one twice."""
     odd_height, odd_width = (size % 2 for size in image.shape[-2:])
     if pooling == POOLINGS["pad"]:
         image = torch.nn.functional.pad(image, (odd_width, 0, odd_height, 0))
@@ -387,7 +397,7 @@ def pool(image: Tensor, pooling: int) -> Tensor:
 
 
 def _pool_adjoint(pooled: Tensor, height: int, width: int, pooling: int) -> Tensor:
-    """The gradient by an image of that size, of which ``pooled`` is the gradient by its pool."""
+    """Gradient w.r.t. an image of this size, from ``pooled``, the gradient w.r.t. its pooling."""
     out = (pooled / 4).repeat_interleave(2, -2).repeat_interleave(2, -1)
     if pooling == POOLINGS["pad"]:
         return out[..., height % 2 :, width % 2 :]
@@ -450,7 +460,7 @@ def combine_levels(
     powers = size**powers_of
     ms_ssim = powers.prod(-1)
     batch, channels = terms[0].shape[:2]
-    planes = math.prod((batch, channels)[kept:])  # of which the value is a mean
+    planes = math.prod((batch, channels)[kept:])  # number of planes that a value averages
     slopes = _slopes(means, size, powers, powers_of) * (weights[MS_SSIM] / planes)
     slopes = slopes / torch.tensor(positions, dtype=means.dtype, device=means.device)
     slopes = slopes.expand(batch, channels, len(terms)).contiguous()
@@ -466,9 +476,9 @@ def combine_levels(
 
 
 def _slopes(means: Tensor, size: Tensor, powers: Tensor, exponents: Tensor) -> Tensor:
-    """The derivative of the product of all powers by each level's mean."""
+    """Derivative of the product of all powers w.r.t. the mean of each level."""
     own = torch.eye(len(exponents), dtype=torch.bool, device=means.device)
-    others = powers[..., None, :].masked_fill(own, 1).prod(-1)  # the product of all other powers
+    others = powers[..., None, :].masked_fill(own, 1).prod(-1)  # product of all other powers
     too_steep = (exponents < 1) & (size < LEAST_MEAN)
     by_size = exponents * torch.where(too_steep, LEAST_MEAN ** (exponents - 1), powers / size)
     by_size = by_size.masked_fill(size == 0, 0)

@@ -1,5 +1,5 @@
-"""Other libraries' functions, by their names, arguments and defaults, computed by ssimfast.
+"""Drop-in replacements for other libraries: same names, arguments and defaults.
 
-Change the import and leave the rest: ``from ssimfast.compat.pytorch_msssim import ssim``. None of
-the libraries needs to be installed. What cannot be reproduced is an error, not another number.
+Only the import changes: ``from ssimfast.compat.pytorch_msssim import ssim``. The other library need
+not be installed. Anything that cannot be reproduced raises an error.
 """

@@ -1,9 +1,13 @@
-"""The functions and modules of pytorch-msssim 1.0 (https://github.com/VainF/pytorch-msssim).
+"""Drop-in replacement for pytorch-msssim 1.0 (https://github.com/VainF/pytorch-msssim).
 
-They differ in this: images smaller than the window are an error, where pytorch-msssim leaves out
-the blur along that axis and warns; ``ms_ssim`` takes images only, and smaller ones where fewer
-``weights`` ask for fewer scales; ``win`` must be symmetric, not negative, of sum 1 and the same for
-all channels; the modules have no ``win``. Half types give float32. Errors call the images x and y.
+Differences from pytorch-msssim:
+
+- Images smaller than the window raise an error. pytorch-msssim warns and does not blur that axis.
+- ``ms_ssim`` does not accept volumes. It accepts smaller images if ``weights`` is shorter.
+- ``win`` must be symmetric, non-negative, with sum 1, and the same for all channels. Modules have
+  no ``win``.
+- float16 and bfloat16 images give float32 values.
+- Error messages call the images x and y.
 """
 
 from collections.abc import Sequence
@@ -35,32 +39,33 @@ def ssim(
     K: tuple[float, float] | list[float] = _K,
     nonnegative_ssim: bool = False,
 ) -> Tensor:
-    """SSIM of two batches: :func:`ssimfast.ssim` by the names of pytorch-msssim.
+    """SSIM of two batches: :func:`ssimfast.ssim` with the arguments of pytorch-msssim.
 
     Args:
-        X: images (N, C, H, W) or volumes (N, C, D, H, W), of which spatial sides of 1 are dropped.
-        Y: of the same shape, dtype and device.
-        data_range: the value of white, black being 0; 255 unless you say otherwise.
-        size_average: True for the mean of all, False for one value an image.
+        X: images (N, C, H, W) or volumes (N, C, D, H, W). Spatial sides of 1 of a volume are
+            dropped.
+        Y: images or volumes of the same shape, dtype and device.
+        data_range: the value of white; black is 0.
+        size_average: True for one mean over the batch, False for one value per image.
         win_size: side of the Gaussian window in pixels, odd, 1 to 33.
-        win_sigma: its standard deviation in pixels, > 0.
-        win: the window in place of a Gaussian, (C, 1, [1,] 1, size); symmetric, of sum 1 and the
-            same for all channels. Its values are read by the host, which waits for a GPU and
-            breaks a compiled graph.
+        win_sigma: standard deviation of the Gaussian in pixels, > 0.
+        win: a window that replaces the Gaussian, with shape (C, 1, [1,] 1, size); symmetric,
+            non-negative, with sum 1, and the same for all channels. The function copies it to the
+            CPU, which waits for the GPU and breaks a compiled graph.
         K: (K1, K2) of Wang et al. 2004, >= 0.
-        nonnegative_ssim: takes 0 for each channel of an image whose mean is negative.
+        nonnegative_ssim: True to replace the negative mean of a channel of an image by 0.
 
     Returns:
-        Shape () or (N,); float32, or float64 for float64.
+        Shape () or (N,); float64 for float64 images, else float32.
 
     Raises:
-        TypeError, ValueError: that name the argument and what came.
+        TypeError, ValueError: an argument has the wrong type or value; the message names it.
     """
     measure = _measure(SSIMMeasure, data_range, size_average, win_size, win_sigma, win, K)
     x, y = _images(X, Y)
     if not flag("nonnegative_ssim", nonnegative_ssim):
         return measure(x, y)
-    planes = x.shape[:2]  # each an image of its own
+    planes = x.shape[:2]  # passed as a batch of one-channel images
     values = measure.reduced(x.flatten(0, 1)[:, None], y.flatten(0, 1)[:, None], None, "batch")
     values = values.relu().reshape(planes)
     return values.mean() if size_average else values.mean(1)
@@ -78,19 +83,20 @@ def ms_ssim(
     weights: Sequence[float] | None = None,
     K: tuple[float, float] | list[float] = _K,
 ) -> Tensor:
-    """MS-SSIM of two batches of images: :func:`ssimfast.ms_ssim` by the names of pytorch-msssim.
+    """MS-SSIM of two batches: :func:`ssimfast.ms_ssim` with the arguments of pytorch-msssim.
 
     Args:
         X: images (N, C, H, W).
-        Y: of the same shape, dtype and device.
+        Y: images of the same shape, dtype and device.
         data_range, size_average, win_size, win_sigma, win, K: as in :func:`ssim`.
-        weights: exponents, one a scale from fine to coarse; those of Wang et al. 2003 unless given.
+        weights: exponents, one for each pyramid level, finest level first; by default those of Wang
+            et al. 2003.
 
     Returns:
-        Shape () or (N,), values in [0, 1]; float32, or float64 for float64.
+        Shape () or (N,), values in [0, 1]; float64 for float64 images, else float32.
 
     Raises:
-        TypeError, ValueError: that name the argument and what came.
+        TypeError, ValueError: an argument has the wrong type or value; the message names it.
     """
     window = (data_range, size_average, win_size, win_sigma, win, K)
     return _measure(MSSSIMMeasure, *window, **_pyramid(weights))(*_images(X, Y))
@@ -98,8 +104,8 @@ def ms_ssim(
 
 @not_scriptable
 class SSIM(nn.Module):
-    """:func:`ssim` with fixed arguments; ``channel`` and ``spatial_dims`` are those of the images,
-    whatever is given here."""
+    """:func:`ssim` with fixed arguments. ``channel`` and ``spatial_dims`` are ignored: the shape of
+    the images decides."""
 
     def __init__(
         self,
@@ -116,22 +122,23 @@ class SSIM(nn.Module):
         self.data_range, self.win_size, self.win_sigma, self.K = data_range, win_size, win_sigma, K
         self.size_average = size_average
         self.nonnegative_ssim = flag("nonnegative_ssim", nonnegative_ssim)
-        # Raises now what it would raise later. Not kept: attributes may be assigned to.
+        # Only checks the arguments. `forward` makes a new measure, because users may change the
+        # attributes of the module.
         _measure(SSIMMeasure, data_range, size_average, win_size, win_sigma, None, K)
 
-    if TYPE_CHECKING:  # nn.Module takes and returns anything
+    if TYPE_CHECKING:  # nn.Module declares no argument and result types
 
         def __call__(self, X: Tensor, Y: Tensor) -> Tensor: ...
 
     def forward(self, X: Tensor, Y: Tensor) -> Tensor:
-        """Images or volumes to SSIM: shape () or, with ``size_average=False``, (N,)."""
+        """Returns SSIM of images or volumes: shape (), or (N,) with ``size_average=False``."""
         window = (self.data_range, self.size_average, self.win_size, self.win_sigma, None, self.K)
         return ssim(X, Y, *window, self.nonnegative_ssim)
 
 
 @not_scriptable
 class MS_SSIM(nn.Module):
-    """:func:`ms_ssim` with fixed arguments; ``channel`` and ``spatial_dims`` as for SSIM."""
+    """:func:`ms_ssim` with fixed arguments. ``channel`` and ``spatial_dims`` are ignored."""
 
     def __init__(
         self,
@@ -148,14 +155,14 @@ class MS_SSIM(nn.Module):
         self.data_range, self.win_size, self.win_sigma, self.K = data_range, win_size, win_sigma, K
         self.size_average, self.weights = size_average, weights
         window = (data_range, size_average, win_size, win_sigma, None, K)
-        _measure(MSSSIMMeasure, *window, **_pyramid(weights))  # as for SSIM
+        _measure(MSSSIMMeasure, *window, **_pyramid(weights))  # only checks the arguments
 
     if TYPE_CHECKING:
 
         def __call__(self, X: Tensor, Y: Tensor) -> Tensor: ...
 
     def forward(self, X: Tensor, Y: Tensor) -> Tensor:
-        """Images to MS-SSIM: shape () or, with ``size_average=False``, (N,)."""
+        """Returns MS-SSIM of images: shape (), or (N,) with ``size_average=False``."""
         window = (self.data_range, self.size_average, self.win_size, self.win_sigma, None)
         return ms_ssim(X, Y, *window, self.weights, self.K)
 
@@ -170,12 +177,12 @@ def _measure(
     K: tuple[float, float] | list[float],
     **arguments: Any,
 ) -> _Measure:
-    """The measure in the arguments of ours."""
+    """The measure for arguments of pytorch-msssim. Raises errors for wrong ones."""
     if not isinstance(K, (tuple, list)) or len(K) != 2:
         raise TypeError(f"K must be a pair (K1, K2), got {K!r}")
     reduction: Reduction = "mean" if flag("size_average", size_average) else "batch"
     if win is not None:
-        win_size, win_sigma = 1, 1.0  # of which nothing is asked beside another window
+        win_size, win_sigma = 1, 1.0  # unused, so any values must be accepted
     measure = kind(
         data_range=data_range,
         window_size=win_size,
@@ -215,7 +222,7 @@ def _taps(win: Tensor) -> list[float]:
 
 
 def _images(X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
-    """The checked images or volumes; without spatial sides of 1, a volume is an image."""
+    """Checks the images or volumes and drops the spatial sides of 1 of a volume."""
     X, Y = checked_images(X, Y, ranks=(4, 5))
     if X.dim() == 5:
         sides = [size for size in X.shape[2:] if size != 1]

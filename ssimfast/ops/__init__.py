@@ -1,1 +1,1 @@
-"""The custom ops ``torch.ops.ssimfast.*``: schemas, registration and autograd Functions."""
+"""Custom ops ``torch.ops.ssimfast.*``: schemas, registration and autograd Functions."""

@@ -1,4 +1,4 @@
-"""Autograd Functions around the ops, and the functions of images that the measures call."""
+"""Autograd Functions around the ops, and the functions that the measures call."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,10 +15,10 @@ from ssimfast.ops.schemas import Levels, Loss, Statistic
 _ValueAndTerms = Callable[..., tuple[Tensor, Tensor]]
 
 
-# ---- gradients that forward left for backward ---------------------------------------------------
+# ---- gradients that forward saves for backward --------------------------------------------------
 
-# torch has no public way to ask these two things. Where a version lacks the functions, the answers
-# are those with which backward copies gradients rather than overwrites them.
+# torch has no public functions for these two questions. If a version lacks the private ones, the
+# defaults below make backward copy gradients before it changes them, which is always safe.
 _engine = getattr(torch._C, "_autograd", None)
 # True if the running backward pass keeps the graph for another one.
 _retains_graph: Callable[[], bool] = getattr(
@@ -31,34 +31,37 @@ _saved_tensors_hooks: Callable[[bool], Any] = getattr(
 
 
 def _save_gradients(ctx: Any, *tensors: Tensor | None) -> None:
-    """Saves gradients for backward, which may overwrite them if nobody else has them."""
+    """Saves gradients, and whether backward may overwrite them because nobody else holds them."""
     ctx.save_for_backward(*tensors)
-    # A hook may keep the tensor that it is given.
+    # A saved-tensor hook may keep the tensor that it receives.
     ctx.owns_saved = torch.compiler.is_compiling() or _saved_tensors_hooks(True) is None
 
 
 def _ready_to_change(ctx: Any, grad: Tensor) -> Tensor:
-    """A saved gradient, or a copy if somebody may need it again."""
+    """The saved gradient itself if backward may overwrite it, else a copy."""
     if not torch.compiler.is_compiling() and ctx.owns_saved and not _retains_graph():
         return grad
     return grad.clone()
 
 
 def _in_order(x: Tensor, y: Tensor, needs: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
-    """The images in the order in which the first one needs a gradient."""
+    """The images, swapped if necessary such that the first one needs a gradient."""
     return (x, y) if needs[0] else (y, x)
 
 
 def _by_need(
     grads: Sequence[Tensor], needs: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of the images ``_in_order``, as gradients by x and y."""
+    """Gradients w.r.t. x and y, or None, from the gradients w.r.t. the images ``_in_order``."""
     return grads[0] if needs[0] else None, grads[-1] if needs[1] else None
 
 
 def _refuse_second_derivative() -> None:
-    """Raises in a backward pass with create_graph=True. (torch's once_differentiable would only
-    make the gradient a constant: a penalty on it would then be ignored without a word.)"""
+    """Raises RuntimeError in a backward pass with create_graph=True.
+
+    torch's once_differentiable would only detach the gradient, so a penalty on the gradient would
+    silently have no effect.
+    """
     if torch.is_grad_enabled():
         raise RuntimeError(
             "ssimfast is differentiable once: call backward or torch.autograd.grad without "
@@ -70,7 +73,7 @@ def _refuse_second_derivative() -> None:
 
 
 class _Maps(torch.autograd.Function):
-    """Maps of images or volumes. Backward computes the statistics again rather than keep them."""
+    """Maps of images or volumes. Backward computes the statistics again to save memory."""
 
     @staticmethod
     def forward(
@@ -96,7 +99,7 @@ class _Maps(torch.autograd.Function):
 
 
 class _Sweep(torch.autograd.Function):
-    """A loss without MS-SSIM. The forward pass computes the gradient, too, on the same tiles."""
+    """A loss without MS-SSIM. The forward pass computes the gradient in the same sweep."""
 
     @staticmethod
     def forward(
@@ -104,8 +107,9 @@ class _Sweep(torch.autograd.Function):
     ) -> Any:
         needs = ctx.needs_input_grad[:2]
         x, y = _in_order(x, y, needs)
-        # float32: the gradient of the value. Half types could not hold that of a mean over many
-        # pixels, or times a large weight: backward applies those factors.
+        # For float32 and float64, the sweep writes the gradient of the value itself. In half types,
+        # that gradient may underflow (a mean over many pixels) or overflow (a large weight), so
+        # backward applies these factors.
         grad_scale, grad_count = statistic.scale, count
         ctx.factor, ctx.count = 1.0, 1
         if x.dtype != value_dtype(x.dtype):
@@ -126,12 +130,12 @@ class _Sweep(torch.autograd.Function):
         )
         _save_gradients(ctx, *grads)
         ctx.mark_non_differentiable(terms)
-        ctx.set_materialize_grads(False)  # of the terms: zeros that nobody reads
+        ctx.set_materialize_grads(False)  # backward gets None, not zeros, for the terms
         return value, terms
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, _: None) -> Any:
-        if upstream is None:  # nothing depends on the value
+        if upstream is None:  # the value has no gradient
             return (None,) * 6
         _refuse_second_derivative()
         grads = [_ready_to_change(ctx, grad) for grad in ctx.saved_tensors]
@@ -141,7 +145,7 @@ class _Sweep(torch.autograd.Function):
 
 
 class _SweepLevels(torch.autograd.Function):
-    """A loss with MS-SSIM. Each level's sweep leaves its gradient; backward adds up the pyramid."""
+    """A loss with MS-SSIM. Forward computes a gradient at each level; backward adds them up."""
 
     @staticmethod
     def forward(
@@ -163,12 +167,12 @@ class _SweepLevels(torch.autograd.Function):
         images = (x, y) if any(loss.weights[L1:]) else (None, None)
         _save_gradients(ctx, slopes, *images, loss.rows, loss.columns, *grads)
         ctx.mark_non_differentiable(terms)
-        ctx.set_materialize_grads(False)  # of the terms: zeros that nobody reads
+        ctx.set_materialize_grads(False)  # backward gets None, not zeros, for the terms
         return value, terms
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, _: None) -> Any:
-        if upstream is None:  # nothing depends on the value
+        if upstream is None:  # the value has no gradient
             return (None,) * 7
         _refuse_second_derivative()
         needs = ctx.needs_input_grad[:2]
@@ -176,7 +180,7 @@ class _SweepLevels(torch.autograd.Function):
         slopes, x, y, rows, columns, *grads = ctx.saved_tensors
         statistic, weights, levels = ctx.call
         out = []
-        for image in range(images):  # by y, x - y has the other sign
+        for image in range(images):  # the pixel terms depend on x - y: for y the sign changes
             finest, *coarser = grads[image::images]
             finest = _ready_to_change(ctx, finest)
             library.collapse_(
@@ -212,12 +216,15 @@ def _sweep_levels(
     return library.sweep_levels(x, y, statistic, loss, levels, kept=kept, gradients=gradients)
 
 
-# ---- functions of images ------------------------------------------------------------------------
+# ---- functions that the measures call -----------------------------------------------------------
 
 
 def _is_differentiated(*images: Tensor) -> bool:
-    """True if autograd looks at what is computed from the images. It refuses dual numbers of
-    forward-mode AD, for which the Functions have no rule."""
+    """True if a result of the images needs an autograd Function.
+
+    True for dual tensors of forward-mode AD as well: the Functions do not support them, so torch
+    raises an error.
+    """
     if torch.is_grad_enabled():
         for image in images:
             if image.requires_grad:
@@ -229,7 +236,7 @@ def _is_differentiated(*images: Tensor) -> bool:
 def maps(
     x: Tensor, y: Tensor, mask: Tensor | None, statistic: Statistic, components: bool = False
 ) -> Sequence[Tensor]:
-    """The SSIM map, or the maps of luminance and contrast-structure."""
+    """The SSIM map; with ``components``, the maps of luminance and contrast-structure."""
     if not _is_differentiated(x, y, *([] if mask is None else [mask])):
         return library.maps(x, y, mask, statistic, components)
     differentiable: Callable[..., Sequence[Tensor]] = _Maps.apply
@@ -239,11 +246,10 @@ def maps(
 def loss_of(
     x: Tensor, y: Tensor, statistic: Statistic, loss: Loss, count: int, kept: int
 ) -> tuple[Tensor, Tensor]:
-    """The loss, whose terms are sums divided by ``count``, and its terms (..., 5), which are not
-    differentiable.
+    """The value of a loss without MS-SSIM, and its terms (..., TERMS), which have no gradient.
 
-    The constant makes a loss of a similarity without a node of autograd, which would take as long
-    as a small image.
+    A term is a sum divided by ``count``. The loss has its own constant (as in 1 - SSIM) because
+    another autograd node would take as long as a small image.
     """
     if _is_differentiated(x, y):
         differentiable: _ValueAndTerms = _Sweep.apply
@@ -270,8 +276,10 @@ def multi_scale_loss_of(
     reflect: bool,
     kept: int,
 ) -> tuple[Tensor, Tensor]:
-    """The same for a loss with MS-SSIM; all terms are means. ``reflect`` gives the coarsest level
-    a reflected border."""
+    """The value of a loss with MS-SSIM, and its terms (..., TERMS), which have no gradient.
+
+    All terms are means. ``reflect`` gives the coarsest level a reflected border.
+    """
     if _is_differentiated(x, y):
         differentiable: _ValueAndTerms = _SweepLevels.apply
         return differentiable(x, y, statistic, loss, levels, reflect, kept)

@@ -1,7 +1,7 @@
 """Preconditions of the ops, for backends in Python. csrc/ops.cpp has the same for compiled kernels.
 
-The public functions say more about a user's mistake, and sooner. These checks keep a direct call
-of an op from reading memory that is not there, and from a result that means nothing.
+The public functions check a user's arguments first, with better messages. These checks protect
+direct calls of the ops from reading invalid memory and from returning meaningless results.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ssimfast.backends import constants
 from ssimfast.backends.constants import value_dtype, widest_dtype
+from ssimfast.ops.multiscale import pooled_shape
 from ssimfast.ops.schemas import Levels, Loss, Statistic
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -28,8 +29,8 @@ def _kind(tensor: Tensor) -> str:
 def _tensor(
     name: str, tensor: Tensor | None, shape: Sequence[int], dtype: torch.dtype, like: Tensor
 ) -> None:
-    """Checks shape and dtype of a tensor, if there is one, and that it is on the device of
-    ``like``."""
+    """Checks the shape, dtype and device of a tensor, unless it is None. ``like`` is on the right
+    device."""
     if tensor is None:
         return
     if tensor.shape != tuple(shape) or tensor.dtype != dtype or tensor.device != like.device:
@@ -64,8 +65,13 @@ def _pair(x: Tensor, y: Tensor, statistic: Statistic, ranks: tuple[int, ...]) ->
         raise _error(f"window must have 1, 3, ... {constants.MAX_WINDOW_SIZE} taps, got {size}")
     if window[: size // 2] != window[: size // 2 : -1]:
         raise _error("window must be symmetric")
-    if not statistic.same and min(x.shape[2:]) < size:
-        raise _error(f"image {tuple(x.shape[2:])} is smaller than the window of {size}")
+    _window_fits(x.shape, statistic)
+
+
+def _window_fits(shape: Sequence[int], statistic: Statistic) -> None:
+    size = len(statistic.window)
+    if not statistic.same and min(shape[2:]) < size:
+        raise _error(f"image {tuple(shape[2:])} is smaller than the window of {size}")
 
 
 def _gradients(gradients: int, x: Tensor, least: int = 0) -> None:
@@ -85,12 +91,6 @@ def _pixel_counts(
 
 def _pooling(pooling: int, least: int = 0) -> None:
     _within("pooling", pooling, least, max(constants.POOLINGS.values()))
-
-
-def pooled_shape(shape: Sequence[int], pooling: int) -> tuple[int, ...]:
-    """The shape of images of the next pyramid level."""
-    up = 0 if pooling == constants.POOLINGS["floor"] else 1
-    return *shape[:2], *((size + up) // 2 for size in shape[2:])
 
 
 def _maps(
@@ -172,6 +172,7 @@ def _sweep_levels(
     for level in range(len(levels.exponents)):
         if 0 in shape:
             raise _error(f"level {level} is empty: {tuple(shape)}")
+        _window_fits(shape, statistic)
         shape = pooled_shape(shape, levels.pooling)
 
 
@@ -200,7 +201,7 @@ def _combine_levels(
 
 
 def _upstream(grad: Tensor, upstream: Tensor, ranks: tuple[int, ...]) -> None:
-    """Checks the upstream gradient of a value for all planes, for each image or for each plane."""
+    """Checks a gradient and the upstream gradient: of one value, or one per image or plane."""
     if grad.dim() not in ranks:
         raise _error(
             f"the gradient must have {' or '.join(map(str, ranks))} dimensions, got {grad.dim()}"
@@ -262,7 +263,7 @@ CHECKS: dict[str, Callable[..., None]] = {
 
 
 def checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function of that op, refusing what would break it."""
+    """Wraps the implementation of an op: checks the arguments before the call."""
     check = CHECKS[name]
 
     def call(**given: Any) -> Any:

@@ -1,5 +1,7 @@
-"""Definition and registration of the ops: the compiled extension, fallbacks, Triton, fake kernels,
-and one function an op that calls it by names."""
+"""Definition and registration of the ops: compiled extension, fallback, Triton and fake kernels.
+
+For each op there is also one function that calls it with keyword arguments.
+"""
 
 import os
 import warnings
@@ -16,7 +18,8 @@ from torch import Tensor
 from ssimfast.backends import constants, reference
 from ssimfast.backends.constants import value_dtype, widest_dtype
 from ssimfast.ops import multiscale
-from ssimfast.ops.checks import checked, pooled_shape
+from ssimfast.ops.checks import checked
+from ssimfast.ops.multiscale import new_pooled
 from ssimfast.ops.schemas import ARGUMENTS, DIGEST, SCHEMAS, Levels, Loss, Statistic
 
 _PACKAGE = Path(__file__).parents[1]
@@ -24,7 +27,7 @@ _Function = Callable[..., Any]
 
 
 def _load_extension() -> ModuleType | None:
-    """Imports ``ssimfast._C``, which registers the compiled kernels; None if it was not built."""
+    """Imports ``ssimfast._C``, which registers the compiled kernels. None if it was not built."""
     if find_spec("ssimfast._C") is None:
         if (_PACKAGE.parent / "setup.py").exists():
             warnings.warn(
@@ -48,16 +51,17 @@ def _load_extension() -> ModuleType | None:
             f"ssimfast._C ({extension.__file__}) was compiled from other sources than those in "
             f"{_PACKAGE}: build it again, with pip install -e . or setup.py build_ext --inplace"
         )
-    extension.instruction_set()  # raises if SSIMFAST_CPU_ISA asks for one that is not there
+    extension.instruction_set()  # raises if this CPU lacks the one in SSIMFAST_CPU_ISA
     return extension
 
 
-extension = _load_extension()  # before ops are defined: a second import then says the same
+# Loaded before the ops are defined, so that a second import after an error raises the same error.
+extension = _load_extension()
 
 for _name, _schema in SCHEMAS.items():
     torch.library.define(f"ssimfast::{_name}", _schema, tags=(torch.Tag.pt2_compliant_tag,))
 
-# The ops, bound once: looking one up by attribute takes as long as a small kernel.
+# The ops by name. They are looked up once, because a lookup takes as long as a small kernel.
 OPS: dict[str, _Function] = {name: getattr(torch.ops.ssimfast, name).default for name in SCHEMAS}
 
 
@@ -65,8 +69,11 @@ OPS: dict[str, _Function] = {name: getattr(torch.ops.ssimfast, name).default for
 
 
 def by_position(name: str, function: _Function) -> _Function:
-    """A kernel for the dispatcher: passes the arguments of the schema by name, those of
-    ``Statistic``, ``Loss`` and ``Levels`` as one each."""
+    """Turns a function into a kernel for the dispatcher.
+
+    The kernel passes its arguments by name and packs the fields of ``Statistic``, ``Loss`` and
+    ``Levels`` into one argument each.
+    """
     names = ARGUMENTS[name]
     kinds: dict[str, Any] = {"statistic": Statistic, "loss": Loss, "levels": Levels}
     packed = {key: kind for key, kind in kinds.items() if set(kind._fields) <= set(names)}
@@ -85,7 +92,7 @@ def _sweep_levels_by_reference(**given: Any) -> Any:
 
 
 def _by_triton(name: str) -> _Function:
-    """A function that imports the kernels, and Triton with them, when it is called first."""
+    """The Triton implementation of an op, which imports Triton at the first call."""
 
     def function(**given: Any) -> Any:
         from ssimfast.backends.triton import launch
@@ -103,7 +110,7 @@ REFERENCE: dict[str, _Function] = {
     name: checked(name, getattr(reference, name, _sweep_levels_by_reference)) for name in SCHEMAS
 }
 
-# The dispatcher's fallback, for devices for which nothing better is registered.
+# The dispatcher uses these kernels for every device that has no kernel of its own.
 for _name, _by_reference in REFERENCE.items():
     _implement(_name, "CompositeExplicitAutograd", _by_reference)
 
@@ -118,9 +125,10 @@ def _register_triton() -> set[str]:
         compiled = extension is not None and extension.cuda_runtime_version is not None
         if chosen == "cuda" and not compiled:
             raise ImportError("SSIMFAST_CUDA_BACKEND=cuda, but ssimfast was built without nvcc")
-        if chosen == "triton" or not compiled:  # the compiled ones do not register themselves then
+        # The extension registers no CUDA kernels if the environment chooses Triton.
+        if chosen == "triton" or not compiled:
             devices.add("cuda")
-    if torch.xpu.is_available():  # sums are in float64, which not all of them have
+    if torch.xpu.is_available():  # the kernels sum in float64, which not all Intel GPUs have
         numbers = range(torch.xpu.device_count())
         if all(torch.xpu.get_device_properties(i).has_fp64 for i in numbers):
             devices.add("xpu")
@@ -138,10 +146,11 @@ _triton_devices = _register_triton()
 
 
 def backends() -> dict[str, str]:
-    """The backend that serves each type of device: ``cpu``, ``cuda``, ``triton`` or ``reference``.
+    """Maps each device type to its backend: ``cpu``, ``cuda``, ``triton`` or ``reference``.
 
-    ``cpu`` and ``cuda`` are kernels compiled at installation, ``triton`` kernels compiled at first
-    use, ``reference`` is plain PyTorch operations.
+    ``cpu`` and ``cuda`` are kernels compiled at installation, ``triton`` is kernels compiled at
+    first use, and ``reference`` is plain PyTorch operations. The keys are "cpu", "cuda", "xpu" and
+    "mps".
     """
     served = dict.fromkeys(("cpu", "cuda", "xpu", "mps"), "reference")
     if extension is not None:
@@ -181,11 +190,6 @@ def _fake_maps(
 ) -> list[Tensor]:
     shape = (*x.shape[:2], *statistic.map_sizes(x.shape[2:]))
     return [x.new_empty(shape, dtype=value_dtype(x.dtype)) for _ in range(1 + components)]
-
-
-def new_pooled(x: Tensor, pooling: int) -> Tensor:
-    """An empty image of the next pyramid level."""
-    return x.new_empty(pooled_shape(x.shape, pooling), dtype=value_dtype(x.dtype))
 
 
 def _fake_sweep(
@@ -241,7 +245,7 @@ for _name, _fake in _FAKES.items():
 
 
 class Swept(NamedTuple):
-    """The results of ``sweep``."""
+    """Results of ``sweep``."""
 
     value: Tensor
     terms: Tensor
@@ -250,7 +254,7 @@ class Swept(NamedTuple):
 
 
 class SweptLevels(NamedTuple):
-    """The results of ``sweep_levels``."""
+    """Results of ``sweep_levels``."""
 
     value: Tensor
     terms: Tensor

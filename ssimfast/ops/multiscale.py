@@ -1,8 +1,10 @@
-"""MS-SSIM as a loop over the sweeps of its pyramid levels, for backends that have no op for all of
-them, and for what only this loop can do: a reflected border at the coarsest level, errors for
-negative means."""
+"""MS-SSIM as a loop of sweeps over the pyramid levels.
 
-from collections.abc import Callable
+Serves backends in Python and, on every backend, two options that only this loop has: a reflected
+border at the coarsest level, and errors for negative means.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,13 +23,24 @@ from ssimfast.ops.schemas import Levels, Loss, Statistic
 
 
 def wanted_bits(weights: list[float]) -> int:
-    """``wanted`` for the terms that have a weight."""
+    """The argument ``wanted`` of ``sweep`` for the terms with a nonzero weight."""
     return sum(1 << term for term, weight in enumerate(weights) if weight != 0)
 
 
-def only(term: int) -> list[float]:
-    """``weights`` for one term."""
-    return [float(term == other) for other in range(TERMS)]
+def only(term: int, weight: float = 1.0) -> list[float]:
+    """The argument ``weights`` of ``sweep`` for one term."""
+    return [weight if term == other else 0.0 for other in range(TERMS)]
+
+
+def pooled_shape(shape: Sequence[int], pooling: int) -> tuple[int, ...]:
+    """Shape of the images of the next pyramid level."""
+    up = 0 if pooling == POOLINGS["floor"] else 1
+    return *shape[:2], *((size + up) // 2 for size in shape[2:])
+
+
+def new_pooled(x: Tensor, pooling: int) -> Tensor:
+    """Uninitialised images of the next pyramid level."""
+    return x.new_empty(pooled_shape(x.shape, pooling), dtype=value_dtype(x.dtype))
 
 
 def sweep_levels(
@@ -42,13 +55,13 @@ def sweep_levels(
     gradients: int,
     reflect: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """The op ``sweep_levels``, made of two other ops.
+    """The op ``sweep_levels``, built from the ops ``sweep`` and ``combine_levels``.
 
     ``reflect`` gives the images of the coarsest level a reflected border.
     """
     weights, coarsest = loss.weights, len(levels.exponents) - 1
-    # With SSIM beside MS-SSIM, the gradient of the finest level needs two weights a plane, which
-    # are known after all levels are combined: then it is swept again.
+    # If the loss has both SSIM and MS-SSIM, the gradient of the finest level needs two weights per
+    # plane. They are known only after all levels are combined, so that level is swept again.
     twice = gradients > 0 and weights[SSIM] != 0
     images = x, y
     terms: list[Tensor] = []
@@ -116,16 +129,18 @@ def sweep_levels(
 
 
 def _weights_of_finest(slopes: Tensor, by_ssim: float, positions: int) -> tuple[Tensor, Tensor]:
-    """The weights (N, C, 2) of SSIM and contrast-structure in the gradient of the finest level,
-    and the slopes that belong to that gradient. ``positions``: windows that one value sees.
+    """``plane_weights`` (N, C, 2) for the second sweep of the finest level, and the new slopes.
 
-    The weights are at most 1, so that the gradient fits float16.
+    The weights are those of SSIM and contrast-structure, divided by the largest of them if that
+    is above 1: float16 gradients could not hold more. The new slopes of the finest level take over
+    that factor and 1 / positions. ``by_ssim`` is the weight of SSIM in the loss; ``positions`` is
+    the number of positions that contribute to one value.
     """
-    finest = slopes[..., 0] * positions
+    by_mean = slopes[..., 0] * positions
+    largest = by_mean.abs().clamp(min=max(1.0, abs(by_ssim)))
     if slopes.shape[-1] == 1:
-        plane_weights = torch.stack((finest + by_ssim, torch.zeros_like(finest)), -1)
+        weights = torch.stack((by_mean + by_ssim, torch.zeros_like(by_mean)), -1)
     else:
-        plane_weights = torch.stack((torch.full_like(finest, by_ssim), finest), -1)
-    largest = max(1.0, abs(by_ssim))
-    first = torch.full_like(slopes[..., :1], largest / positions)
-    return plane_weights / largest, torch.cat((first, slopes[..., 1:]), -1)
+        weights = torch.stack((torch.full_like(by_mean, by_ssim), by_mean), -1)
+    finest = largest[..., None]
+    return weights / finest, torch.cat((finest / positions, slopes[..., 1:]), -1)

@@ -1,4 +1,4 @@
-"""A reflected border around images, and its adjoint."""
+"""Reflected borders around images, and the adjoint: folding the border back."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +10,8 @@ from ssimfast.backends.constants import value_dtype
 
 
 class _Reflected(torch.autograd.Function):
-    """``reflected`` with the same bits in every backward: backward of torch's own padding sums
-    with atomics on CUDA."""
+    """``reflected`` with a deterministic backward. The backward of torch's own padding sums with
+    atomics on CUDA."""
 
     @staticmethod
     def forward(ctx: Any, image: Tensor, halo: int) -> Any:
@@ -24,8 +24,8 @@ class _Reflected(torch.autograd.Function):
 
 
 def differentiable_reflected(image: Tensor, halo: int) -> Tensor:
-    """``reflected`` for autograd. Half types become float32, because the gradient by a pixel is the
-    sum of those by its reflections."""
+    """``reflected`` for autograd. Half types become float32 first, because the gradient w.r.t. a
+    pixel is a sum over its reflections, which would lose digits in half precision."""
     if image.is_floating_point():
         image = image.to(value_dtype(image.dtype))
     if not image.requires_grad or _torch_folds_well(image):
@@ -35,17 +35,17 @@ def differentiable_reflected(image: Tensor, halo: int) -> Tensor:
 
 
 def reflected(image: Tensor, halo: int) -> Tensor:
-    """Images or volumes with a reflected border of ``halo`` on every side, in the dtype of
-    values."""
+    """Images or volumes with a reflected border of ``halo`` pixels on every side. Half types become
+    float32; other dtypes are kept."""
     if image.is_floating_point():
         image = image.to(value_dtype(image.dtype))
     pads = [halo] * (2 * (image.dim() - 2))
-    mode = "reflect" if image.numel() > 0 else "constant"  # reflection wants channels
+    mode = "reflect" if image.numel() > 0 else "constant"  # torch cannot reflect empty images
     return torch.nn.functional.pad(image, pads, mode=mode)
 
 
 def folded(grad: Tensor, halo: int) -> Tensor:
-    """The gradient by images (N, C, H, W), from the gradient by the images with the border."""
+    """Gradient w.r.t. images (N, C, H, W), from the gradient w.r.t. the same images with border."""
     if not _torch_folds_well(grad):
         return _folded_from(grad, halo, dim=2)
     like = grad.new_empty((*grad.shape[:2], *(size - 2 * halo for size in grad.shape[2:])))
@@ -54,13 +54,13 @@ def folded(grad: Tensor, halo: int) -> Tensor:
 
 
 def _torch_folds_well(image: Tensor) -> bool:
-    """True for small images on the CPU: torch's own backward is one call, and deterministic."""
+    """True for small CPU images, for which torch's own backward is one deterministic call."""
     return not torch.compiler.is_compiling() and image.is_cpu and image.numel() < 2**16
 
 
 def _folded_from(grad: Tensor, halo: int, dim: int) -> Tensor:
-    """``grad`` without its border along ``dim`` and later dimensions; the values of the border are
-    added where they came from."""
+    """``grad`` without its border along ``dim`` and later dimensions. Adds each border value to the
+    pixel that it was copied from."""
     if dim == grad.dim():
         return grad.clone()
     size = grad.shape[dim] - 2 * halo

@@ -1,48 +1,46 @@
 """Schemas of the ops ``torch.ops.ssimfast.*``.
 
+A plane is one channel of one image or volume; a position is a pixel at which a window is centred.
 Arguments that several ops share:
 
-- ``x``, ``y``: images (N, C, H, W) or volumes (N, C, D, H, W) of one dtype, any strides. float16,
-  bfloat16 and uint8 are computed in float32, which is then the dtype of values and maps. Gradients
-  have the dtype of the images; uint8 has none.
+- ``x``, ``y``: images (N, C, H, W) or volumes (N, C, D, H, W) of one dtype, with any strides.
+  Values and maps are float64 for float64 images and float32 for float16, bfloat16, float32 and
+  uint8. Gradients have the dtype of the images; uint8 has none.
 - ``mask``: weights of the pixels, with the shape of ``x`` and the dtype of a map.
-- ``Statistic``: window, constants and value range; ``Loss``: weights of the terms; ``Levels``: the
-  pyramid. See there.
-- ``gradients``: number of gradients: 1 by ``x``, 2 by both. (For ``y`` alone, swap the images:
-  SSIM is symmetric.)
-- ``weights``: five factors, one for each term: SSIM, contrast-structure (or MS-SSIM), L1, L2,
-  blurred L1. ``wanted``: bit t asks for term t.
-- ``rows`` (H,), ``columns`` (W,): the product of the two is the weight of |x - y| at a pixel in the
-  blurred L1.
-- ``kept``: number of leading dimensions that values keep: () for 0, (N,) for 1, (N, C) for 2.
-- ``pooling``: number of ``constants.POOLINGS``. ``negative``: number of ``constants.NEGATIVES``.
+- ``Statistic``, ``Loss`` and ``Levels``: see the classes below.
+- ``gradients``: number of gradients: 0, 1 (w.r.t. ``x``) or 2 (w.r.t. ``x`` and ``y``). For the
+  gradient w.r.t. ``y`` alone, swap the images: SSIM is symmetric.
+- ``wanted``: terms to sum; bit t stands for term t.
+- ``kept``: number of leading dimensions that values keep: shape () for 0, (N,) for 1, (N, C) for 2.
+- ``pooling``, ``negative``: numbers from ``constants.POOLINGS`` and ``constants.NEGATIVES``.
 
 ``maps`` returns the SSIM map or, with ``components``, the maps of luminance and contrast-structure.
 ``maps_grad`` returns the gradients of the sum of each map times its upstream gradient.
 
-``sweep`` sums the wanted terms in one pass. A term is a sum over positions (L1, L2 and blurred L1:
-over pixels, times positions / pixels) divided by ``count``: a mean, if ``count`` is the number of
-positions. It returns
+``sweep`` sums the wanted terms in one pass. A term is a sum over positions, divided by ``count``;
+the terms over pixels (L1, L2 and blurred L1) are multiplied by positions / pixels. All terms are
+therefore means if ``count`` is the number of positions. The op returns
 
 - the value: the sum of ``weights`` times terms, plus ``constant``;
-- the terms (..., 5), in the widest dtype of the device; 0 where not wanted;
-- the gradients of the sum of ``weights`` times *undivided* terms by images in unit range, times
-  ``grad_scale / grad_count``: so the caller chooses numbers that fit float16. ``plane_weights``
-  (N, C, 2) takes the place of the first two weights in the gradient, plane by plane;
-- unless pooling is "none", both images of the next pyramid level, in unit range.
+- the terms (..., TERMS), in the widest dtype of the device, 0 for terms that are not wanted;
+- the gradients of the sum of ``weights`` times *undivided* terms w.r.t. the images in unit range,
+  times ``grad_scale / grad_count``, which the caller chooses such that gradients fit float16. In
+  the gradient, ``plane_weights`` (N, C, 2) replaces the first two weights, plane by plane;
+- both images of the next pyramid level in unit range, unless ``pooling`` is "none".
 
 Volumes have the first term only and are not pooled.
 
-``sweep_levels`` sweeps all levels of a pyramid and combines their terms: the value, the terms, the
-slopes (N, C, levels) and the gradients, level by level, finest first. ``slopes`` are what each
-level's gradient is worth in that of the value.
-``combine_levels`` is the second half of it: value, terms and slopes from the terms (N, C, 5) of all
-levels, which are means over ``positions`` positions. With ``negative`` "raise" it raises a
-ValueError; ``sweep_levels`` does not take that.
+``sweep_levels`` sweeps all levels of a pyramid and combines their terms. The op returns the value,
+the terms, the slopes (N, C, levels) and the gradients of each level, finest level first. A slope is
+the factor of a level's gradient in the gradient of the value.
+``combine_levels`` is the second half of ``sweep_levels``: it computes value, terms and slopes from
+the terms (N, C, TERMS) of all levels, which are means over ``positions`` positions. With
+``negative`` "raise", it raises a ValueError for a negative mean; ``sweep_levels`` does not accept
+"raise".
 
 ``scale_`` multiplies a gradient by ``upstream * factor / count`` in place.
-``collapse_`` multiplies the gradients of all levels by their slopes and ``upstream``, adds them up
-in the finest, and adds the gradients of L1, L2 and blurred L1 (``pixel_weights``) to them.
+``collapse_`` adds the gradients of all levels, times their slopes, into the finest one, adds those
+of the means L1, L2 and blurred L1 (``pixel_weights``), and multiplies by ``upstream * scale``.
 """
 
 import hashlib
@@ -53,25 +51,25 @@ from typing import Any, NamedTuple
 class Statistic(NamedTuple):
     """Window, constants and value range of the SSIM statistic."""
 
-    window: list[float]  # taps of the separable filter: an odd number, symmetric, sum 1
-    c1: float  # constants of Wang et al. 2004, for the unit range
+    window: list[float]  # taps of the separable filter: odd in number, symmetric, with sum 1
+    c1: float  # C1 and C2 of Wang et al. 2004, for the unit range
     c2: float
-    low: float  # (value - low) * scale maps the value range to [0, 1], the unit range
+    low: float  # (value - low) * scale maps the value range to the unit range [0, 1]
     scale: float
-    same: bool  # pads with black (`low`), else only windows inside the image
+    same: bool  # True: pads with black (`low`); False: uses only windows inside the image
 
     @property
     def lost(self) -> int:
-        """Pixels by which a map is smaller than the images, along each spatial dimension."""
+        """Number of pixels by which a map is smaller than the images along each spatial axis."""
         return 0 if self.same else len(self.window) - 1
 
     def map_sizes(self, sizes: Sequence[int]) -> list[int]:
-        """The spatial sizes of a map of images with these spatial sizes."""
+        """Spatial sizes of the map of images with these spatial sizes."""
         return [size - self.lost for size in sizes]
 
     def positions(self, shape: Sequence[int], kept: int) -> int:
-        """Number of windows that one value sees, of ``kept`` leading dimensions, in images of
-        this shape."""
+        """Number of positions that contribute to one value, for images of this shape and values
+        that keep ``kept`` leading dimensions."""
         count, lost = 1, self.lost
         for size in shape[kept:2]:
             count = count * size
@@ -83,19 +81,21 @@ class Statistic(NamedTuple):
 class Loss(NamedTuple):
     """A weighted sum of terms plus a constant."""
 
-    weights: list[float]  # of SSIM, MS-SSIM, L1, L2, blurred L1
+    weights: list[float]  # of SSIM, contrast-structure (or MS-SSIM), L1, L2, blurred L1
     constant: float = 0.0
-    rows: Any = None  # Tensor or None: weights of the pixels in the blurred L1, by row
+    # Tensors (H,) and (W,), or None: rows[i] * columns[j] is the weight of pixel (i, j) in the
+    # blurred L1.
+    rows: Any = None
     columns: Any = None
 
 
 class Levels(NamedTuple):
     """The pyramid of MS-SSIM."""
 
-    exponents: list[float]  # finest level first
-    pooling: int
-    negative: int
-    joint: bool  # means are averaged over channels first
+    exponents: list[float]  # one for each level, finest level first
+    pooling: int  # from constants.POOLINGS
+    negative: int  # from constants.NEGATIVES
+    joint: bool  # True: averages the means over the channels before it takes powers
 
 
 _STATISTIC = "float[] window, float c1, float c2, float low, float scale, bool same"
@@ -127,12 +127,12 @@ SCHEMAS = {
     ),
 }
 
-# The names of each op's arguments, in order.
+# Argument names of each op, in order.
 ARGUMENTS = {
     name: [argument.split()[-1] for argument in schema[1 : schema.index(") ->")].split(", ")]
     for name, schema in SCHEMAS.items()
 }
 
-# Compiled kernels take the arguments in this order and cannot check it: they carry the digest of
-# the schemas that they were compiled for.
+# Digest of the schemas. Compiled kernels take arguments by position and cannot check the order, so
+# the extension stores the digest that it was compiled with, and library.py compares the two.
 DIGEST = hashlib.sha256(repr(SCHEMAS).encode()).hexdigest()[:16]

@@ -1,1 +1,1 @@
-"""Triton kernels and their launches; imported at the first call on a GPU that they serve."""
+"""Triton kernels and their launches. Imported at the first call on a GPU that they serve."""

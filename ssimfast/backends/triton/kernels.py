@@ -1,17 +1,21 @@
-"""Triton kernels: the fused sweep over two images, and what is around it.
+"""Triton kernels: the fused sweep over two images, reductions, pooling and backward.
 
-``sweep`` marches down a strip of columns, ROWS rows a step, as the CUDA kernel does (docs/triton.md
-has the counts behind the differences). Triton has no shared memory that a kernel may index, so
-neighbours in a row meet in a few rows of global memory that belong to one program and stay in L1:
+``sweep`` marches down a strip of columns, ROWS rows per step, as the CUDA kernel does. Triton
+kernels cannot index shared memory, so each program exchanges data between threads through a few
+rows of global memory of its own, the scratch memory, which stays in L1. docs/triton.md has the
+counts behind this design. A step has four phases, with a barrier after phases 1 and 3:
 
-1. a thread's column: rows of x and y -> s, d -> vertical means and variances -> scratch
-2. along rows: these -> horizontal filter -> SSIM, sums, maps, partial derivatives -> scratch
-3. along rows: adjoint rows of the step before -> horizontal adjoint -> rows of gradients
-4. a thread's column: partial derivatives -> vertical adjoint -> scratch
+1. along columns: rows of x and y -> s, d -> vertical means and variances -> scratch
+2. along rows: means and variances -> horizontal filter -> SSIM, sums, maps, partial derivatives
+   -> scratch
+3. along rows: adjoint rows of the previous step -> horizontal adjoint -> rows of gradients
+4. along columns: partial derivatives -> vertical adjoint -> adjoint rows -> scratch
 
-with a barrier after 1 and after 3. Symbols follow docs/mathematics.md. ``A`` is the dtype of the
-arithmetic. Nothing is specialised on a number that changes from batch to batch: a kernel is
-compiled once for a window, a dtype and what is asked for, whatever the size of the images.
+Symbols follow docs/mathematics.md: s = x + y and d = x - y in unit range; mu and v are means and
+variances. Suffixes ``_s`` and ``_d`` name the image. ``by_q`` is a derivative w.r.t. q or, for
+strides, a step along q. ``A`` is the dtype of the arithmetic. Kernels are not specialised on any
+number that changes with the batch: each is compiled once per window, dtype and requested result,
+not per image size.
 """
 
 import triton
@@ -19,7 +23,7 @@ import triton.language as tl
 
 from ssimfast.backends import constants
 
-# Kernels see globals only as these.
+# Triton kernels can read globals only if they are constexpr.
 _SSIM = tl.constexpr(constants.SSIM)
 _CONTRAST_STRUCTURE = tl.constexpr(constants.CONTRAST_STRUCTURE)
 _L1 = tl.constexpr(constants.L1)
@@ -30,18 +34,17 @@ _FLOOR, _PAD, _REPLICATE = (
     tl.constexpr(constants.POOLINGS[name]) for name in ("floor", "pad", "replicate")
 )
 
-# Windows of a step share one centre for their differences only if the Gaussian is wide.
 _LARGEST_CENTRE_TAP = tl.constexpr(constants.LARGEST_CENTRE_TAP)
 _FAR = tl.constexpr(constants.FAR)
 _LEAST_MEAN = tl.constexpr(constants.LEAST_MEAN)
 
-# Maps of the scratch memory: means and variances of s and of d, then the partial derivatives, then
-# as many adjoint rows.
+# Number of moments: means and variances of s and d. The scratch memory holds these maps first, then
+# those of the partial derivatives, then as many of adjoint rows.
 _MOMENTS = tl.constexpr(4)
 
 
 def jit(function):
-    """``triton.jit`` that compiles one kernel for all sizes, strides and alignments."""
+    """``triton.jit`` without specialisation: one kernel for all sizes, strides and alignments."""
     annotations = function.__annotations__
     names = function.__code__.co_varnames[: function.__code__.co_argcount]
     plain = [name for name in names if annotations.get(name) is not tl.constexpr]
@@ -53,8 +56,10 @@ def jit(function):
 
 @triton.jit
 def vertical_moments(values, taps, WIDE: tl.constexpr, ROWS: tl.constexpr):
-    """Means and variances of ROWS windows, of the tuple of all rows that they see. Windows of a
-    wide Gaussian share the row that is subtracted before anything is squared."""
+    """Means and variances of ROWS windows along columns, from the tuple of rows that they cover.
+
+    A row is subtracted before anything is squared. If the Gaussian is WIDE, all windows share it.
+    """
     K: tl.constexpr = len(taps)
     near = values[(K - 1 + ROWS) // 2]
     e = ()
@@ -84,9 +89,9 @@ def vertical_moments(values, taps, WIDE: tl.constexpr, ROWS: tl.constexpr):
 
 @triton.jit
 def horizontal_moments(means, variances, taps):
-    """The mean and variance of a window of values that are means and have variances themselves.
+    """Mean and variance of a window along rows, whose elements are themselves means and variances.
 
-    Both are pointers to the first column of the window."""
+    ``means`` and ``variances`` point to the first column of the window."""
     K: tl.constexpr = len(taps)
     near = tl.load(means + K // 2)
     mean = tl.load(means) - near
@@ -97,12 +102,13 @@ def horizontal_moments(means, variances, taps):
         mean = tl.fma(taps[k], e, mean)
         square = tl.fma(taps[k], tl.fma(e, e, tl.load(variances + k)), square)
     variance = square - mean * mean
-    return near + mean, tl.where(variance < 0, 0, variance)  # negative by rounding only
+    return near + mean, tl.where(variance < 0, 0, variance)  # only rounding makes it negative
 
 
 @triton.jit
 def push(pending, value, taps):
-    """Adds a row to the rows that it is a part of: the one that is complete, and the others."""
+    """Adds an input row to the K output rows that it belongs to. Returns the output row that is now
+    complete, and the K - 1 pending ones."""
     K: tl.constexpr = len(taps)
     done = taps[0] * value
     rest = ()
@@ -116,21 +122,21 @@ def push(pending, value, taps):
 
 @triton.jit
 def add(high, low, value):
-    """A sum in which little is lost: what each addition rounds off is kept beside it."""
+    """Adds ``value`` to a compensated sum: ``high`` is the sum, ``low`` its rounding errors."""
     total = high + value
     return total, low + (value - (total - high))
 
 
 @triton.jit
 def total(high, low):
-    """The sum over all lanes. Infinite or NaN sums have no rest."""
+    """Sum of compensated sums over all lanes. Ignores a ``low`` that is infinite or NaN."""
     lane = high.to(tl.float64) + tl.where(low - low == 0, low, 0)
     return tl.sum(tl.sum(lane, 1), 0)
 
 
 @triton.jit
 def similarity_of(half_distance):
-    """Below -1 by rounding only. NaN stays."""
+    """1 - 2 * half_distance, at least -1: only rounding gives less. Keeps NaN."""
     value = 1 - 2 * half_distance
     return tl.where(value < -1, -1, value)
 
@@ -142,7 +148,7 @@ def sign(v):
 
 @triton.jit
 def median(value):
-    """The median of those of 16 values that are finite; 0 if none is."""
+    """Median of the finite ones among 16 values; 0 if none is finite."""
     index = tl.arange(0, 16)
     finite = value - value == 0
     value = tl.where(finite, value, 0)
@@ -155,33 +161,36 @@ def median(value):
 
 @triton.jit
 def by_difference(difference, count, l1, l2, blurred):
-    """The derivative by d of the weighted sum of the terms over pixels; ``count`` is a pixel's
-    weight in the blurred L1."""
+    """Derivative w.r.t. d of the weighted sum of the pixel terms. ``count`` is the weight of the
+    pixel in the blurred L1."""
     A: tl.constexpr = difference.dtype
     by_sign = tl.full((), l1, A) + tl.full((), blurred, A) * count
     return by_sign * sign(difference) + 2 * tl.full((), l2, A) * difference
 
 
 @triton.jit
-def choose_offsets(some_x, some_y, low, scale, SIGNED: tl.constexpr):
-    """Constants that are subtracted from the images and from d, which filters then round off less.
+def choose_offsets(some_x, some_y, low, scale):
+    """Constants that are subtracted from the images and from d, so that filters round less.
 
-    The images lose the low end of the value range or, if they are far from it, their median. d
-    loses its median, unless some pixels are equal, which have to stay so, or signs are asked for.
+    The constant for the images is ``low`` or, if they are far from the value range, the median of
+    (x + y) / 2. The constant for d is its median, or 0 if some sampled pixels are equal: d must
+    stay exactly 0 there.
     """
     middle = median((some_x + some_y) * 0.5)
     far = tl.abs((middle - low) * scale) > _FAR
     some_d = (some_x - some_y) * scale
     equal = tl.sum((some_d == 0).to(tl.int32), 0) > 0
-    offset_d = tl.where(equal or SIGNED, 0, median(some_d))
+    offset_d = tl.where(equal, 0, median(some_d))
     return tl.where(far, middle, low), offset_d
 
 
 @triton.jit
 def statistics(mu_s, mu_d, var_s, var_d, two_c1, two_c2):
-    """mu_s^2 + 2 C1, mu_d^2, var_s + 2 C2; luminance, contrast-structure and what both are divided
-    by, inverted; (1 - SSIM) / 2, in which what cancels has cancelled. Numerators and denominators
-    are twice those of docs/mathematics.md."""
+    """Returns mu_s^2 + 2 C1; mu_d^2; var_s + 2 C2; luminance; contrast-structure; 1 / d1; 1 / d2;
+    (1 - SSIM) / 2, computed without cancellation.
+
+    The denominators d1 and d2 of luminance and contrast-structure are twice those of
+    docs/mathematics.md."""
     ms = mu_s * mu_s + two_c1
     md = mu_d * mu_d
     vs = var_s + two_c2
@@ -195,7 +204,7 @@ def statistics(mu_s, mu_d, var_s, var_d, two_c1, two_c2):
 
 @triton.jit
 def correlate(first, taps):
-    """The sum of taps times what lies at a pointer and after it."""
+    """Sum of taps times the values from pointer ``first`` on."""
     K: tl.constexpr = len(taps)
     result = taps[0] * tl.load(first)
     for k in tl.static_range(1, K):
@@ -205,20 +214,20 @@ def correlate(first, taps):
 
 # ---- the sweep ----------------------------------------------------------------------------------
 #
-# Phases of a step, in the order in which data flows. ``unit`` is (scale, offset, offset of d, s of
-# black, d of black); ``sums`` is a tuple of (sum, rest) for each term.
+# Phases of a step, in the order of the data flow. ``unit`` is (scale, offset of the images, offset
+# of d, s of black, d of black). ``sums`` holds a compensated sum (high, low) for each term.
 
 
 @triton.jit
-def offsets_of_tile(x, y, at_row, at_column, by_row, by_column, low, scale, SIGNED, A):
-    """``choose_offsets`` for the 16 pixels of both images at these rows and columns."""
+def offsets_of_tile(x, y, at_row, at_column, by_row, by_column, low, scale, A):
+    """``choose_offsets`` from 16 pixels of both images, at the given rows and columns."""
     at = at_row.to(tl.int64) * by_row + at_column * by_column
-    return choose_offsets(tl.load(x + at).to(A), tl.load(y + at).to(A), low, scale, SIGNED)
+    return choose_offsets(tl.load(x + at).to(A), tl.load(y + at).to(A), low, scale)
 
 
 @triton.jit
 def read_rows(x, y, row, height, by_row, inside_columns, unit, ROWS: tl.constexpr, A: tl.constexpr):
-    """Phase 1: ROWS rows of both images as s and d. ``x`` and ``y`` point to a row's columns."""
+    """Phase 1: reads ROWS rows as s and d. ``x`` and ``y`` point to the columns of row 0."""
     scale, offset, offset_d, black_s, black_d = unit
     s = ()
     d = ()
@@ -234,7 +243,7 @@ def read_rows(x, y, row, height, by_row, inside_columns, unit, ROWS: tl.constexp
 
 @triton.jit
 def store_moments(to, s, d, taps, WIDE, ROWS: tl.constexpr, PITCH, PLANE):
-    """Phase 1: vertical means and variances of s and d into the scratch memory."""
+    """Phase 1: stores vertical means and variances of s and d in the scratch memory."""
     mean_s, var_s = vertical_moments(s, taps, WIDE, ROWS)
     mean_d, var_d = vertical_moments(d, taps, WIDE, ROWS)
     for r in tl.static_range(ROWS):
@@ -246,7 +255,7 @@ def store_moments(to, s, d, taps, WIDE, ROWS: tl.constexpr, PITCH, PLANE):
 
 @triton.jit
 def with_term(sums, TERM: tl.constexpr, value):
-    """``sums`` with a value added to one term."""
+    """``sums`` with ``value`` added to one term."""
     out = ()
     for t in tl.static_range(_TERMS):
         pair = sums[t]
@@ -256,8 +265,10 @@ def with_term(sums, TERM: tl.constexpr, value):
 
 @triton.jit
 def slopes_of(luminance, contrast, r1, r2, by_ssim, by_contrast, upstreams, at, valid, UPSTREAMS):
-    """Phase 2: four times the derivatives by luminance and contrast-structure, over their
-    denominators, from the weights of a loss or the upstream gradients of maps."""
+    """Phase 2: upstream gradients of luminance and contrast-structure, each divided by the square
+    of its denominator in docs/mathematics.md (half of 1 / r1 and 1 / r2, hence the factor 4).
+
+    They come from the weights of a loss or from the upstream gradients of maps."""
     if UPSTREAMS == 2:
         by_luminance = tl.load(upstreams[0] + at, mask=valid, other=0)
         by_contrast_structure = tl.load(upstreams[1] + at, mask=valid, other=0)
@@ -272,8 +283,8 @@ def slopes_of(luminance, contrast, r1, r2, by_ssim, by_contrast, upstreams, at, 
 
 @triton.jit
 def store_partials(to, valid, moments, squares, slopes, GRADIENTS: tl.constexpr, PLANE):
-    """Phase 2: partial derivatives by the filtered maps into the scratch memory, 0 where no window
-    is centred."""
+    """Phase 2: stores the inputs of the adjoint filters in the scratch memory, 0 where no window is
+    centred. For one gradient, the parts of both means are added: three maps, not four."""
     m_s, m_d, mu_s, mu_d = moments
     ms, md, vs, v_d = squares
     by_luminance, by_contrast = slopes
@@ -293,7 +304,7 @@ def store_partials(to, valid, moments, squares, slopes, GRADIENTS: tl.constexpr,
 
 @triton.jit
 def sum_pixel_terms(sums, difference, count, WANTED: tl.constexpr):
-    """Phase 3: adds the terms over pixels; ``difference`` is 0 where a pixel is not the tile's."""
+    """Phase 3: adds the pixel terms. ``difference`` is 0 for pixels outside the tile."""
     if WANTED[_L1]:
         sums = with_term(sums, _L1, tl.abs(difference))
     if WANTED[_L2]:
@@ -305,7 +316,7 @@ def sum_pixel_terms(sums, difference, count, WANTED: tl.constexpr):
 
 @triton.jit
 def horizontal_adjoint(complete, own_s, own_d, taps, GRADIENTS: tl.constexpr, PLANE, zeros):
-    """Phase 3: the gradients by s and d of ROWS rows whose vertical adjoint is complete."""
+    """Phase 3: gradients w.r.t. s and d of ROWS rows whose vertical adjoint is complete."""
     by_d = zeros
     if GRADIENTS == 2:
         by_d = correlate(complete + 3 * PLANE, taps)
@@ -317,8 +328,8 @@ def horizontal_adjoint(complete, own_s, own_d, taps, GRADIENTS: tl.constexpr, PL
 def vertical_adjoint(
     pending, source, to, taps, ROWS: tl.constexpr, MAPS: tl.constexpr, PITCH, PLANE
 ):
-    """Phase 4: adds ROWS rows of partial derivatives to the rows that they are a part of, and
-    stores those that are complete. ``pending``: rows to come, for each map."""
+    """Phase 4: adds ROWS rows of partial derivatives to the adjoint rows that they belong to, and
+    stores the complete ones. ``pending`` holds the incomplete rows of each map."""
     for r in tl.static_range(ROWS):
         rest = ()
         for m in tl.static_range(MAPS):
@@ -379,13 +390,16 @@ def sweep(
     PIXEL_TERMS: tl.constexpr,
     A: tl.constexpr,
 ):
-    """WANTED: terms that are summed. PIXEL_TERMS: terms over pixels that are in the gradient. MAPS,
-    UPSTREAMS: number of maps that are written, and of upstream gradients by maps: one (SSIM) or two
-    (luminance, contrast-structure)."""
+    """Sums terms, writes maps and gradients of one tile after another.
+
+    WANTED: for each term, True if it is summed. PIXEL_TERMS: for each term, True if it is a pixel
+    term in the gradient. MAPS: number of maps to write: 0, 1 (SSIM) or 2 (luminance and
+    contrast-structure). UPSTREAMS: number of upstream gradients of maps, likewise."""
     K: tl.constexpr = len(TAPS)
     HALO: tl.constexpr = K // 2
     WIDE: tl.constexpr = TAPS[HALO] < _LARGEST_CENTRE_TAP and K > ROWS
-    SPREAD: tl.constexpr = HALO if GRADIENTS > 0 else 0  # of statistics beyond the own pixels
+    # Pixels around the tile whose statistics its gradients need.
+    SPREAD: tl.constexpr = HALO if GRADIENTS > 0 else 0
     OWN: tl.constexpr = COLUMNS - 2 * HALO - 2 * SPREAD
     PITCH: tl.constexpr = COLUMNS + 2 * HALO
     PLANE: tl.constexpr = ROWS * PITCH
@@ -399,7 +413,7 @@ def sweep(
     lanes = tl.arange(0, COLUMNS)
     in_row = tl.arange(0, ROWS)[:, None]
     in_column = lanes[None, :]
-    square = scratch + in_row * PITCH + in_column  # of a map of the scratch memory
+    square = scratch + in_row * PITCH + in_column  # the first map of the scratch memory
     zero = tl.full((COLUMNS,), 0, A)
     zeros = tl.full((ROWS, COLUMNS), 0, A)
     unit_low = tl.full((), low, A)
@@ -430,10 +444,9 @@ def sweep(
         index = tl.arange(0, 16)
         at_row = own_row + (2 * (index // 4) + 1) * (own_row_end - own_row) // 8
         at_column = own_column + (2 * (index % 4) + 1) * (own_column_end - own_column) // 8
-        SIGNED: tl.constexpr = PIXEL_TERMS[_L1] or PIXEL_TERMS[_BLURRED_L1]
         offset, offset_d = offsets_of_tile(
             *(x + start, y + start, at_row, at_column, by_row, by_column),
-            *(unit_low, unit_scale, SIGNED, A),
+            *(unit_low, unit_scale, A),
         )
         black_s = 2 * (unit_low - offset) * unit_scale
         unit = (unit_scale, offset, offset_d, black_s, -offset_d)
@@ -441,7 +454,7 @@ def sweep(
         column = first_column + lanes
         column_inside = (column >= 0) & (column < width)
         column_at = start + column.to(tl.int64) * by_column
-        # Columns of statistics, and of own pixels.
+        # Columns of statistics, and of the tile's own pixels.
         centre_column = first_column + HALO + in_column
         centre_column_valid = (centre_column >= margin) & (centre_column < width - margin)
         centre_column_own = (centre_column >= own_column) & (centre_column < own_column_end)
@@ -453,12 +466,13 @@ def sweep(
         pending = ((zero,) * (K - 1),) * ADJOINTS
         sums = ((zeros, zeros),) * _TERMS
 
-        # Rows from which gradients are written, one step after their adjoint rows are complete.
+        # Row of pixels in the first step. Gradients are written one step after their adjoint rows
+        # are complete.
         first_pixel = own_row if GRADIENTS == 0 else own_row - 4 * HALO - ROWS
         steps = own_row_end - first_row + HALO + SPREAD
         steps = (steps + ROWS - 1) // ROWS + (1 if GRADIENTS > 0 else 0)
         for step in tl.range(0, steps, num_stages=1):
-            # 1. A thread's column: vertical means and variances.
+            # 1. Along columns: vertical means and variances.
             row = first_row + step * ROWS
             fresh_s, fresh_d = read_rows(
                 x + column_at, y + column_at, row, height, by_row, column_inside, unit, ROWS, A
@@ -468,7 +482,7 @@ def sweep(
             store_moments(scratch + lanes, s, d, taps, WIDE, ROWS, PITCH, PLANE)
             tl.debug_barrier()
 
-            # 2. Along rows: horizontal ones, and the statistics of ROWS rows.
+            # 2. Along rows: means and variances of whole windows, and the statistics of ROWS rows.
             m_s, v_s = horizontal_moments(square, square + PLANE, taps)
             m_d, v_d = horizontal_moments(square + 2 * PLANE, square + 3 * PLANE, taps)
             centre_row = row - HALO + in_row
@@ -497,7 +511,7 @@ def sweep(
                     *(luminance, contrast, r1, r2, weight_of_ssim, weight_of_contrast),
                     *(upstreams, in_map, valid, UPSTREAMS),
                 )
-                if K == 1:  # no variance: what cancels would leave its rounding errors
+                if K == 1:  # no variance: only rounding errors would remain of its gradient
                     by_contrast = zeros
                 store_partials(
                     square + PARTIALS,
@@ -509,7 +523,7 @@ def sweep(
                     PLANE,
                 )
 
-            # 3. Along rows: own pixels, their terms, and rows of gradients.
+            # 3. Along rows: own pixels, their terms and their gradients.
             if GRADIENTS > 0 or PIXEL_SUM:
                 pixel_row = first_pixel + step * ROWS + in_row
                 own = pixel_column_own & (pixel_row >= own_row) & (pixel_row < own_row_end)
@@ -537,7 +551,7 @@ def sweep(
                     tl.store(by_y + at, out.to(by_y.dtype.element_ty), mask=own)
             tl.debug_barrier()
 
-            # 4. A thread's column: the vertical adjoint.
+            # 4. Along columns: the vertical adjoint.
             if GRADIENTS > 0:
                 source = scratch + PARTIALS + lanes
                 to = scratch + DONE + lanes
@@ -572,9 +586,9 @@ def finish_terms(
     MEANS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """The terms and the value of a group of planes, of its ``count`` records.
+    """Terms and value of a group of planes, from its ``count`` records.
 
-    MEANS: records are the terms of planes, of which the mean is taken, not the sums of tiles."""
+    If MEANS, the records are terms of planes, which are averaged; else they are sums of tiles."""
     weights = (weight_0, weight_1, weight_2, weight_3, weight_4)
     group = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, LANES)
@@ -627,11 +641,11 @@ def combine_levels(
     EXPONENTS: tl.constexpr,
     ABSOLUTE: tl.constexpr,
 ):
-    """``combine_levels`` of a plane or, if means are joint, of the ``planes`` of an image.
+    """The op ``combine_levels`` for one plane or, if means are joint, the ``planes`` of an image.
 
-    ``terms``: (scales, ``count`` planes, terms). ``weight``: of MS-SSIM in the value, by the planes
-    that a value is the mean of. The positions of a plane are no tuple, for numbers in tuples are
-    specialised on."""
+    ``terms`` has shape (levels, ``count`` planes, 5). ``weight`` is the weight of MS-SSIM in the
+    value, divided by the number of planes that a value averages. The positions of a plane at each
+    level are 16 arguments, not a tuple, because Triton specialises on numbers in tuples."""
     positions = (
         (position_0, position_1, position_2, position_3, position_4, position_5, position_6)
         + (position_7, position_8, position_9, position_10, position_11, position_12)
@@ -661,7 +675,7 @@ def combine_levels(
         plane = first + i
         for j in tl.static_range(SCALES):
             slope = EXPONENTS[j] * powers[j] / sizes[j]
-            if EXPONENTS[j] < 1:  # bounded
+            if EXPONENTS[j] < 1:  # the slope is bounded
                 log_least = tl.log(tl.full((), _LEAST_MEAN, tl.float64))
                 steepest = EXPONENTS[j] * tl.exp((EXPONENTS[j] - 1) * log_least)
                 slope = tl.where(sizes[j] < _LEAST_MEAN, steepest, slope)
@@ -672,12 +686,12 @@ def combine_levels(
             tl.store(slopes + plane * SCALES + j, slope * weight / positions[j])
         for t in tl.static_range(_TERMS):
             term = ms_ssim
-            if t != _CONTRAST_STRUCTURE:  # in its place
+            if t != _CONTRAST_STRUCTURE:  # MS-SSIM has the place of contrast-structure
                 term = tl.load(terms + plane * _TERMS + t).to(tl.float64)
             tl.store(plane_terms + plane * _TERMS + t, term)
 
 
-# ---- the next scale -----------------------------------------------------------------------------
+# ---- the next pyramid level ---------------------------------------------------------------------
 
 
 @jit
@@ -703,7 +717,7 @@ def pool_pair(
     BLOCK: tl.constexpr,
     A: tl.constexpr,
 ):
-    """Means of 2 x 2 pixels of both images in unit range, of contiguous results."""
+    """Means of 2 x 2 pixels of both images in unit range. The results are contiguous."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < count
     j = (index % pooled_width).to(tl.int32)
@@ -715,7 +729,7 @@ def pool_pair(
     unit_low = tl.full((), low, A)
     unit_scale = tl.full((), scale, A)
     for k in tl.static_range(4):
-        # Pixels before the first one are black; after the last one it is repeated.
+        # A pixel before the first one is black; a pixel after the last one repeats it.
         row = tl.minimum(2 * i - shift_rows + k // 2, height - 1)
         column = tl.minimum(2 * j - shift_columns + k % 2, width - 1)
         seen = inside & (row >= 0) & (column >= 0)
@@ -745,8 +759,8 @@ def scale(
     BLOCK: tl.constexpr,
     A: tl.constexpr,
 ):
-    """Multiplies a gradient by one factor a plane. Elements are numbered as they lie in memory,
-    images one after another. Elements whose factor is 1 are neither read nor written."""
+    """Multiplies a gradient by one factor per plane. Elements are numbered as they lie in memory,
+    one image after another. Elements with factor 1 are neither read nor written."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < count
     at = index // image_size * upstream_by_image
@@ -789,10 +803,10 @@ def collapse(
     BLOCK: tl.constexpr,
     A: tl.constexpr,
 ):
-    """The gradients of all scales, times their slopes, at a block of pixels of the finest scale.
+    """Sums the gradients of all pyramid levels, times their slopes, at a block of finest pixels.
 
-    ``grads``: a tuple of SCALES pointers, of which the first has the strides of the images and the
-    others are contiguous. POOLING: of constants.POOLINGS."""
+    ``grads`` is a tuple of one pointer per level, finest first. The finest gradient has the strides
+    of the images; the others are contiguous. POOLING is a number from constants.POOLINGS."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < count
     column = (index % width).to(tl.int32)
@@ -809,10 +823,10 @@ def collapse(
     rows, columns = height, width
     for j in tl.static_range(1, SCALES):
         share *= 0.25
-        if POOLING == _REPLICATE:  # the last of an odd number counts twice
+        if POOLING == _REPLICATE:  # the last of an odd number of rows or columns counts twice
             share *= tl.where((rows % 2 == 1) & (here_row == rows - 1), 2, 1)
             share *= tl.where((columns % 2 == 1) & (here_column == columns - 1), 2, 1)
-        if POOLING == _PAD:  # a black one is before the first
+        if POOLING == _PAD:  # a black row or column precedes an odd number of them
             here_row += rows % 2
             here_column += columns % 2
         if POOLING != _FLOOR:

@@ -1,8 +1,8 @@
-"""The ops by the kernels of ``kernels.py``: plans and launches.
+"""The ops with the kernels of ``kernels.py``: plans and launches.
 
-A plan is chosen by size, not measured: nothing is tuned when a shape is seen for the first time,
-and results are the same bits from run to run. Kernels are compiled at their first call for a
-window, dtype and request (not for a size); ``warmup`` does that ahead.
+A plan depends only on the image size and the device. Nothing is autotuned, so results have the same
+bits in every run. Kernels are compiled at the first call for a window, dtype and requested result
+(not for an image size); ``warmup`` calls them ahead of time.
 
 Volumes and masks have no kernels yet: they use the reference.
 """
@@ -20,20 +20,22 @@ from torch.autograd.graph import increment_version
 from ssimfast.backends import constants, reference
 from ssimfast.backends.constants import value_dtype, widest_dtype
 from ssimfast.backends.triton import kernels
-from ssimfast.ops import library, multiscale
+from ssimfast.ops import multiscale
 from ssimfast.ops.checks import checked
 from ssimfast.ops.schemas import Loss, Statistic
 
-_RESIDENT_THREADS = 384  # of a multiprocessor, in blocks of 128, as registers allow
-_LEAST_ROWS = 16
-_LANES = 256  # that add up records
-_BLOCK = 1024  # elements of a program of the kernels that do one element at a time
+# Number of threads of `sweep` that a multiprocessor runs at a time, in programs of 128. Registers
+# limit it: there are 65536, and a thread takes 150 to 164 with window 11 (docs/triton.md).
+_RESIDENT_THREADS = 384
+_LEAST_ROWS = 16  # least number of rows of a tile, because each tile computes a halo as well
+_LANES = 256  # number of lanes with which `finish_terms` adds records
+_BLOCK = 1024  # number of elements per program in the elementwise kernels
 _ARITHMETIC = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
-    """Triton launches on the current device."""
-    if device.type == "cpu":  # interpreted
+    """Context that makes ``device`` the current one, on which Triton launches kernels."""
+    if device.type == "cpu":  # Triton's interpreter
         return nullcontext()
     return torch.accelerator.device_index(device.index)
 
@@ -56,7 +58,7 @@ def _contiguous(given: Tensor | None) -> Tensor | None:
 def _alike_in_memory(
     strides: tuple[int, ...], others: tuple[int, ...], shape: tuple[int, ...]
 ) -> bool:
-    """True if both reach the same elements: strides of dimensions of size 1 do not count."""
+    """True if both strides address the same elements; axes of size 1 do not count."""
     return all(n == 1 or s == o for s, o, n in zip(strides, others, shape, strict=True))
 
 
@@ -66,21 +68,21 @@ def _strides_of_a_copy(image: Tensor) -> tuple[int, ...]:
 
 @lru_cache
 def _warp(device: torch.device) -> int:
-    """Threads of a warp or wavefront."""
+    """Number of threads of a warp (NVIDIA) or wavefront (AMD)."""
     if torch.version.hip is None or device.type != "cuda":
         return 32
     return getattr(torch.cuda.get_device_properties(device), "warp_size", 64)
 
 
 def _dense(image: Tensor) -> Tensor:
-    """The image, or a copy, such that it lies in memory as a copy does."""
+    """The image, or a copy if its strides are not those of a dense copy."""
     if _alike_in_memory(_strides_of_a_copy(image), image.stride(), image.shape):
         return image
     return image.clone()
 
 
 def _laid_out_like(dense: Tensor, image: Tensor) -> Tensor:
-    """The image, or a copy, with the strides of one of the same shape."""
+    """The image, or a copy if its strides are not those of ``dense``."""
     if _alike_in_memory(dense.stride(), image.stride(), image.shape):
         return image
     return torch.empty_like(dense).copy_(image)
@@ -97,24 +99,24 @@ def _terms_of(bits: int) -> tuple[bool, ...]:
 
 
 def _pixel_terms(weights: list[float]) -> tuple[bool, ...]:
-    """For each term, whether it has a weight among those of L1, L2 and blurred L1."""
-    weights = [0.0] * constants.L1 + (weights or [0.0] * 3)
+    """For each term, True if it is L1, L2 or blurred L1 and has a nonzero weight."""
+    weights = [0.0] * constants.L1 + (weights or [0.0] * (constants.TERMS - constants.L1))
     return tuple(weight != 0 for weight in weights)
 
 
 def _rows_of_a_step(size: int, arithmetic: torch.dtype) -> int:
-    """The number of rows whose state fits the registers of a thread: see docs/triton.md."""
+    """Number of rows per step for which the state of a thread fits registers (docs/triton.md)."""
     words = size * (2 if arithmetic == torch.float64 else 1)
     return 4 if words <= 15 else 2 if words <= 25 else 1
 
 
-# To fit more threads, ptxas spills a few registers of most sweeps with gradients unless it is told
-# how many there are (docs/triton.md). HIP knows no such option.
+# Options for kernels in which ptxas would spill registers to run more threads: they allow all 255
+# registers per thread (docs/triton.md). HIP has no such option.
 _ALL_REGISTERS: dict[str, int] = {} if torch.version.cuda is None else {"maxnreg": 255}
 
 
 class _Sweep:
-    """A launch of ``kernels.sweep``, as it is put together."""
+    """Builds the arguments of ``kernels.sweep`` and launches it."""
 
     def __init__(self, x: Tensor, y: Tensor, statistic: Statistic, gradients: int = 0) -> None:
         self.given = x, y
@@ -136,15 +138,17 @@ class _Sweep:
         self.grads = [torch.empty_like(self.x) for _ in range(gradients)]
 
     def _plan(self) -> None:
-        """Few lanes that no pixel needs; long runs, if as many programs as the device holds."""
+        """Cuts planes into tiles. Chooses the strip width that needs the fewest lanes for a row of
+        pixels, then the longest runs of rows for which there are tiles for the whole device."""
         batch, channels, height, width = self.x.shape
         self.step = _rows_of_a_step(len(self.window), self.arithmetic)
         lost = 2 * self.halo * (2 if self.gradients else 1)
-        # Three programs of 128 fit where one of 256 does: more only where the halo is wide.
+        # A multiprocessor runs three programs of 128 lanes but only one of 256. Wider strips pay
+        # only if the halo (in columns) is wide.
         most = 128 if lost <= 40 else 256
         widths = [n for n in (32, 64, 128, 256) if lost < n <= most]
         strips = {n: math.ceil(width / (n - lost)) for n in widths}
-        self.lanes = min(reversed(widths), key=lambda n: n * strips[n])  # the widest of the best
+        self.lanes = min(reversed(widths), key=lambda n: n * strips[n])  # widest on a tie
         self.strips = strips[self.lanes]
         at_a_time = _multiprocessors(self.x.device) * max(1, _RESIDENT_THREADS // self.lanes)
         planes = max(1, batch * channels)
@@ -152,7 +156,7 @@ class _Sweep:
         rows = max(math.ceil(height / runs), _LEAST_ROWS)
         self.run_rows = math.ceil(rows / self.step) * self.step
         self.runs = math.ceil(height / self.run_rows)
-        self.tiles = self.strips * self.runs  # of a plane
+        self.tiles = self.strips * self.runs  # per plane
         self.programs = max(1, min(planes * self.tiles, 2 * at_a_time))
 
     def new_maps(self, count: int) -> list[Tensor]:
@@ -161,7 +165,8 @@ class _Sweep:
         return self.maps
 
     def launch(self) -> Tensor | None:
-        """The records of all tiles, if sums are wanted, and there are tiles."""
+        """Runs the sweep. Returns the records (sums) of all tiles, or None if no sums are wanted or
+        the images are empty."""
         x = self.x
         if x.numel() == 0:
             return None
@@ -213,7 +218,7 @@ class _Sweep:
         return records
 
     def gradients_as_promised(self) -> list[Tensor]:
-        """The gradients, with the strides of a copy of each image."""
+        """The gradients with the strides of a copy of each image, as the ops promise."""
         promised = []
         for image, grad in zip(self.given, self.grads, strict=False):
             same = _strides_of_a_copy(image) == grad.stride()
@@ -305,7 +310,7 @@ def sweep(
 def _pooled(launch: _Sweep, pooling: int) -> list[Tensor]:
     x = launch.x
     height, width = x.shape[2:]
-    pooled = [library.new_pooled(x, pooling) for _ in range(2)]
+    pooled = [multiscale.new_pooled(x, pooling) for _ in range(2)]
     count = pooled[0].numel()
     if count == 0:
         return pooled
@@ -342,7 +347,7 @@ def combine_levels(
     batch, channels = like.shape[:2]
     shape = (batch, channels)[:kept]
     groups = math.prod(shape)
-    planes = batch * channels // groups  # of each
+    planes = batch * channels // groups  # per group
     plane_terms = like.new_empty((batch * channels, constants.TERMS), dtype=torch.float64)
     slopes = like.new_empty((batch, channels, len(terms)))
     out, value = like.new_empty((*shape, constants.TERMS)), like.new_empty(shape)

@@ -39,13 +39,6 @@ class Launcher {
                   const std::type_identity_t<P>&... arguments) const {
     emulator::launch(kernel, blocks, threads, shared_bytes, arguments...);
   }
-
-  // Fills a new tensor with NaN, which shows what a kernel fails to write.
-  static torch::stable::Tensor output(torch::stable::Tensor tensor) {
-    const int64_t bytes = tensor.numel() * tensor.element_size();
-    if (bytes > 0) emulator::poison(tensor.mutable_data_ptr(), size_t(bytes));
-    return tensor;
-  }
 };
 
 }  // namespace ssimfast::cuda
