@@ -115,12 +115,12 @@ def on_nan(op: Callable[..., Any]) -> Callable[..., Any]:
     """The op with new tensors full of NaN, which shows what a kernel fails to write."""
 
     def call(*arguments: Any) -> Any:
-        before = torch.are_deterministic_algorithms_enabled()
-        torch.use_deterministic_algorithms(True)  # fills new tensors
+        before = torch.get_deterministic_debug_mode()
+        torch.set_deterministic_debug_mode("error")  # fills new tensors
         try:
             return op(*arguments)
         finally:
-            torch.use_deterministic_algorithms(before)
+            torch.set_deterministic_debug_mode(before)
 
     return call
 
