@@ -156,7 +156,9 @@ void set_pooled(Problem<A>& problem, int64_t pooling, const std::vector<Tensor>&
 // The ops, with the signatures that torch calls. A `Device` object serves one call, on the device
 // of the images. Its methods are
 //
-//   Records sweep<A>(const Problem<A>&)   runs one pass and returns its sums, if any
+//   std::vector<Records> sweep<A>(const std::vector<Problem<A>>&)
+//                    runs one pass over the images, or over all levels of a pyramid of which each
+//                    problem pools the images of the next; returns the sums of each level, if any
 //   void reduce<A>(const std::vector<Records>&, const Reduction<A>&)   turns sums into values
 //   void scale(const ScaleRequest&)
 //   void collapse(const CollapseRequest&)
@@ -165,8 +167,6 @@ void set_pooled(Problem<A>& problem, int64_t pooling, const std::vector<Tensor>&
 //
 //   computes_in_double(is_volume, has_mask)   true if images of any dtype need Problem<double>
 //   Levels           allocates the images of coarser pyramid levels
-//   kFinestLast      true if Levels reuses the memory of the finest gradients, so that the finest
-//                    level must be swept last
 template <class Device>
 class Ops {
   using Records = typename Device::Records;
@@ -191,7 +191,7 @@ class Ops {
       problem.pass = Pass::kMaps;
       problem.maps = static_cast<int>(out.size());
       for (size_t i = 0; i < out.size(); ++i) problem.map[i] = written_view_of(out[i]);
-      device.sweep(problem);
+      device.sweep(std::vector{problem});
     });
     return out;
   }
@@ -215,7 +215,7 @@ class Ops {
       for (size_t i = 0; i < upstream.size(); ++i) problem.upstream[i] = view_of(upstream[i]);
       problem.grad_scale = problem.scale;
       set_gradients(problem, grads);
-      device.sweep(problem);
+      device.sweep(std::vector{problem});
     });
     return grads;
   }
@@ -248,8 +248,9 @@ class Ops {
       return {value, terms, grads, pooled};
     }
     Device device(x);
-    const Records records = dispatch(x, false, [&](auto zero) {
-      return device.sweep(problem_for<decltype(zero)>(x, y, statistic, request, grads, pooled));
+    const std::vector<Records> records = dispatch(x, false, [&](auto zero) {
+      using A = decltype(zero);
+      return device.sweep(std::vector{problem_for<A>(x, y, statistic, request, grads, pooled)});
     });
     dispatch_arithmetic(x, [&](auto zero) {
       using A = decltype(zero);
@@ -257,7 +258,7 @@ class Ops {
       reduction.count = double(count);
       reduction.positions[0] = double(positions_of_plane(x, statistic));
       reduction.positions_per_pixel = reduction.positions[0] / pixels_of_plane(x);
-      device.reduce(std::vector<Records>{records}, reduction);
+      device.reduce(records, reduction);
     });
     return {value, terms, grads, pooled};
   }
@@ -293,18 +294,14 @@ class Ops {
       reduction.slopes = data<double>(slopes);
       std::copy(request.loss.weights.begin(), request.loss.weights.end(), reduction.weights);
       reduction.constant = constant;
-      const Tensor plane_terms =
-          new_tensor(x, {x.size(0) * x.size(1), int64_t(kTerms)}, ScalarType::Double);
-      reduction.plane_terms = data<double>(plane_terms);
       std::optional<Tensor> plane_weights;
       if (request.twice()) {
         plane_weights = new_tensor(x, {x.size(0), x.size(1), 2}, dtype);
         reduction.plane_weights = data<A>(*plane_weights);
       }
 
-      const bool finest_last =
-          Device::kFinestLast && levels > 1 && gradients > 0 && !request.twice();
-      std::vector<Records> records(levels);
+      std::vector<Problem<A>> problems;
+      std::vector<Tensor> images;  // of coarser levels, in use until the sweeps are queued
       typename Device::Levels memory;
       Tensor level_x = x, level_y = y;
       Statistic statistic = finest;
@@ -319,34 +316,23 @@ class Ops {
         std::vector<Tensor> pooled;
         if (level + 1 < levels)
           pooled = memory.new_images(level_x, by_images, request.pooling, level, request.twice());
-        const bool only_pools = level == 0 && finest_last;
-        if (only_pools) {
-          Problem<A> problem = problem_of<A>(level_x, level_y, std::nullopt, statistic);
-          set_pooled(problem, request.pooling, pooled);
-          device.sweep(problem);
-        } else {
-          records[level] =
-              device.sweep(problem_for<A>(level_x, level_y, statistic, sweep, by_images, pooled));
-        }
+        problems.push_back(problem_for<A>(level_x, level_y, statistic, sweep, by_images, pooled));
+        images.insert(images.end(), pooled.begin(), pooled.end());
         if (pooled.empty()) break;
         level_x = pooled[0];
         level_y = pooled[1];
         statistic.low = 0;
         statistic.scale = 1;
       }
-      if (finest_last) {
-        SweepRequest sweep = request.sweep_of(0);
-        sweep.pooling = int64_t(Pooling::kNone);
-        const std::vector<Tensor> by_images(grads.begin(), grads.begin() + gradients);
-        records[0] = device.sweep(problem_for<A>(x, y, finest, sweep, by_images, {}));
-      }
+      const std::vector<Records> records = device.sweep(problems);
       reduction.positions_per_pixel = reduction.positions[0] / pixels_of_plane(x);
       device.reduce(records, reduction);
       if (request.twice()) {
         memory = {};
+        images.clear();
         const SweepRequest sweep = request.second_sweep(*plane_weights);
         const std::vector<Tensor> by_images = new_gradients(x, y, gradients);
-        device.sweep(problem_for<A>(x, y, finest, sweep, by_images, {}));
+        device.sweep(std::vector{problem_for<A>(x, y, finest, sweep, by_images, {})});
         grads.insert(grads.begin(), by_images.begin(), by_images.end());
       }
     });

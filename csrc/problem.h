@@ -100,11 +100,10 @@ struct Reduction {
 
   // Levels of MS-SSIM.
   double exponents[kMaxLevels] = {};
-  bool absolute = false;          // a negative mean becomes positive, else 0
-  bool joint = false;             // means are averaged over channels first
-  double* slopes = nullptr;       // (planes, levels); null for one sweep
-  A* plane_weights = nullptr;     // (planes, 2), for a second sweep of the finest level; or null
-  double* plane_terms = nullptr;  // (planes, kTerms): scratch
+  bool absolute = false;       // a negative mean becomes positive, else 0
+  bool joint = false;          // means are averaged over channels first
+  double* slopes = nullptr;    // (planes, levels); null for one sweep
+  A* plane_weights = nullptr;  // (planes, 2), for a second sweep of the finest level; or null
 
   SSIMFAST_INLINE Term mean_of(int level) const { return mean_of_level(level, levels); }
 };

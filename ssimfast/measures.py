@@ -47,7 +47,11 @@ WANG_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _KEPT = {"mean": 0, "batch": 1}
 _REDUCTIONS, _ODDS = get_args(Reduction), get_args(Odd)
 _NEGATIVES, _CHANNELS = get_args(Negative), get_args(Channels)
-_MOST_COUNTS = 1024  # largest number of entries in MixtureMeasure._counts
+# Pixel weights along an axis in the blurred L1, by the size of the axis, the taps of the blur, device
+# and dtype. Shared by all calls: a copy to the device waits for it, and cannot be captured in a
+# CUDA graph.
+_COUNTS: dict[tuple[int, tuple[float, ...], torch.device, torch.dtype], Tensor] = {}
+_MOST_COUNTS = 1 << 14
 
 
 class SSIMComponents(NamedTuple):
@@ -319,9 +323,6 @@ class MixtureMeasure(Pyramid):
         flag("return_terms", self.return_terms)
         # Taps of the coarsest level's window in pixels of the finest, by the number of levels.
         self._blurs: dict[int, list[float]] = {}
-        # Cache of `_inside`: pixel weights along an axis in the blurred L1, by the size of the
-        # axis, number of levels, device and dtype.
-        self._counts: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
         if self.gaussian_l1 > 0:
             by_weights = (
                 range(1, len(WANG_WEIGHTS) + 1) if self._weights is None else [len(self._weights)]
@@ -397,12 +398,11 @@ class MixtureMeasure(Pyramid):
         return autograd.loss_of(x, y, statistic, loss, count, kept)
 
     def _inside(self, size: int, scales: int, like: Tensor) -> Tensor:
-        """Cached pixel weights along an axis in the blurred L1. Computing them in every call would
-        copy to the device, which waits for it and cannot be captured in a CUDA graph."""
+        """Pixel weights along an axis in the blurred L1, from ``_COUNTS`` if they are there."""
         if torch.compiler.is_compiling() or type(like) not in (Tensor, torch.nn.Parameter):
             return _inside(size, self._blurs[scales], like)
-        key = (size, scales, like.device, like.dtype)
-        counts = self._counts.get(key)
+        key = (size, tuple(self._blurs[scales]), like.device, like.dtype)
+        counts = _COUNTS.get(key)
         if counts is None:
             with torch.inference_mode(False):  # training cannot use inference tensors
                 counts = _inside(
@@ -412,12 +412,9 @@ class MixtureMeasure(Pyramid):
                 counts = counts.to(like.device)
             # Entries are never removed. This needs no lock, and the memory that a captured CUDA
             # graph reads stays valid.
-            if len(self._counts) < _MOST_COUNTS:
-                counts = self._counts.setdefault(key, counts)
+            if len(_COUNTS) < _MOST_COUNTS:
+                counts = _COUNTS.setdefault(key, counts)
         return counts
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_counts": {}}
 
 
 def _leading(weights: Sequence[float], count: int) -> list[float]:

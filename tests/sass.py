@@ -99,10 +99,12 @@ class Kernel:
 
 
 def sweep_unit(element: str, window: int, architecture: int) -> Unit:
-    """The four variants of the fused kernel."""
+    """The four variants of the fused kernel, and those of all levels of a pyramid."""
+    levels = f"template FusedLevels select_levels<{window}>(Kind);" if element == "float" else ""
     source = f"""#include "cuda/select.cuh"
     namespace ssimfast::cuda {{
     template Fused select_kind<{element}, {window}>(Kind, bool);
+    {levels}
     }}"""
     return Unit(f"sweep_{element}_{window}", source, architecture)
 
@@ -121,17 +123,13 @@ OTHERS = {
             )
             for arithmetic in ("float, false", "double, false", "double, true")
         ),
-        "pool_pair<float>",
-        "pool_pair<double>",
     ],
     "reduce": [
-        "fold_records",
-        *(
-            f"{k}<{a}>"
-            for k in ("finish_terms", "combine_planes", "combine_groups")
-            for a in ("float", "double")
-        ),
+        f"{kernel}<{arithmetic}>"
+        for kernel in ("fold_records", "finish_terms", "combine_levels")
+        for arithmetic in ("float", "double")
     ],
+    "pool": ["pool_pyramid<float>", "pool_pyramid<double>"],
     "pyramid": [
         f"{kernel}<{arithmetic}>"
         for kernel in ("scale_runs", "scale_elements", "collapse_pyramid")
@@ -388,8 +386,13 @@ def loops_with_barriers(blocks: dict[int, Block]) -> list[tuple[int, dict[int, B
         for head in blocks[tail].next
         if head <= tail
     ]
-    # With barriers. ptxas ends a function with a jump to itself, which is none.
-    loops = [pair for pair in loops if any(blocks[a].barrier for a in pair[1])]
+    # With barriers. ptxas ends a function with a jump to itself, which is none; a jump back from
+    # rare code to where it was left is no loop: the walk back from it ends at the function's entry.
+    loops = [
+        (head, loop)
+        for head, loop in loops
+        if any(blocks[a].barrier for a in loop) and min(blocks) not in loop - {head}
+    ]
     loops.sort(key=lambda pair: sum(blocks[a].counts.instructions for a in pair[1]))
     return [
         (
@@ -512,7 +515,7 @@ class Loop:
 def loop_of(kernel: Kernel) -> Loop:
     element, _, which, _ = variant(kernel.name)
     size = 4 if element == "float" else 2
-    return phases_of(disassemble(kernel), 2 * 16, 4 * size * (1 + (which == "kGradientBoth")))
+    return phases_of(disassemble(kernel), 8 * size, 4 * size * (1 + (which == "kGradientBoth")))
 
 
 def phases_of(code: list[Instruction], chunk: int, group: int) -> Loop:
@@ -535,12 +538,13 @@ def phases_of(code: list[Instruction], chunk: int, group: int) -> Loop:
 SIZES = """
 #include <cstdio>
 #include "cuda/plan.h"
+#include "cuda/pool.cuh"
 #include "cuda/pyramid.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/separable.cuh"
 using namespace ssimfast::cuda;
 template <int K> void print() {
-  for (int threads : {128, 256})
+  for (int threads : {128, kMostThreads})
     std::printf(", \\"forward %d %d\\": %d, \\"gradient %d %d\\": %d", K, threads,
                 Sizes<K, Kind::kForward>::shared_bytes(threads), K, threads,
                 Sizes<K, Kind::kGradientX>::shared_bytes(threads));
@@ -548,9 +552,11 @@ template <int K> void print() {
 int main() {
   static_assert(Sizes<11, Kind::kGradientBoth>::kSlots == Sizes<11, Kind::kGradientX>::kSlots);
   std::printf("{\\"sweep\\": %d, \\"separable\\": %d", kMostThreads, kPixelThreads);
-  std::printf(", \\"reduce\\": %d, \\"pyramid\\": %d", kSumThreads,
+  std::printf(", \\"reduce\\": %d, \\"pyramid\\": %d", kMostSumThreads,
               std::max(kScaleThreads, kCollapseThreads));
-  std::printf(", \\"resident\\": %d", kResidentThreads);
+  std::printf(", \\"pool\\": %d", kPoolThreads);
+  for (int gradients : {1, 2})
+    std::printf(", \\"resident %d\\": %d", gradients, resident_threads(gradients));
   print<7>(), print<9>(), print<11>();
   std::printf("}\\n");
 }
@@ -607,7 +613,7 @@ inline void barrier(int line, const char* file) {
 using namespace ssimfast;
 using namespace ssimfast::cuda;
 
-constexpr int kHalo = WINDOW / 2, kSpread = Kind::KIND == Kind::kForward ? 0 : kHalo;
+constexpr int kHalo = WINDOW / 2;
 static Plan plan;  // of the few blocks that run
 static int phases, strips_between, runs_between;
 static std::map<std::string, long> lines;
@@ -617,10 +623,12 @@ static long weight(int index, int between) { return index == 1 ? 1 + between : 1
 
 void probe::finish_block() {
   if (block < 0) return;
-  const long times = weight(block % plan.strips, strips_between) *
-                     weight(block / plan.strips % plan.runs, runs_between);
+  const int strips = plan.strips.divisor;
+  const long times = weight(block % strips, strips_between) *
+                     weight(block / strips % plan.runs, runs_between);
   if ((intervals.size() - 1) % size_t(phases) != 0) std::abort();
-  const int chunk = 32, group = 4 * sizeof(ELEMENT) * (Kind::KIND == Kind::kGradientBoth ? 2 : 1);
+  const int chunk = 8 * sizeof(ELEMENT);
+  const int group = 4 * sizeof(ELEMENT) * (Kind::KIND == Kind::kGradientBoth ? 2 : 1);
   // The first interval is what comes before the loop.
   for (size_t first = 1; first < intervals.size(); first += size_t(phases)) {
     bool any = false;
@@ -650,17 +658,23 @@ void probe::finish_block() {
   for (Trace& trace : now) trace = {};
 }
 
-// Arguments: barriers of an iteration, multiprocessors, planes, height, width.
+// Arguments: barriers of an iteration, multiprocessors, KiB of shared memory of each, planes, height,
+// width.
 int main(int, char** arguments) {
   const auto number = [&](int i) { return std::atoi(arguments[i]); };
   phases = number(1);
-  int height = number(4), width = number(5);
-  const Plan whole = plan = make_plan({number(3), height, width, kHalo, kHalo, kSpread}, number(2));
+  int height = number(5), width = number(6);
+  using Size = Sizes<WINDOW, Kind::KIND>;
+  constexpr int kGradients = int(Kind::KIND);
+  const Plan whole = plan =
+      make_plans({{number(4), 1, height, width, kHalo, WINDOW, kGradients}},
+                 {number(2), number(3) * 1024}, Size::shared_bytes)[0];
   constexpr int kMany = 4;
-  strips_between = std::max(0, plan.strips - kMany);
+  strips_between = std::max(0, plan.strips.divisor - kMany);
   runs_between = std::max(0, plan.runs - kMany);
-  plan.strips -= strips_between;
+  plan.strips = Divisor(plan.strips.divisor - strips_between);
   plan.runs -= runs_between;
+  plan.tiles = Divisor(plan.strips.divisor * plan.runs);
   width -= strips_between * plan.strip_step;
   height -= runs_between * plan.run_rows;
   std::vector<float> x(size_t(height) * width), y = x, by_x = x, by_y = x;
@@ -681,14 +695,13 @@ int main(int, char** arguments) {
   job.margin = kHalo;
   for (int i = 0; i < WINDOW; ++i) job.taps[i] = job.weighted_taps[i] = 1.0f / WINDOW;
   job.twice_c1 = job.twice_c2 = 1e-3f;
+  job.load_width = job.store_width = width % 4 == 0 ? 4 : width % 2 == 0 ? 2 : 1;
   const auto kernel = sweep<ELEMENT, WINDOW, Kind::KIND, PLAIN>;
-  using Size = Sizes<WINDOW, Kind::KIND>;
-  emulator::allow_shared(kernel, Size::shared_bytes(kMostThreads));
-  emulator::launch(kernel, plan.strips * plan.runs, plan.threads,
+  emulator::launch(kernel, plan.tiles.divisor, plan.threads,
                    Size::shared_bytes(plan.threads), job, plan);
   probe::finish_block();
   std::printf("{\\"threads\\": %d, \\"strips\\": %d, \\"strip_step\\": %d, \\"runs\\": %d, ",
-              whole.threads, whole.strips, whole.strip_step, whole.runs);
+              whole.threads, whole.strips.divisor, whole.strip_step, whole.runs);
   std::printf("\\"run_rows\\": %d, \\"intervals\\": [", whole.run_rows);
   const char* comma = "";
   for (const auto& [line, times] : lines) {
@@ -747,14 +760,14 @@ def march_of(name: str, folder: Path) -> Path:
 
 
 @cache
-def emulate(march: Path, phases: int, shape: Shape, multiprocessors: int) -> dict:
-    sent = (phases, multiprocessors, shape.images * shape.channels, shape.height, shape.width)
+def emulate(march: Path, phases: int, shape: Shape, device: "Device") -> dict:
+    sent = (phases, *device, shape.images * shape.channels, shape.height, shape.width)
     return json.loads(run(str(march), *map(str, sent), env={}))
 
 
-def cost_of(loop: Loop, march: Path, shape: Shape, multiprocessors: int) -> Cost:
-    """What a kernel does for a shape, on a device of so many multiprocessors."""
-    told = emulate(march, len(loop.phases), shape, multiprocessors)
+def cost_of(loop: Loop, march: Path, shape: Shape, device: "Device") -> Cost:
+    """What a kernel does for a shape, on a device."""
+    told = emulate(march, len(loop.phases), shape, device)
     sums = dict.fromkeys(Cost._fields[:-1], 0.0)
     for times, phase, any_window, *lanes in told["intervals"]:
         done = []
@@ -774,7 +787,14 @@ def cost_of(loop: Loop, march: Path, shape: Shape, multiprocessors: int) -> Cost
 
 SHAPES = (Shape(32, 3, 512, 512), Shape(8, 3, 1024, 1024), Shape(8, 3, 1080, 1920),
           Shape(4, 3, 2160, 3840), Shape(1, 3, 1080, 1920))  # fmt: skip
-DEVICES = {"H100": 132, "RTX 4090": 128, "RTX 3060": 28}
+
+
+class Device(NamedTuple):
+    multiprocessors: int
+    shared_kib: int  # of a multiprocessor
+
+
+DEVICES = {"H100": Device(132, 228), "RTX 4090": Device(128, 100), "RTX 3060": Device(28, 100)}
 PLAIN = "sweep<float, 11, kGradientX, true>"
 
 
@@ -834,7 +854,7 @@ def variants_table(kernels: list[Kernel], folder: Path) -> str:
     """Every variant for one shape; those of half types differ by less than one in a hundred."""
     shape, device = SHAPES[2], "H100"
     lines = [
-        f"{shape} on {DEVICES[device]} multiprocessors, machine code of sm_90; a pixel-channel:\n",
+        f"{shape} on {DEVICES[device].multiprocessors} multiprocessors, machine code of sm_90; a pixel-channel:\n",
         header("kernel", "FP", "shared words", "instructions", "barriers an iteration"),
     ]
     for kernel in kernels:
@@ -855,8 +875,8 @@ def shapes_table(kernel: Kernel, folder: Path) -> str:
         header("shape", "device", "plan", "FP", "shared words", "instructions"),
     ]
     for shape in SHAPES:
-        for device, multiprocessors in DEVICES.items():
-            c = cost_of(loop, march, shape, multiprocessors)
+        for device, limits in DEVICES.items():
+            c = cost_of(loop, march, shape, limits)
             plan = "{threads} threads, {strips} strips, {runs} runs of {run_rows}".format(**c.plan)
             lines.append(
                 row(

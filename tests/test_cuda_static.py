@@ -11,9 +11,9 @@ import pytest
 import sass
 from budgets import beyond
 
-# Bytes of shared memory: what a block may have where least is allowed, and what blocks share of a
-# multiprocessor of sm_86 and sm_89, each taking 1 KiB more than it asks for.
-MOST_OF_A_BLOCK = 64 * 1024  # sm_75
+# Bytes of shared memory: what a block may have unasked, and what blocks share of a multiprocessor of
+# sm_86 and sm_89, each taking 1 KiB more than it asks for.
+MOST_OF_A_BLOCK = 48 * 1024
 OF_A_MULTIPROCESSOR, OF_EVERY_BLOCK = 100 * 1024, 1024
 
 
@@ -88,7 +88,7 @@ def test_figures_are_within_their_budgets(measured):
 
 def threads_of(kernel: sass.Kernel, sizes: dict[str, int]) -> int:
     """The most that the kernel is launched with."""
-    if kernel.name.startswith("sweep<"):
+    if kernel.name.startswith("sweep"):
         return sizes["sweep"]
     name = kernel.name.split("<")[0]
     return sizes[next(h for h, of in sass.OTHERS.items() if any(n.startswith(name) for n in of))]
@@ -104,11 +104,11 @@ def test_as_many_threads_are_resident_as_the_plan_takes_for_granted(kernels, siz
     """In blocks of 128, as far as registers go."""
 
     def missing(kernel: sass.Kernel) -> object:
-        promised = sizes["resident"]
+        promised = sizes["resident 2" if "kGradientBoth" in kernel.name else "resident 1"]
         got = sass.resident_threads(kernel, 128)
         return got < promised and f"{kernel.registers} registers: {got} of {promised} threads"
 
-    assert each([k for k in kernels if k.name.startswith("sweep<")], missing) == {}
+    assert each([k for k in kernels if k.name.startswith("sweep")], missing) == {}
 
 
 @compiled
@@ -120,7 +120,9 @@ def test_shared_memory_is_dynamic(kernels):
 def test_shared_memory_fits(sizes):
     for window in sass.WINDOWS:
         for which in ("forward", "gradient"):
-            assert sizes[f"{which} {window} 256"] <= MOST_OF_A_BLOCK
+            assert sizes[f"{which} {window} 192"] <= MOST_OF_A_BLOCK
+            two = 2 * (sizes[f"{which} {window} 192"] + OF_EVERY_BLOCK)
+            assert two <= OF_A_MULTIPROCESSOR
             three = 3 * (sizes[f"{which} {window} 128"] + OF_EVERY_BLOCK)
             assert three <= OF_A_MULTIPROCESSOR
 

@@ -47,7 +47,6 @@ CLEAN = [
     "partial_warps",
     "poison",
     "reciprocals",
-    "shared_allowed",
     "shared_in_bounds",
     "shared_vector",
     "shuffle_segments",
@@ -102,7 +101,6 @@ PLANTED = {
     "no_blocks": ["no such grid"],
     "too_much_shared": ["too much shared memory"],
     "shared_not_allowed": ["more shared memory than the kernel is allowed", "50176 of 49152"],
-    "shared_allowed_by_each_launch": ["allowed 61440 bytes", "and then 51200", "two host threads"],
 }
 
 

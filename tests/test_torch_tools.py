@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ssimfast
+from ssimfast import measures
 from ssimfast.ops import reflection
 
 LOSSES = {
@@ -270,15 +271,22 @@ def test_threads_share_a_loss():
     assert not wrong
 
 
-def test_what_a_cuda_graph_reads_is_kept():
-    """A captured graph reads the same memory in every replay, whatever was computed since."""
+def test_what_a_cuda_graph_reads_is_kept(monkeypatch):
+    """A captured graph reads the same memory in every replay, whatever was computed since. The
+    function, which makes a measure of its own each time, computes nothing again."""
+    monkeypatch.setattr(measures, "_COUNTS", {})
+    monkeypatch.setattr(measures, "_MOST_COUNTS", 64)
     measure = ssimfast.SimilarityLoss(gaussian_l1=0.2, window_size=3).measure
-    like = torch.rand(1, 1, 4, 4)
+    like = torch.rand(1, 1, 4, 5)
     first = measure._inside(4, 1, like)
-    for size in range(5, 2000):
+    ssimfast.similarity_loss(like, like, gaussian_l1=0.2, window_size=3)
+    before = dict(measures._COUNTS)
+    ssimfast.similarity_loss(like, like, gaussian_l1=0.7, window_size=3)
+    assert measures._COUNTS == before and len(before) == 2
+    for size in range(6, 200):
         measure._inside(size, 1, like)
     assert measure._inside(4, 1, like) is first
-    assert len(measure._counts) <= 1024
+    assert len(measures._COUNTS) == 64
 
 
 # ---- wrappers for many processes ----------------------------------------------------------------

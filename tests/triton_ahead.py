@@ -316,7 +316,7 @@ def main() -> None:
         print(sass.header("shape", "device", "plan", "FP", "loads", "stores", "instructions"))
         (loop,) = (c.loop for c in compiled if c.label == PLAIN and c.target == "sm_90")
         for shape in SHAPES:
-            cost = per_pixel(loop, shape, sass.DEVICES["H100"])
+            cost = per_pixel(loop, shape, sass.DEVICES["H100"].multiprocessors)
             figures = [f"{cost[k]:.1f}" for k in ("fp", "loads", "stores", "instructions")]
             print(sass.row(shape, "H100", cost["plan"], *figures))
 

@@ -92,10 +92,11 @@ void reduce_sweep(const CpuDevice::Records& records, const Reduction<A>& reducti
   }
 }
 
-// Computes MS-SSIM and its slopes for the planes [first, first + count), whose means are averaged.
+// Computes MS-SSIM and its slopes for the planes [first, first + count), whose means are averaged,
+// and the terms of each plane.
 template <class A>
 void combine_planes(const std::vector<CpuDevice::Records>& records, const Reduction<A>& reduction,
-                    int64_t first, int64_t count) {
+                    int64_t first, int64_t count, double* plane_terms) {
   const int levels = reduction.levels;
   const double planes_of_value = double(reduction.planes / reduction.groups);
   double values[kMaxLevels], slopes[kMaxLevels];
@@ -109,7 +110,7 @@ void combine_planes(const std::vector<CpuDevice::Records>& records, const Reduct
   }
   const double weight = reduction.weights[kContrastStructure] / planes_of_value;
   for (int64_t plane = first; plane < first + count; ++plane) {
-    double* const terms = reduction.plane_terms + plane * kTerms;
+    double* const terms = plane_terms + plane * kTerms;
     for (int t = 0; t < kTerms; ++t) {
       const double sum = sum_of(records[0], reduction.planes, plane, plane + 1, t);
       terms[t] = sum / reduction.positions[0] * (t >= kL1 ? reduction.positions_per_pixel : 1);
@@ -133,28 +134,27 @@ void combine_planes(const std::vector<CpuDevice::Records>& records, const Reduct
 template <class A>
 void reduce_levels(const std::vector<CpuDevice::Records>& records, const Reduction<A>& reduction) {
   const int64_t together = reduction.joint ? reduction.channels : 1;
+  std::vector<double> plane_terms(reduction.planes * kTerms);
   for (int64_t first = 0; first < reduction.planes; first += together)
-    combine_planes(records, reduction, first, together);
+    combine_planes(records, reduction, first, together, plane_terms.data());
   const int64_t each = reduction.planes / reduction.groups;
   for (int64_t group = 0; group < reduction.groups; ++group) {
     double means[kTerms] = {};
     for (int64_t plane = group * each; plane < (group + 1) * each; ++plane)
-      for (int t = 0; t < kTerms; ++t) means[t] += reduction.plane_terms[plane * kTerms + t];
+      for (int t = 0; t < kTerms; ++t) means[t] += plane_terms[plane * kTerms + t];
     for (double& mean : means) mean /= double(each);
     set_value(reduction, group, means);
   }
 }
 
-}  // namespace
-
 template <class A>
-CpuDevice::Records CpuDevice::sweep(const Problem<A>& problem) {
+CpuDevice::Records sweep_one(const Problem<A>& problem) {
   if constexpr (std::is_same_v<A, double>)
     if (problem.is_volume || problem.has_mask()) return sweep_separable(problem);
   const Cut cut(problem.planes, problem.height, problem.width,
                 concerns_every_pixel(problem) ? 0 : problem.margin);
   const Images<A> images(problem);
-  Records records(cut.count());
+  CpuDevice::Records records(cut.count());
   const RunTile<A> run = select_tile(problem);
   const int64_t pitch = Workspace<A>::pitch(cut.width(), problem.window);
   const int64_t size = Workspace<A>::size(cut.width(), problem.window);
@@ -166,14 +166,41 @@ CpuDevice::Records CpuDevice::sweep(const Problem<A>& problem) {
   return records;
 }
 
+}  // namespace
+
+template <class A>
+std::vector<CpuDevice::Records> CpuDevice::sweep(const std::vector<Problem<A>>& problems) {
+  std::vector<Records> records(problems.size());
+  const Problem<A>& finest = problems[0];
+  const bool finest_last = problems.size() > 1 && finest.gradients > 0;  // see Levels
+  if (finest_last) {
+    Problem<A> pools = finest;
+    pools.pass = Pass::kValue;
+    pools.gradients = 0;
+    std::fill_n(pools.wanted, kTerms, false);
+    std::fill_n(pools.weight, kTerms, A(0));
+    sweep_one(pools);
+  } else {
+    records[0] = sweep_one(finest);
+  }
+  for (size_t level = 1; level < problems.size(); ++level)
+    records[level] = sweep_one(problems[level]);
+  if (finest_last) {
+    Problem<A> rest = finest;
+    rest.pooling = Pooling::kNone;
+    records[0] = sweep_one(rest);
+  }
+  return records;
+}
+
 template <class A>
 void CpuDevice::reduce(const std::vector<Records>& records, const Reduction<A>& reduction) {
   if (reduction.slopes == nullptr) return reduce_sweep(records[0], reduction);
   reduce_levels(records, reduction);
 }
 
-template CpuDevice::Records CpuDevice::sweep(const Problem<float>&);
-template CpuDevice::Records CpuDevice::sweep(const Problem<double>&);
+template std::vector<CpuDevice::Records> CpuDevice::sweep(const std::vector<Problem<float>>&);
+template std::vector<CpuDevice::Records> CpuDevice::sweep(const std::vector<Problem<double>>&);
 template void CpuDevice::reduce(const std::vector<Records>&, const Reduction<float>&);
 template void CpuDevice::reduce(const std::vector<Records>&, const Reduction<double>&);
 

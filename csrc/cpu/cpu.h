@@ -13,12 +13,10 @@ class CpuDevice {
  public:
   using Records = std::vector<TileSums>;  // one per tile, ordered by plane
 
-  // The images of coarser levels use the memory of the finest gradients, which are written last. A
-  // step of MS-SSIM then allocates only the gradients of all levels, 4/3 of an image.
+  // The images of coarser levels use the memory of the finest gradients, which sweep() writes last.
+  // A step of MS-SSIM then allocates only the gradients of all levels, 4/3 of an image.
   // (Half-precision images need a little more, because they are pooled to float32.) The extra pass
   // that pools the finest images is much cheaper than a sweep.
-  static constexpr bool kFinestLast = true;
-
   class Levels {
    public:
     // Allocates both images of the next level, in the memory of `by_images` if they fit.
@@ -42,7 +40,7 @@ class CpuDevice {
   static bool computes_in_double(bool is_volume, bool has_mask) { return is_volume || has_mask; }
 
   template <class A>
-  Records sweep(const Problem<A>& problem);
+  std::vector<Records> sweep(const std::vector<Problem<A>>& problems);
   template <class A>
   void reduce(const std::vector<Records>& records, const Reduction<A>& reduction);
   void scale(const ScaleRequest& request);

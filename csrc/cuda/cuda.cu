@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <map>
 #include <optional>
 #include <type_traits>
 #include <utility>
@@ -13,6 +14,7 @@
 
 #include "cuda/launcher.h"
 #include "cuda/plan.h"
+#include "cuda/pool.cuh"
 #include "cuda/pyramid.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/select.cuh"
@@ -22,14 +24,13 @@
 namespace ssimfast::cuda {
 
 extern template Fused select_sweep<7>(Dtype, Kind, bool);
+extern template FusedLevels select_levels<7>(Kind);
 extern template Fused select_sweep<9>(Dtype, Kind, bool);
+extern template FusedLevels select_levels<9>(Kind);
 extern template Fused select_sweep<11>(Dtype, Kind, bool);
+extern template FusedLevels select_levels<11>(Kind);
 
 namespace {
-
-// Dynamic shared memory in bytes that CUDA allows a block by default. Launcher::allow_shared raises
-// the limit for one kernel.
-constexpr int64_t kSharedOfAnyKernel = 48 * 1024;
 
 // Number of blocks for a kernel that loops over items.
 int64_t grid_of(int64_t items, int64_t most = std::numeric_limits<int32_t>::max()) {
@@ -48,8 +49,7 @@ Kind kind_of(const Problem<float>& problem) {
 bool is_plain(const Problem<float>& problem) {
   return problem.pass == Pass::kGradient && !problem.wants_pixel_terms() &&
          !problem.has_pixel_slope() && !problem.wanted[kContrastStructure] &&
-         problem.weight[kContrastStructure] == 0 && problem.plane_weights == nullptr &&
-         problem.pooling == Pooling::kNone;
+         problem.weight[kContrastStructure] == 0 && problem.plane_weights == nullptr;
 }
 
 // The fused kernel for a problem. `kernel` is null if there is none.
@@ -63,6 +63,47 @@ Fused fused_of(const Problem<float>& problem) {
   if (problem.window == 9) return select_sweep<9>(problem.x.dtype, kind, plain);
   if (problem.window == 11) return select_sweep<11>(problem.x.dtype, kind, plain);
   return {};
+}
+
+int64_t bytes_of(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kFloat64:
+      return 8;
+    case Dtype::kFloat32:
+      return 4;
+    case Dtype::kUInt8:
+      return 1;
+    default:
+      return 2;
+  }
+}
+
+// True if each row of (images, channels, height, ...) begins at a multiple of `elements` elements.
+bool rows_are_aligned(const View& view, int64_t images, int64_t channels, int64_t height,
+                      int64_t elements) {
+  return reinterpret_cast<intptr_t>(view.data) % (elements * bytes_of(view.dtype)) == 0 &&
+         (height == 1 || view.by_row % elements == 0) &&
+         (channels == 1 || view.by_channel % elements == 0) &&
+         (images == 1 || view.by_image % elements == 0);
+}
+
+// Number of neighbours in a row of an image that the fused kernel reads or writes at once: the
+// largest of 4, 2 and 1 whose accesses are aligned and lie inside or outside of the image as a
+// whole. 0 if neighbours are not contiguous.
+int access_width(const View& image, const Problem<float>& problem) {
+  if (image.by_column != 1 && problem.width > 1) return 0;
+  const int64_t images = problem.planes / problem.channels;
+  for (int width : {4, 2})
+    if (problem.width % width == 0 &&
+        rows_are_aligned(image, images, problem.channels, problem.height, width))
+      return width;
+  return 1;
+}
+
+FusedLevels levels_of(int window, Kind kind) {
+  return window == 7   ? select_levels<7>(kind)
+         : window == 9 ? select_levels<9>(kind)
+                       : select_levels<11>(kind);
 }
 
 template <class A>
@@ -155,13 +196,11 @@ Level<A> level_of(const Tensor& grad, Pooling pooling) {
 
 // column_shift: number of columns by which the first patch extends beyond the image.
 template <class A>
-Patches<A> patches_of(const Tensor& tensor, int column_shift) {
-  const int64_t row_bytes = kPatch * tensor.element_size();
-  const auto address = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
-  bool packed = column_shift == 0 && tensor.stride(3) == 1 && address % row_bytes == 0;
-  for (int64_t i = 0; i < 3; ++i)
-    packed = packed && (tensor.size(i) == 1 || tensor.stride(i) % kPatch == 0);
-  return {view_of(tensor), packed};
+Patches<A> patches_of(const View& view, int64_t images, int64_t channels, int64_t height,
+                      int column_shift) {
+  const bool packed = column_shift == 0 && view.by_column == 1 &&
+                      rows_are_aligned(view, images, channels, height, kPatch);
+  return {view, packed};
 }
 
 template <class A>
@@ -180,10 +219,13 @@ Collapse<A> collapse_of(const CollapseRequest& request) {
   p.column_shift = p.levels[0].column_shift + 2 * next.column_shift;
   p.rows_of_patches = static_cast<int>(divide_up(finest.size(2) + p.row_shift, kPatch));
   p.patches_per_row = static_cast<int>(divide_up(finest.size(3) + p.column_shift, kPatch));
-  p.grad = patches_of<A>(finest, p.column_shift);
+  const auto patches = [&](const View& view) {
+    return patches_of<A>(view, finest.size(0), finest.size(1), finest.size(2), p.column_shift);
+  };
+  p.grad = patches(written_view_of(finest));
   if (request.x.has_value()) {
-    p.x = patches_of<A>(*request.x, p.column_shift);
-    p.y = patches_of<A>(*request.y, p.column_shift);
+    p.x = patches(view_of(*request.x));
+    p.y = patches(view_of(*request.y));
   }
   p.slopes = numbers<double>(request.slopes);
   p.upstream = numbers<A>(request.upstream);
@@ -198,6 +240,56 @@ Collapse<A> collapse_of(const CollapseRequest& request) {
   return p;
 }
 
+// ---- pooling ------------------------------------------------------------------------------------
+
+// Pools the images of problem `first` so many times.
+template <class A>
+Pool<A> pool_of(const std::vector<Problem<A>>& problems, size_t first, size_t count) {
+  const Problem<A>& source = problems[first];
+  Pool<A> p;
+  for (size_t level = 0; level < count; ++level) {
+    const Problem<A>& from = problems[first + level];
+    p.levels[level] = {{from.pooled[0], from.pooled[1]}, from.pooled_rows, from.pooled_columns};
+    p.row_shift += int(from.pooled_rows.shift) << level;
+    p.column_shift += int(from.pooled_columns.shift) << level;
+  }
+  const auto patches = [&](const View& view) {
+    return patches_of<A>(view, source.planes / source.channels, source.channels, source.height,
+                         p.column_shift);
+  };
+  p.images[0] = patches(source.x);
+  p.images[1] = patches(source.y);
+  p.low = source.low;
+  p.scale = source.scale;
+  p.height = static_cast<int>(source.height);
+  p.width = static_cast<int>(source.width);
+  p.channels = source.channels;
+  p.replicate = source.pooling == Pooling::kReplicate;
+  p.level_count = static_cast<int>(count);
+  p.across = static_cast<int>(divide_up(source.width + p.column_shift, kPoolSide));
+  p.squares = divide_up(source.height + p.row_shift, kPoolSide) * p.across;
+  p.items = source.planes * p.squares;
+  return p;
+}
+
+// ---- plans --------------------------------------------------------------------------------------
+
+// make_plans, which takes some microseconds, for shapes that come again.
+std::vector<Plan> plans_of(const std::vector<Extent>& extents, const DeviceLimits& device,
+                           int (*shared_bytes)(int threads)) {
+  using Key = std::vector<int64_t>;
+  constexpr size_t kMostPlans = 256;
+  thread_local std::map<Key, std::vector<Plan>> known;
+  Key key{device.multiprocessors, device.shared_bytes};
+  for (const Extent& e : extents)
+    key.insert(key.end(),
+               {e.planes, e.channels, e.height, e.width, e.margin, e.window, e.gradients});
+  const auto found = known.find(key);
+  if (found != known.end()) return found->second;
+  if (known.size() >= kMostPlans) known.clear();
+  return known[key] = make_plans(extents, device, shared_bytes);
+}
+
 }  // namespace
 
 // The Device of csrc/ops.h. Serves one call, on the device and the current stream of a tensor.
@@ -208,8 +300,10 @@ class CudaDevice {
     std::optional<Tensor> memory;
     int64_t tiles = 0;  // records per plane
 
-    RecordList of_planes(int64_t planes) const {
-      return {memory ? numbers<double>(*memory) : nullptr, planes * tiles};
+    template <class A>
+    RecordList<A> of_planes(int64_t planes) const {
+      return {memory ? static_cast<const StoredSum<A>*>(memory->const_data_ptr()) : nullptr,
+              planes * tiles};
     }
   };
 
@@ -229,15 +323,24 @@ class CudaDevice {
   explicit CudaDevice(const Tensor& like) : like(like), launch(like) {}
 
   template <class A>
-  Records sweep(const Problem<A>& problem) const {
-    Job<A> job{problem, {}, nullptr};
+  std::vector<Records> sweep(const std::vector<Problem<A>>& problems) const {
+    pool(problems);
+    std::vector<Records> records;
     if constexpr (std::is_same_v<A, float>) {
-      if (const Fused fused = fused_of(problem); fused.kernel != nullptr)
-        return sweep_fused(job, fused);
-      return sweep_separable<A, false>(job);
-    } else {
-      return problem.has_mask() ? sweep_separable<A, true>(job) : sweep_separable<A, false>(job);
+      // One launch has the levels of float32 images with the same gradients: all but the finest of
+      // a half type, or one that is swept again.
+      const Problem<A>&finest = problems[0], &coarsest = problems.back();
+      const bool alone =
+          finest.x.dtype != Dtype::kFloat32 || finest.gradients != coarsest.gradients;
+      if (problems.size() > 1 + size_t(alone) && fused_of(coarsest).kernel != nullptr) {
+        if (alone) records.push_back(sweep_one(finest));
+        const std::vector<Problem<A>> rest(problems.begin() + alone, problems.end());
+        for (Records& level : sweep_together(rest)) records.push_back(std::move(level));
+        return records;
+      }
     }
+    for (const Problem<A>& problem : problems) records.push_back(sweep_one(problem));
+    return records;
   }
 
   template <class A>
@@ -293,30 +396,75 @@ class CudaDevice {
     Records records;
     if (std::none_of(job.wanted, job.wanted + kTerms, [](bool wanted) { return wanted; }))
       return records;
-    records = {scratch<double>(job.planes * tiles * kTerms), tiles};
-    job.records = data<double>(*records.memory);
+    records = {scratch<A>(2 * job.planes * tiles * kTerms), tiles};
+    job.records = data<StoredSum<A>>(*records.memory);
     return records;
   }
 
-  Records sweep_fused(Job<float>& job, const Fused& fused) const {
+  template <class A>
+  Records sweep_one(const Problem<A>& problem) const {
+    if constexpr (std::is_same_v<A, float>) {
+      if (const Fused fused = fused_of(problem); fused.kernel != nullptr)
+        return sweep_fused(problem, fused);
+    } else if (problem.has_mask()) {
+      return sweep_separable<A, true>(problem);
+    }
+    return sweep_separable<A, false>(problem);
+  }
+
+  Job<float> fused_job(const Problem<float>& problem) const {
+    Job<float> job{problem};
     for (int i = 0; i < job.window; ++i)
       job.weighted_taps[i] =
           float(4 * double(job.weight[kSsim]) * double(job.grad_scale) * double(job.taps[i]));
-    const int halo = job.window / 2, spread = job.gradients > 0 ? halo : 0;
-    const Plan plan = make_plan({job.planes, job.height, job.width, job.margin, halo, spread},
-                                launch.multiprocessors());
-    const int64_t tiles = int64_t(plan.strips) * plan.runs;
-    const Records records = new_records(job, tiles);
-    const int64_t shared_bytes = fused.shared_bytes(plan.threads);
-    if (shared_bytes > kSharedOfAnyKernel)
-      launch.allow_shared(fused.kernel, fused.shared_bytes(kMostThreads));
-    launch(fused.kernel, job.planes * tiles, plan.threads, shared_bytes, job, plan);
+    job.load_width = std::min(access_width(job.x, job), access_width(job.y, job));
+    job.store_width = 4;
+    for (int i = 0; i < job.gradients; ++i)
+      job.store_width = std::min(job.store_width, access_width(job.grad[i], job));
+    return job;
+  }
+
+  static Extent extent_of(const Problem<float>& problem) {
+    return {problem.planes, problem.channels, problem.height,   problem.width,
+            problem.margin, problem.window,   problem.gradients};
+  }
+
+  Records sweep_fused(const Problem<float>& problem, const Fused& fused) const {
+    Job<float> job = fused_job(problem);
+    const Plan plan = plans_of({extent_of(job)}, launch.limits(), fused.shared_bytes)[0];
+    const Records records = new_records(job, plan.tiles.divisor);
+    launch(fused.kernel, job.planes * plan.tiles.divisor, plan.threads,
+           fused.shared_bytes(plan.threads), job, plan);
+    return records;
+  }
+
+  std::vector<Records> sweep_together(const std::vector<Problem<float>>& problems) const {
+    std::vector<Extent> extents;
+    for (const Problem<float>& problem : problems) extents.push_back(extent_of(problem));
+    const auto shared_bytes = fused_of(problems[0]).shared_bytes;
+    const std::vector<Plan> plans = plans_of(extents, launch.limits(), shared_bytes);
+    LevelJobs all{static_cast<int>(problems.size())};
+    std::vector<Records> records;
+    int64_t blocks = 0;
+    for (size_t level = 0; level < problems.size(); ++level) {
+      const int64_t tiles = plans[level].tiles.divisor;
+      Job<float>& job = all.jobs[level] = fused_job(problems[level]);
+      all.plans[level] = plans[level];
+      all.first_block[level] = static_cast<int>(blocks);
+      records.push_back(new_records(job, tiles));
+      blocks += job.planes * tiles;
+    }
+    check_size(problems[0], blocks);
+    const int threads = plans[0].threads;
+    launch(levels_of(problems[0].window, kind_of(problems[0])), blocks, threads,
+           shared_bytes(threads), all);
     return records;
   }
 
   // Intermediate images alternate between two buffers.
   template <class A, bool kMasked>
-  Records sweep_separable(Job<A>& job) const {
+  Records sweep_separable(const Problem<A>& problem) const {
+    Job<A> job{problem};
     const int64_t pixels = job.depth * job.height * job.width;
     const PixelGrid grid{divide_up(pixels, kPixelThreads)};
     const Records records = new_records(job, grid.tiles);
@@ -340,7 +488,7 @@ class CudaDevice {
       launch(column_moments<A, kMasked>, blocks, kPixelThreads, 0, job, grid, in_column, from, to);
       std::swap(from, to);
     }
-    launch(statistics<A, kMasked>, blocks, kPixelThreads, record_scratch(kPixelThreads), job, grid,
+    launch(statistics<A, kMasked>, blocks, kPixelThreads, sums_bytes<A>(kPixelThreads), job, grid,
            job.is_volume ? across_slices : in_column, from, gradient ? to.values : nullptr);
     if (gradient) {
       const auto adjoint = [&](const Line& line) {
@@ -352,10 +500,24 @@ class CudaDevice {
       adjoint(in_column);
       launch(gradients<A, kMasked>, blocks, kPixelThreads, 0, job, grid, in_row, to.values);
     }
-    const int64_t pooled = job.planes * job.pooled_rows.size * job.pooled_columns.size;
-    if (job.pooling != Pooling::kNone && pooled > 0)
-      launch(pool_pair<A>, divide_up(pooled, kPixelThreads), kPixelThreads, 0, job);
     return records;
+  }
+
+  // Threads of a block that adds so many items, each by a thread (or by a warp).
+  static int sum_threads(int64_t items) {
+    return static_cast<int>(
+        std::clamp<int64_t>(divide_up(items, kWarp) * kWarp, kWarp, kMostSumThreads));
+  }
+
+  // Computes the images of coarser levels, kPooledAtOnce in a launch.
+  template <class A>
+  void pool(const std::vector<Problem<A>>& problems) const {
+    size_t levels = 0;
+    while (levels < problems.size() && problems[levels].pooling != Pooling::kNone) ++levels;
+    for (size_t first = 0; first < levels; first += kPooledAtOnce) {
+      const Pool<A> p = pool_of(problems, first, std::min<size_t>(levels - first, kPooledAtOnce));
+      launch(pool_pyramid<A>, divide_up(p.items * kPoolLanes, kPoolThreads), kPoolThreads, 0, p);
+    }
   }
 
   // Folds long lists of records first, because a single block per group adds the rest.
@@ -363,29 +525,37 @@ class CudaDevice {
   void finish(const Records& records, const Reduction<A>& reduction) const {
     constexpr int64_t kLongList = 1 << 16, kFoldedRun = 1 << 12;
     const int64_t planes = reduction.planes / reduction.groups;
-    Finish<A> p{records.of_planes(planes), reduction, reduction.positions[0] * double(planes)};
+    Finish<A> p{records.of_planes<A>(planes), reduction, reduction.positions[0] * double(planes),
+                1 / reduction.count};
     std::optional<Tensor> memory;
     if (p.from.count > kLongList) {
-      FoldRecords fold{p.from, reduction.groups, kFoldedRun, reduction.wanted, nullptr};
-      memory = scratch<double>(fold.groups * fold.runs() * kTerms);
-      fold.out = data<double>(*memory);
-      launch(fold_records, grid_of(fold.groups * fold.runs(), 1 << 16), kSumThreads, kSumShared,
-             fold);
+      FoldRecords<A> fold{p.from, reduction.groups, kFoldedRun, reduction.wanted, nullptr};
+      memory = scratch<A>(2 * fold.groups * fold.runs() * kTerms);
+      fold.out = data<StoredSum<A>>(*memory);
+      launch(fold_records<A>, fold.groups * fold.runs(), kMostSumThreads,
+             sums_bytes<A>(kMostSumThreads), fold);
       p.from = {fold.out, fold.runs()};
     }
-    launch(finish_terms<A>, grid_of(reduction.groups, 1 << 20), kSumThreads, kSumShared, p);
+    const int threads = sum_threads(divide_up(p.from.count, 4));
+    launch(finish_terms<A>, reduction.groups, threads, sums_bytes<A>(threads), p);
   }
 
   template <class A>
   void combine(const std::vector<Records>& records, const Reduction<A>& reduction) const {
     const int64_t planes = reduction.planes / reduction.groups;
-    CombinePlanes<A> p{{}, reduction, reduction.joint ? reduction.channels : 1, double(planes)};
-    for (int level = 0; level < reduction.levels; ++level)
-      p.levels[level] = records[level].of_planes(1);
-    launch(combine_planes<A>, grid_of(reduction.planes / p.planes, 1 << 20), kSumThreads,
-           kSumShared, p);
-    const Finish<A> means{{reduction.plane_terms, planes}, reduction, 0};
-    launch(combine_groups<A>, grid_of(reduction.groups, 1 << 20), kSumThreads, kSumShared, means);
+    const int64_t together = reduction.joint ? reduction.channels : 1, products = planes / together;
+    CombineLevels<A> p{.to = reduction,
+                       .together = together,
+                       .products = products,
+                       .per_product = 1 / double(products),
+                       .per_plane = 1 / double(planes)};
+    for (int level = 0; level < reduction.levels; ++level) {
+      p.levels[level] = records[level].of_planes<A>(1);
+      p.per_position[level] = 1 / (reduction.positions[level] * double(together));
+    }
+    const int threads = sum_threads(products * reduction.levels * kWarp);
+    launch(combine_levels<A>, reduction.groups, threads,
+           std::max(kItemBytes, sums_bytes<double>(threads)), p);
   }
 
   const Tensor like;

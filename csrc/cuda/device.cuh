@@ -70,6 +70,13 @@ class Shared {
 constexpr int kWarp = 32;
 constexpr unsigned kEveryLane = ~0u;
 
+// threadIdx.x, read once: nvcc reads it anew wherever it is used, and that takes 28 cycles.
+SSIMFAST_DEVICE int thread_of_block() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
 template <class V>
 SSIMFAST_DEVICE V from_lane(V value, int lane) {
   return __shfl_sync(kEveryLane, value, lane, kWarp);
@@ -80,6 +87,13 @@ SSIMFAST_DEVICE V from_lane_xor(V value, int mask) {
   return __shfl_xor_sync(kEveryLane, value, mask, kWarp);
 }
 
+// A bit for each lane where the condition holds.
+SSIMFAST_DEVICE unsigned lanes_where(bool condition) {
+  return __ballot_sync(kEveryLane, condition);
+}
+SSIMFAST_DEVICE int count_of(unsigned lanes) { return __popc(lanes); }
+SSIMFAST_DEVICE int first_of(unsigned lanes) { return __ffs(int(lanes)) - 1; }
+
 // ---- arithmetic ---------------------------------------------------------------------------------
 
 // 1 / v with an error of at most one unit in the last place. Takes one instruction; a division
@@ -88,6 +102,45 @@ SSIMFAST_DEVICE float reciprocal(float v) {
   float r;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
   return r;
+}
+
+// Two numbers with the same arithmetic, which newer devices do in one instruction.
+struct Two {
+  float a = 0, b = 0;
+};
+
+// True if filters of K taps should use it.
+#if __CUDA_ARCH__ >= 1000
+template <int K>
+constexpr bool kPacks = true;
+
+SSIMFAST_DEVICE float2 of(Two x) { return make_float2(x.a, x.b); }
+SSIMFAST_DEVICE Two two(float2 x) { return {x.x, x.y}; }
+SSIMFAST_DEVICE Two add(Two x, Two y) { return two(__fadd2_rn(of(x), of(y))); }
+SSIMFAST_DEVICE Two multiply(Two x, Two y) { return two(__fmul2_rn(of(x), of(y))); }
+SSIMFAST_DEVICE Two accumulate(Two sum, Two x, Two y) {
+  return two(__ffma2_rn(of(x), of(y), of(sum)));
+}
+#else
+template <int K>
+constexpr bool kPacks = false;
+
+SSIMFAST_DEVICE Two add(Two x, Two y) { return {x.a + y.a, x.b + y.b}; }
+SSIMFAST_DEVICE Two multiply(Two x, Two y) { return {x.a * y.a, x.b * y.b}; }
+SSIMFAST_DEVICE Two accumulate(Two sum, Two x, Two y) {
+  return {sum.a + x.a * y.a, sum.b + x.b * y.b};
+}
+#endif
+
+// The larger of two numbers; NaN if one of them is.
+SSIMFAST_DEVICE float larger(float a, float b) {
+#if __CUDA_ARCH__ >= 800
+  float larger;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
+  return larger;
+#else
+  return a < b ? b : a;
+#endif
 }
 
 }  // namespace ssimfast::cuda

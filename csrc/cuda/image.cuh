@@ -2,9 +2,10 @@
 // range with a constant near them subtracted.
 #pragma once
 
+#include <cstring>
 #include <type_traits>
 
-#include "cuda/device.cuh"
+#include "cuda/record.cuh"
 #include "problem.h"
 
 namespace ssimfast::cuda {
@@ -19,6 +20,15 @@ SSIMFAST_DEVICE A multiply_add(A a, A b, A c) {
   if constexpr (sizeof(A) == sizeof(float)) return fmaf(a, b, c);
   return fma(a, b, c);
 }
+
+// The arithmetic of Two (device.cuh) for one number, so that filters are written once.
+SSIMFAST_DEVICE float add(float x, float y) { return x + y; }
+SSIMFAST_DEVICE float multiply(float x, float y) { return x * y; }
+SSIMFAST_DEVICE float accumulate(float sum, float x, float y) { return sum + x * y; }
+SSIMFAST_DEVICE float negative(float x) { return -x; }
+SSIMFAST_DEVICE Two negative(Two x) { return {-x.a, -x.b}; }
+SSIMFAST_DEVICE void set_both(float& x, float value) { x = value; }
+SSIMFAST_DEVICE void set_both(Two& x, float value) { x = {value, value}; }
 
 // The reciprocals that Terms (pixel.h) asks for.
 struct Reciprocals {
@@ -66,6 +76,39 @@ SSIMFAST_DEVICE T from_arithmetic(A v) {
   }
 }
 
+constexpr int kVectorBytes = 16;  // of the widest access
+
+// Elements that one access of 1 to 16 bytes reads or writes.
+template <class T, int n>
+struct Several {
+  T of[n];
+};
+
+// The word that holds them in memory. Use pointers to such words to step to rows and vectors:
+// nvcc 13.0 often splits a vector that is written through a pointer that was stepped in T.
+template <class T, int n>
+using Packed = std::conditional_t<
+    n * sizeof(T) == 16, uint4,
+    std::conditional_t<
+        n * sizeof(T) == 8, uint2,
+        std::conditional_t<n * sizeof(T) == 4, unsigned,
+                           std::conditional_t<n * sizeof(T) == 2, uint16_t, uint8_t>>>>;
+
+template <class T, int n>
+SSIMFAST_DEVICE Several<T, n> unpacked(const Packed<T, n>& packed) {
+  Several<T, n> values;
+  static_assert(sizeof(values) == sizeof(packed));
+  memcpy(&values, &packed, sizeof(values));
+  return values;
+}
+
+template <class T, int n>
+SSIMFAST_DEVICE void write_several(Packed<T, n>* to, const Several<T, n>& values) {
+  Packed<T, n> packed;
+  memcpy(&packed, &values, sizeof(values));
+  write(to, packed);
+}
+
 template <class A, bool kAny = false>
 SSIMFAST_DEVICE A load(const View& image, int64_t offset) {
   if (image.dtype == Dtype::kUInt8)
@@ -92,7 +135,10 @@ SSIMFAST_DEVICE void store(const View& image, int64_t offset, A value) {
 template <class A>
 struct Job : Problem<A> {
   A weighted_taps[kMaxWindow];  // taps * 4 * weight[kSsim] * grad_scale: the plain sweep's adjoint
-  double* records;              // one record of sums a tile (record.cuh); null if no sum is wanted
+  StoredSum<A>* records;        // one record of sums a tile (record.cuh); null if no sum is wanted
+  // Neighbours in a row that the fused kernel may read from x and y, and write to gradients, at
+  // once: 4, 2 or 1; 0 if neighbours are not contiguous.
+  int load_width, store_width;
 };
 
 // Weight of SSIM or contrast-structure in the gradient of a plane.
@@ -162,53 +208,57 @@ class UnitRange {
   A scale, twice_scale, twice_offset, twice_black, centre;
 };
 
-// Pixels of one plane, n * channels + c, from which a centre is chosen.
-struct Area {
-  int64_t plane;
-  int64_t slices;
-  int64_t row_begin, row_end, column_begin, column_end;
+// Number of the 16 samples of a block's images, of x and y in neighbouring lanes: 4 x 4, spread
+// evenly over its pixels.
+struct Sample {
+  int row, column;  // 0 to 3
+
+  SSIMFAST_DEVICE explicit Sample(int lane) : row(lane / 8), column(lane / 2 % 4) {}
+  // Index of a sample in [begin, end), if `i` is its row or column.
+  template <class I>
+  static SSIMFAST_DEVICE I at(int i, I begin, I end) {
+    return begin + (2 * i + 1) * (end - begin) / 8;
+  }
 };
 
-// Median of the values of those lanes that count; 0 if none does. Every lane ranks its value among
-// all others, and the lane of the middle rank sends its value to all.
-template <class A>
-SSIMFAST_DEVICE A median(A value, bool counts, int lane) {
-  int rank = 0, count = 0;
-  for (int other = 0; other < kWarp; ++other) {
+// The value of middle rank of those lanes that are in `counting`, which is not empty. Of kStep
+// lanes only the first may be in it.
+template <int kStep, class A>
+SSIMFAST_DEVICE A median(A value, unsigned counting, int lane) {
+  int rank = 0;
+#pragma unroll 8
+  for (int other = 0; other < kWarp; other += kStep) {
     const A theirs = from_lane(value, other);
-    const bool counts_too = from_lane(int(counts), other) != 0;
-    count += counts_too;
-    rank += counts_too && (theirs < value || (theirs == value && other < lane));
+    const int below = int(theirs < value) | (int(theirs == value) & int(other < lane));
+    rank += below & int(counting >> other);
   }
-  A middle = counts && rank == count / 2 ? value : A(0);
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) middle += from_lane_xor(middle, mask);
-  return middle;
+  const bool counts = (counting >> lane & 1) != 0;
+  const unsigned middle = lanes_where(counts && rank == count_of(counting) / 2);
+  return from_lane(value, first_of(middle));
 }
 
+// Chooses the centre of a block's images from `value`: of x in even lanes, of y in odd lanes, at
+// the same pixel (Sample). Every warp chooses for itself, from the same samples.
+//
 // x and y are centred at `low`, unless s would round off more than either image did: then at the
-// median of 4 x 4 samples of each, which outliers do not move. d is centred at its median, unless
-// some samples are equal and must stay so, or the sign of d is wanted, which a small d would lose.
-// Every warp chooses for itself, from the same samples.
+// median of the samples, which outliers do not move. d is centred at its median, unless some
+// samples are equal and must stay so, or the sign of d is wanted, which a small d would lose.
 template <class A>
-SSIMFAST_DEVICE Centre<A> choose_centre(const Job<A>& job, const Area& area, int lane) {
-  const auto at = [](int64_t begin, int64_t end, int i) {
-    return begin + (2 * i + 1) * (end - begin) / 8;
-  };
-  const int i = lane / 2 / 4, j = lane / 2 % 4;
-  const View& image = lane % 2 == 0 ? job.x : job.y;
-  const A value = load<A>(image, image.plane(area.plane / job.channels, area.plane % job.channels) +
-                                     at(0, area.slices, (i + j) % 4) * image.by_slice +
-                                     at(area.row_begin, area.row_end, i) * image.by_row +
-                                     at(area.column_begin, area.column_end, j) * image.by_column);
-  const bool finite = value - value == 0;
-  const A middle = median(value, finite, lane);
-  const A other = from_lane_xor(value, 1);
-  const A d = (lane % 2 == 0 ? value - other : other - value) * job.scale;
-  const A middle_d = median(d, d - d == 0, lane);
-  int equal = d == 0;
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) equal |= from_lane_xor(equal, mask);
-  return {is_far(middle, job.low, job.scale) ? middle : job.low,
-          equal != 0 || needs_sign(job.weight + kL1) ? A(0) : middle_d};
+SSIMFAST_DEVICE Centre<A> choose_centre(const Job<A>& job, A value, int lane) {
+  Centre<A> centre{job.low, 0};
+  // The median is far if more than half of the samples are, on one side: found without sorting.
+  const unsigned finite = lanes_where(value - value == 0);
+  const bool far = (finite >> lane & 1) != 0 && is_far(value, job.low, job.scale);
+  const int above = count_of(lanes_where(far && value > job.low));
+  const int below = count_of(lanes_where(far && value < job.low));
+  const int count = count_of(finite);
+  if (count > 0 && (count - above <= count / 2 || below > count / 2))
+    centre.image = median<1>(value, finite, lane);
+  const A d = (value - from_lane_xor(value, 1)) * job.scale;  // in even lanes
+  const unsigned counting = lanes_where(lane % 2 == 0 && d - d == 0);
+  if (lanes_where(d == 0) == 0 && counting != 0 && !needs_sign(job.weight + kL1))
+    centre.d = median<2>(d, counting, lane);
+  return centre;
 }
 
 }  // namespace ssimfast::cuda

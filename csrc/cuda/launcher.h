@@ -17,6 +17,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "cuda/plan.h"
+
 #define SSIMFAST_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(ssimfast, CUDA, m)
 
 namespace ssimfast::cuda {
@@ -40,19 +42,9 @@ class Launcher {
     stream = static_cast<cudaStream_t>(current);
   }
 
-  int multiprocessors() const {
-    int count = 0;
-    STD_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-    return count;
-  }
-
-  // Allows blocks of the kernel up to `most_bytes` of dynamic shared memory. Always pass the same
-  // number for a kernel: all threads share the limit, and another thread may be about to launch.
-  template <class... P>
-  void allow_shared(void (*kernel)(P...), int64_t most_bytes) const {
-    STD_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                        cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(most_bytes)));
+  DeviceLimits limits() const {
+    return {attribute(cudaDevAttrMultiProcessorCount),
+            attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
   }
 
   template <class... P>
@@ -65,6 +57,12 @@ class Launcher {
   }
 
  private:
+  int attribute(cudaDeviceAttr which) const {
+    int value = 0;
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, device));
+    return value;
+  }
+
   using DeviceIndex = torch::stable::accelerator::DeviceIndex;
 
   const int32_t device;

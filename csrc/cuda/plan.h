@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "cuda/sweep.cuh"
 
@@ -10,60 +11,89 @@ namespace ssimfast::cuda {
 
 // The shape that a plan is for.
 struct Extent {
-  int64_t planes, height, width, margin;
-  int halo;    // of the window
-  int spread;  // statistics beyond the own pixels
+  int64_t planes, channels, height, width, margin;
+  int window, gradients;
 };
 
-// With fewer resident threads than these, a step takes no less time: the multiprocessor waits for
-// its memory.
-constexpr int kLeastThreads = 192;
+// Limits of a device.
+struct DeviceLimits {
+  int multiprocessors;
+  int64_t shared_bytes;  // of a multiprocessor
+};
 
-// The plan whose blocks are all done soonest, if the time of a step is proportional to the resident
-// threads. It has few columns that no pixel needs, runs that are long against the rows they share,
-// and no last wave of only a few blocks. Of the device it needs the number of multiprocessors only.
-inline Plan make_plan(const Extent& extent, int multiprocessors) {
-  const int64_t planes = extent.planes, height = extent.height, width = extent.width;
-  const int halo = extent.halo, spread = extent.spread;
-  constexpr int kAlignment = 8;  // columns: 16 bytes of a half type
-  // Columns before the first pixel that a window sees, back to a multiple of kAlignment.
-  const int lead = int((extent.margin - halo) % kAlignment + kAlignment) % kAlignment;
-  const int first_column = int(extent.margin) - halo - lead;
-  const int64_t columns = width - 2 * extent.margin + lead;  // columns of statistics
+// The time of a step with so many warps a scheduler, in units of what each warp adds: modelled from
+// the machine code for sm_80 to sm_90 (docs/cuda.md).
+constexpr double step_time(double warps) { return 1.15 + warps; }
+
+struct PlanAndCost {
+  Plan plan;
+  double cost = 0;
+};
+
+// Of all plans with so many threads, that whose blocks are all done soonest. The time of a
+// multiprocessor is that of its waves of blocks, each as many steps as a run and the rows that it
+// shares with its neighbours.
+inline PlanAndCost best_plan(const Extent& extent, const DeviceLimits& device, int threads,
+                             int64_t shared_bytes) {
+  const int64_t planes = extent.planes, height = extent.height;
+  const int halo = extent.window / 2, spread = extent.gradients > 0 ? halo : 0;
+  // Columns before the first pixel that a window sees, back to a multiple of kColumns.
+  const int lead = int((extent.margin - halo) % kColumns + kColumns) % kColumns;
+  const int64_t columns = extent.width - 2 * extent.margin + lead;  // columns of statistics
+  const int overlap = first_own_column(halo, spread) - halo + spread;
+  const int step = (threads - overlap) / kColumns * kColumns;
   const int shared_rows = 2 * (halo + spread);
-  constexpr int kLeastRows = 8, kWavesTried = 12;
-  Plan best{};
-  double least_cost = 0;
-  for (int threads = kMostThreads; threads >= 64; threads -= 32) {
-    const int step = threads - 2 * spread;
-    const int64_t strips = columns <= threads ? 1 : 1 + divide_up(columns - threads, step);
-    const int resident = std::max(1, kResidentThreads / threads);
-    const int64_t at_a_time = int64_t(multiprocessors) * resident;
-    const int width_of_a_step = std::max(resident * threads, kLeastThreads);
-    const int64_t most_runs = std::max<int64_t>(1, height / kLeastRows);
-    // Tries the largest number of runs for each number of waves.
-    const int64_t least_waves = divide_up(planes * strips, at_a_time);
-    for (int64_t wave = least_waves; wave < least_waves + kWavesTried; ++wave) {
-      const int64_t runs = std::min(wave * at_a_time / (planes * strips), most_runs);
-      const int64_t rows = divide_up(height, runs);
-      const double cost = double(divide_up(planes * strips * runs, at_a_time)) *
-                          double(rows + shared_rows) * double(width_of_a_step);
-      if (least_cost == 0 || cost < least_cost) {
-        least_cost = cost;
-        // Moves the strips a little closer together if that aligns each of them.
-        int64_t aligned = step;
-        if (strips > 1) {
-          aligned = divide_up(columns - threads, strips - 1);
-          aligned = divide_up(aligned, kAlignment) * kAlignment;
-        }
-        best = {threads,
-                first_column,
-                int(strips),
-                int(aligned <= step ? aligned : step),
-                int(divide_up(height, rows)),
-                int(rows)};
-      }
+  const int64_t strips = columns <= threads ? 1 : 1 + divide_up(columns - threads, step);
+  constexpr int64_t kReservedBytes = 1024;  // of shared memory, for each block
+  const int64_t resident =
+      std::max<int64_t>(1, std::min(resident_threads(extent.gradients) / int64_t(threads),
+                                    device.shared_bytes / (shared_bytes + kReservedBytes)));
+  const auto time = [&](int64_t blocks) {
+    return blocks == 0 ? 0.0 : step_time(double(divide_up(blocks * threads, 4 * kWarp)));
+  };
+  constexpr int kLeastRows = 8, kBlocksTried = 24;
+  const int64_t most_runs = std::max<int64_t>(1, height / kLeastRows);
+  PlanAndCost best;
+  // Tries the largest number of runs for each number of blocks of a multiprocessor.
+  const int64_t least_blocks = divide_up(planes * strips, device.multiprocessors);
+  for (int64_t blocks = least_blocks; blocks < least_blocks + kBlocksTried; ++blocks) {
+    const int64_t most = blocks * device.multiprocessors / (planes * strips);
+    const int64_t rows = divide_up(height, std::min(most, most_runs));
+    const int64_t steps = divide_up(rows + shared_rows, kRows), runs = divide_up(height, rows);
+    const int64_t all = divide_up(planes * strips * runs, device.multiprocessors);
+    const double cost =
+        double(steps) * (double(all / resident) * time(resident) + time(all % resident));
+    if (best.cost != 0 && cost >= best.cost) continue;
+    best.cost = cost;
+    best.plan = {.threads = threads,
+                 .first_column = int(extent.margin) - halo - lead,
+                 .strip_step = step,
+                 .runs = int(runs),
+                 .run_rows = int(rows),
+                 .strips = Divisor(strips),
+                 .tiles = Divisor(strips * runs),
+                 .channels = Divisor(extent.channels)};
+  }
+  return best;
+}
+
+// Plans for sweeps that run in one launch, and so with the same number of threads: that for which
+// the sum of their times is least, or the smallest of several.
+inline std::vector<Plan> make_plans(const std::vector<Extent>& extents, const DeviceLimits& device,
+                                    int (*shared_bytes)(int threads)) {
+  constexpr int kLeastThreads = 64;
+  std::vector<Plan> best, plans(extents.size());
+  double least = 0;
+  for (int threads = kLeastThreads; threads <= kMostThreads; threads += kWarp) {
+    double cost = 0;
+    for (size_t i = 0; i < extents.size(); ++i) {
+      const PlanAndCost one = best_plan(extents[i], device, threads, shared_bytes(threads));
+      plans[i] = one.plan;
+      cost += one.cost;
     }
+    if (!best.empty() && cost >= least) continue;
+    least = cost;
+    best = plans;
   }
   return best;
 }

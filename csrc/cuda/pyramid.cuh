@@ -7,39 +7,11 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 
-#include "cuda/image.cuh"
+#include "cuda/patch.cuh"
 
 namespace ssimfast::cuda {
-
-// Elements that one memory access of 4, 8 or 16 bytes reads or writes.
-template <class T, int n>
-struct Several {
-  T of[n];
-};
-
-// The word that stores a Several<T, n>. Step to rows and vectors with pointers to such words: nvcc
-// 13.0 often splits a vector store if the pointer was stepped in elements T.
-template <class T, int n>
-using Packed = std::conditional_t<n * sizeof(T) == 16, uint4,
-                                  std::conditional_t<n * sizeof(T) == 8, uint2, unsigned>>;
-
-template <class T, int n>
-SSIMFAST_DEVICE Several<T, n> unpacked(const Packed<T, n>& packed) {
-  Several<T, n> values;
-  static_assert(sizeof(values) == sizeof(packed));
-  memcpy(&values, &packed, sizeof(values));
-  return values;
-}
-
-template <class T, int n>
-SSIMFAST_DEVICE void write_several(Packed<T, n>* to, const Several<T, n>& values) {
-  Packed<T, n> packed;
-  memcpy(&packed, &values, sizeof(values));
-  write(to, packed);
-}
 
 // ---- scale_ -------------------------------------------------------------------------------------
 //
@@ -86,7 +58,6 @@ struct ScaleGrad {
   }
 };
 
-constexpr int kVectorBytes = 16;
 constexpr int kVectorsPerThread = 2;
 constexpr int kPieceBytes = kScaleThreads * kVectorsPerThread * kVectorBytes;
 
@@ -153,80 +124,6 @@ __global__ void __launch_bounds__(kScaleThreads) scale_elements(const ScaleGrad<
 
 constexpr int kCollapseThreads = 128;
 constexpr int kPixelTerms = kTerms - kL1;
-constexpr int kPatch = 4;
-
-// Position of a patch, which may extend beyond the image.
-struct Patch {
-  int row, column, height, width;
-
-  SSIMFAST_DEVICE bool has_row(int i) const { return row + i >= 0 && row + i < height; }
-  SSIMFAST_DEVICE bool has_column(int k) const { return column + k >= 0 && column + k < width; }
-  SSIMFAST_DEVICE bool is_inside() const {
-    return has_row(0) && has_row(kPatch - 1) && has_column(0) && has_column(kPatch - 1);
-  }
-};
-
-// An image that is read and written in patches. One thread reads and writes a patch, so the result
-// may overwrite the image.
-template <class A>
-struct Patches {
-  View image;
-  bool packed = false;  // true if each row of a patch is one or two aligned vectors
-
-  template <class T>
-  static constexpr int kLanes = kPatch * sizeof(T) > kVectorBytes ? kPatch / 2 : kPatch;
-
-  SSIMFAST_DEVICE int64_t offset(int64_t plane, const Patch& patch) const {
-    return plane + patch.row * image.by_row + patch.column * image.by_column;
-  }
-
-  SSIMFAST_DEVICE void get(int64_t plane, const Patch& patch, A (&values)[kPatch][kPatch]) const {
-    for_dtype<A>(image.dtype, [&](auto zero) {
-      using T = decltype(zero);
-      constexpr int n = kLanes<T>;
-      const T* const from = static_cast<const T*>(image.data) + offset(plane, patch);
-      if (packed && patch.is_inside()) {
-        Several<T, n> vectors[kPatch][kPatch / n];  // all loads are issued before one is used
-        for (int i = 0; i < kPatch; ++i)
-          for (int k = 0; k < kPatch / n; ++k)
-            vectors[i][k] = unpacked<T, n>(
-                read_own(reinterpret_cast<const Packed<T, n>*>(from + i * image.by_row) + k));
-        for (int i = 0; i < kPatch; ++i)
-          for (int k = 0; k < kPatch; ++k)
-            values[i][k] = to_arithmetic(vectors[i][k / n].of[k % n]);
-      } else {
-        for (int i = 0; i < kPatch; ++i)
-          for (int k = 0; k < kPatch; ++k)
-            if (patch.has_row(i) && patch.has_column(k))
-              values[i][k] = to_arithmetic(read_own(from + i * image.by_row + k * image.by_column));
-      }
-    });
-  }
-  SSIMFAST_DEVICE void set(int64_t plane, const Patch& patch,
-                           const A (&values)[kPatch][kPatch]) const {
-    for_dtype<A>(image.dtype, [&](auto zero) {
-      using T = decltype(zero);
-      constexpr int n = kLanes<T>;
-      T* const to = static_cast<T*>(image.data) + offset(plane, patch);
-      if (packed && patch.is_inside()) {
-        for (int i = 0; i < kPatch; ++i) {
-          auto* const row = reinterpret_cast<Packed<T, n>*>(to) + i * (image.by_row / n);
-          for (int k = 0; k < kPatch / n; ++k) {
-            Several<T, n> vector;
-            for (int j = 0; j < n; ++j) vector.of[j] = from_arithmetic<T>(values[i][k * n + j]);
-            write_several(row + k, vector);
-          }
-        }
-      } else {
-        for (int i = 0; i < kPatch; ++i)
-          for (int k = 0; k < kPatch; ++k)
-            if (patch.has_row(i) && patch.has_column(k))
-              write(to + i * image.by_row + k * image.by_column, from_arithmetic<T>(values[i][k]));
-      }
-    });
-  }
-};
-
 // A pyramid level, and the pooling of its rows and columns to the next level.
 template <class A>
 struct Level {

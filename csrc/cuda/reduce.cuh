@@ -1,9 +1,8 @@
 // The second stage of the sums: turns the records of tiles (record.cuh) into terms, values and
 // slopes.
 //
-// All sums are in double and in a fixed order, which does not depend on the grid. Each kernel needs
-// kSumThreads threads and kSumShared bytes of shared memory. Any number of blocks works; best is
-// one block per item of the kernel's loop.
+// Records are added in a fixed order, which does not depend on the grid: a block for each group of
+// planes. Double arithmetic is left for what has one number for each group, plane or level.
 #pragma once
 
 #include <cmath>
@@ -14,245 +13,222 @@
 
 namespace ssimfast::cuda {
 
-constexpr int kSumThreads = 512;
-constexpr int kSumWarps = kSumThreads / kWarp;
-constexpr int64_t kSumShared = (kSumWarps * kTerms + 2 * kMaxLevels) * sizeof(double);
-constexpr int kEveryTerm = (1 << kTerms) - 1;
+constexpr int kMostSumThreads = 512;
 
 // Records of a sweep: `count` per group of planes.
+template <class A>
 struct RecordList {
-  const double* first;
-  int64_t count;
+  const StoredSum<A>* first = nullptr;
+  int64_t count = 0;
 
-  SSIMFAST_DEVICE const double* of_group(int64_t group) const {
+  SSIMFAST_DEVICE const StoredSum<A>* of_group(int64_t group) const {
     return first + group * count * kTerms;
   }
 };
 
-struct Sums {
-  double of[kTerms] = {};
-};
-
-// Adds the records first, first + step, ... below count; only the terms in `wanted`.
-//
-// Reads several records before it adds any, to keep several loads in flight. That needs registers,
-// so the kernels are compiled for one block per multiprocessor.
-SSIMFAST_DEVICE Sums sum_records(const double* records, int64_t count, int wanted, int first,
-                                 int step) {
-  constexpr int kAhead = 4;
-  Sums sums;
-  for (int64_t i = first; i < count; i += kAhead * step) {
-    double values[kAhead][kTerms];
-    for (int k = 0; k < kAhead; ++k) {
-      const int64_t record = i + k * step;
-      for (int t = 0; t < kTerms; ++t)
-        values[k][t] =
-            record < count && (wanted >> t & 1) != 0 ? read(records + record * kTerms + t) : 0.0;
-    }
-    for (int k = 0; k < kAhead; ++k)
-      for (int t = 0; t < kTerms; ++t) sums.of[t] += values[k][t];
-  }
-  return sums;
-}
-
-// Adds the sums within each warp and writes one row of `rows` per warp. After a barrier, total()
-// adds the rows.
-SSIMFAST_DEVICE void sum_warps(const Sums& sums, const Shared<double>& rows) {
-  const int thread = int(threadIdx.x);
-  for (int t = 0; t < kTerms; ++t) {
-    const double sum = warp_sum(sums.of[t]);
-    if (thread % kWarp == 0) rows.set(thread / kWarp * kTerms + t, sum);
-  }
-}
-
-SSIMFAST_DEVICE double total(const Shared<double>& rows, int term) {
-  double sum = 0;
-  for (int warp = 0; warp < kSumWarps; ++warp) sum += rows[warp * kTerms + term];
-  return sum;
-}
-
-// Writes the value of a group: the weighted sum of its terms. One thread calls this.
+// Adds a term of the records first, first + step, ... below count. Reads several before it adds
+// any, to keep several loads in flight.
 template <class A>
-SSIMFAST_DEVICE void write_value(const Reduction<A>& to, int64_t group,
-                                 const Shared<double>& terms) {
-  double value = 0;
+SSIMFAST_DEVICE void add_records(Sum<A>& sum, const StoredSum<A>* records, int term, int64_t count,
+                                 int first, int step) {
+  constexpr int kAhead = 4;
+  for (int64_t i = first; i < count; i += kAhead * step) {
+    Sum<A> sums[kAhead];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k)
+      if (i + k * step < count) sums[k] = loaded(read(records + (i + k * step) * kTerms + term));
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) sum.add(sums[k]);
+  }
+}
+
+// The same for all terms in `wanted`.
+template <class A>
+SSIMFAST_DEVICE void add_records(Sum<A> (&sums)[kTerms], const StoredSum<A>* records, int64_t count,
+                                 int wanted, int first, int step) {
+#pragma unroll
   for (int t = 0; t < kTerms; ++t)
-    if (to.weights[t] != 0) value += to.weights[t] * terms[t];
-  write(to.value + group, A(value + to.constant));
+    if ((wanted >> t & 1) != 0) add_records(sums[t], records, t, count, first, step);
+}
+
+// Writes the terms of a group, of which each lane has that of its number, and their weighted sum,
+// the value. The first warp calls this.
+template <class A>
+SSIMFAST_DEVICE void write_group(const Reduction<A>& to, int64_t group, double term) {
+  const int lane = threadIdx.x;
+  double part = 0;
+  if (lane < kTerms) {
+    write(to.terms + group * kTerms + lane, term);
+    if (to.weights[lane] != 0) part = to.weights[lane] * term;
+  }
+  static_assert(kTerms <= 8);
+  for (int mask = 4; mask > 0; mask /= 2) part += from_lane_xor(part, mask);
+  if (lane == 0) write(to.value + group, A(part + to.constant));
 }
 
 // ---- one sweep ----------------------------------------------------------------------------------
 
-// Parameter of fold_records, which adds every `run` records of a group into one; the last run of a
-// group may be shorter. finish_terms has one block per group, which would be slow for groups of
-// very many records.
+// Folds every `run` records of a group into one record; the last run of a group may be shorter.
+// Used if a group has so many records that finish_terms, one block per group, would take long.
+template <class A>
 struct FoldRecords {
-  RecordList from;
+  RecordList<A> from;
   int64_t groups, run;
   int wanted;
-  double* out;  // (groups, runs(), kTerms)
+  StoredSum<A>* out;  // (groups, runs(), kTerms)
 
   SSIMFAST_INLINE int64_t runs() const { return divide_up(from.count, run); }
 };
 
-static __global__ void __launch_bounds__(kSumThreads, 1) fold_records(const FoldRecords p) {
-  const auto rows = Shared<double>::dynamic();
-  const int thread = int(threadIdx.x);
-  for (int64_t item = blockIdx.x; item < p.groups * p.runs(); item += gridDim.x) {
-    const int64_t begin = item % p.runs() * p.run, rest = p.from.count - begin;
-    sum_warps(sum_records(p.from.of_group(item / p.runs()) + begin * kTerms,
-                          rest < p.run ? rest : p.run, p.wanted, thread, kSumThreads),
-              rows);
-    __syncthreads();
-    if (thread < kTerms) write(p.out + item * kTerms + thread, total(rows, thread));
-    __syncthreads();  // before `rows` is written again
-  }
+template <class A>
+__global__ void __launch_bounds__(kMostSumThreads, 1) fold_records(const FoldRecords<A> p) {
+  const int64_t item = blockIdx.x, group = item / p.runs(), begin = item % p.runs() * p.run;
+  const int64_t rest = p.from.count - begin;
+  Sum<A> sums[kTerms];
+  add_records(sums, p.from.of_group(group) + begin * kTerms, rest < p.run ? rest : p.run, p.wanted,
+              threadIdx.x, blockDim.x);
+  write_record(
+      p.out, item, [&](int t) { return (p.wanted >> t & 1) != 0; }, sums,
+      Shared<StoredSum<A>>::dynamic());
 }
 
-// Parameter of the kernels that compute the terms and the value of each group of planes.
+// Parameter of finish_terms.
 template <class A>
 struct Finish {
-  RecordList from;
+  RecordList<A> from;
   Reduction<A> to;
-  double positions;  // number of positions in a group
+  double positions;  // of a group
+  double per_count;  // 1 / to.count
 };
 
-// Computes the terms and values of one sweep. A group has the records of all tiles of its planes.
+// Computes the terms and the value of a group from the records of all tiles of its planes.
 template <class A>
-__global__ void __launch_bounds__(kSumThreads, 1) finish_terms(const Finish<A> p) {
-  const auto rows = Shared<double>::dynamic(), terms = rows + kSumWarps * kTerms;
-  const int thread = int(threadIdx.x);
+__global__ void __launch_bounds__(kMostSumThreads, 1) finish_terms(const Finish<A> p) {
+  const int64_t group = blockIdx.x;
   const Reduction<A>& to = p.to;
-  for (int64_t group = blockIdx.x; group < to.groups; group += gridDim.x) {
-    sum_warps(sum_records(p.from.of_group(group), p.from.count, to.wanted, thread, kSumThreads),
-              rows);
-    __syncthreads();
-    if (thread < kTerms) {
-      double term = 0;
-      if ((to.wanted >> thread & 1) != 0) {
-        const double sum = total(rows, thread);
-        term = (thread < kL1 ? p.positions - 2 * sum : sum * to.positions_per_pixel) / to.count;
-      }
-      terms.set(thread, term);
-      write(to.terms + group * kTerms + thread, term);
-    }
-    __syncthreads();
-    if (thread == 0) write_value(to, group, terms);
+  Sum<A> sums[kTerms];
+  add_records(sums, p.from.of_group(group), p.from.count, to.wanted, threadIdx.x, blockDim.x);
+  add_threads(
+      sums, [&](int t) { return (to.wanted >> t & 1) != 0; }, Shared<StoredSum<A>>::dynamic());
+  if (threadIdx.x >= kWarp) return;
+  const int lane = threadIdx.x;
+  double term = 0;
+  if ((to.wanted >> lane & 1) != 0) {
+    const double sum = of_lane(sums, lane).total();
+    term = (lane < kL1 ? p.positions - 2 * sum : sum * to.positions_per_pixel) * p.per_count;
   }
+  write_group(to, group, term);
 }
 
 // ---- all levels of MS-SSIM ----------------------------------------------------------------------
 
-// Parameter of combine_planes. For each plane or, if means are joint, for each image, the kernel
-// computes MS-SSIM; the terms of the finest level, with MS-SSIM in place of kContrastStructure
-// (`plane_terms`); the slopes; and the weights of a second sweep of the finest level, if there is
-// one.
+// Parameter of combine_levels. A product of the levels' powers is MS-SSIM of a plane or, if means
+// are joint, of an image; the mean of the products of a group is its value.
 template <class A>
-struct CombinePlanes {
-  RecordList levels[kMaxLevels];  // the records of each plane
+struct CombineLevels {
+  RecordList<A> levels[kMaxLevels];  // the records of each plane
   Reduction<A> to;
-  int64_t planes;          // planes whose means are averaged: 1 or, if joint, all channels
-  double planes_of_value;  // planes that a value averages
+  int64_t together;                 // planes of a product: 1 or, if joint, the channels
+  int64_t products;                 // of a group
+  double per_position[kMaxLevels];  // 1 / positions of a product, for each level
+  double per_product, per_plane;    // 1 / products, 1 / planes of a group
 };
 
-// Sums the records of one plane. All threads sum those of the finest level into `rows`. The coarser
-// levels have few records: one warp per level adds the sum that its mean needs to `sums`.
+// Level j of product i of a chunk: number i * levels + j. The shared memory of combine_levels has
+// three numbers for each.
+constexpr int kMostItems = 512;
+constexpr int64_t kItemBytes = 3 * kMostItems * sizeof(double);
+
+// Mean of a level of a product, by a warp; in lane 0.
 template <class A>
-SSIMFAST_DEVICE void sum_levels(const CombinePlanes<A>& p, int64_t plane, bool first,
-                                const Shared<double>& rows, const Shared<double>& sums) {
-  const int thread = int(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
-  const RecordList& finest = p.levels[0];
-  sum_warps(sum_records(finest.of_group(plane), finest.count, p.to.wanted, thread, kSumThreads),
-            rows);
-  static_assert(1 + kSumWarps >= kMaxLevels);
-  const int level = 1 + warp;
-  double sum = 0;
-  if (level < p.to.levels) {
-    const RecordList& records = p.levels[level];
-    sum = sum_records(records.of_group(plane) + p.to.mean_of(level), records.count, 1, lane, kWarp)
-              .of[0];
-  }
-  sum = warp_sum(sum);
-  if (lane == 0 && level < p.to.levels) sums.set(level, (first ? 0.0 : sums[level]) + sum);
+SSIMFAST_DEVICE double mean_of_level(const CombineLevels<A>& p, int level, int64_t product) {
+  const RecordList<A>& list = p.levels[level];
+  const int64_t count = list.count * p.together;
+  Sum<A> sum;
+  add_records(sum, list.first + product * count * kTerms, p.to.mean_of(level), count,
+              threadIdx.x % kWarp, kWarp);
+  return 1 - 2 * (add_lanes(sum).total() * p.per_position[level]);
 }
 
-// Writes the finest-level terms of one plane, except MS-SSIM, which is not known yet. kTerms
-// threads call this.
+// Writes the slope of a level, and with it the weights of the second sweep of the finest level, to
+// all planes of a product. `others` is the product of the powers of all other levels.
 template <class A>
-SSIMFAST_DEVICE void write_plane_terms(const Reduction<A>& to, int64_t plane, bool first,
-                                       const Shared<double>& rows, const Shared<double>& sums) {
-  const int term = int(threadIdx.x);
-  const double sum = total(rows, term);
-  if (term == to.mean_of(0)) sums.set(0, (first ? 0.0 : sums[0]) + sum);
-  double mean = 0;
-  if ((to.wanted >> term & 1) != 0)
-    mean =
-        term < kL1 ? 1 - 2 * sum / to.positions[0] : sum * to.positions_per_pixel / to.positions[0];
-  if (term != kContrastStructure) write(to.plane_terms + plane * kTerms + term, mean);
-}
-
-template <class A>
-__global__ void __launch_bounds__(kSumThreads, 1) combine_planes(const CombinePlanes<A> p) {
-  const auto rows = Shared<double>::dynamic(), sums = rows + kSumWarps * kTerms;
-  const Shared<double> powers = sums + kMaxLevels;
-  const int thread = int(threadIdx.x);
+SSIMFAST_DEVICE void write_slope(const CombineLevels<A>& p, int level, int64_t product,
+                                 double others, double by_mean) {
   const Reduction<A>& to = p.to;
-  for (int64_t begin = blockIdx.x * p.planes; begin < to.planes; begin += gridDim.x * p.planes) {
-    for (int64_t plane = begin; plane < begin + p.planes; ++plane) {
-      sum_levels(p, plane, plane == begin, rows, sums);
-      __syncthreads();
-      if (thread < kTerms) write_plane_terms(to, plane, plane == begin, rows, sums);
-      __syncthreads();
-    }
-    // Thread j combines level j.
-    LevelPower power{};
-    if (thread < to.levels) {
-      const double mean = 1 - 2 * sums[thread] / (to.positions[thread] * double(p.planes));
-      power = level_power(mean, to.exponents[thread], to.absolute);
-      powers.set(thread, power.value);
-    }
-    __syncthreads();
-    const double others = product_except(powers, to.levels, thread);
-    const double ms_ssim = others * power.value;
-    double slope = 0;
-    if (thread < to.levels)
-      slope = others * power.slope * (to.weights[kContrastStructure] / p.planes_of_value) /
-              to.positions[thread];
-    FinestWeights finest{};
-    if (to.plane_weights != nullptr && thread == 0) {
-      finest = finest_weights_of(to.mean_of(0), slope, to.weights[kSsim],
-                                 to.positions[0] * p.planes_of_value);
-      slope = finest.slope;
-    }
-    for (int64_t plane = begin; plane < begin + p.planes; ++plane) {
-      if (thread < to.levels) write(to.slopes + plane * to.levels + thread, slope);
-      if (thread == 0) write(to.plane_terms + plane * kTerms + kContrastStructure, ms_ssim);
-      if (to.plane_weights != nullptr && thread == 0) {
-        write(to.plane_weights + 2 * plane + kSsim, A(finest.ssim));
-        write(to.plane_weights + 2 * plane + kContrastStructure, A(finest.contrast_structure));
-      }
-    }
+  double slope = others * by_mean * (to.weights[kContrastStructure] * p.per_plane) *
+                 (p.per_position[level] * double(p.together));
+  FinestWeights finest{};
+  const bool again = to.plane_weights != nullptr && level == 0;
+  if (again) {
+    finest = finest_weights_of(to.mean_of(0), slope, to.weights[kSsim],
+                               to.positions[0] * double(p.products * p.together));
+    slope = finest.slope;
+  }
+  for (int64_t plane = product * p.together; plane < (product + 1) * p.together; ++plane) {
+    write(to.slopes + plane * to.levels + level, slope);
+    if (!again) continue;
+    write(to.plane_weights + 2 * plane + kSsim, A(finest.ssim));
+    write(to.plane_weights + 2 * plane + kContrastStructure, A(finest.contrast_structure));
   }
 }
 
-// Computes the terms and values of MS-SSIM: the means of plane_terms over each group.
 template <class A>
-__global__ void __launch_bounds__(kSumThreads, 1) combine_groups(const Finish<A> p) {
-  const auto rows = Shared<double>::dynamic(), terms = rows + kSumWarps * kTerms;
-  const int thread = int(threadIdx.x);
+__global__ void __launch_bounds__(kMostSumThreads, 1)
+    combine_levels(const __grid_constant__ CombineLevels<A> p) {
+  const auto means = Shared<double>::dynamic(), powers = means + kMostItems;
+  const auto by_means = powers + kMostItems;
+  const int thread = threadIdx.x, threads = blockDim.x, warp = thread / kWarp;
+  const int64_t group = blockIdx.x;
   const Reduction<A>& to = p.to;
-  for (int64_t group = blockIdx.x; group < to.groups; group += gridDim.x) {
-    sum_warps(sum_records(p.from.of_group(group), p.from.count, kEveryTerm, thread, kSumThreads),
-              rows);
-    __syncthreads();
-    if (thread < kTerms) {
-      const double term = total(rows, thread) / double(p.from.count);
-      terms.set(thread, term);
-      write(to.terms + group * kTerms + thread, term);
+  Sum<A> sums[kTerms];  // of the finest level
+  Sum<double> ms_ssim;
+  const int64_t most = kMostItems / to.levels;
+  for (int64_t first = 0; first < p.products; first += most) {
+    const int64_t product = group * p.products + first;  // the first of this chunk
+    const int count = int(p.products - first < most ? p.products - first : most);
+    const int items = count * to.levels;
+    for (int item = warp; item < items; item += threads / kWarp) {
+      const double mean = mean_of_level(p, item % to.levels, product + item / to.levels);
+      if (thread % kWarp == 0) means.set(item, mean);
     }
     __syncthreads();
-    if (thread == 0) write_value(to, group, terms);
+    for (int item = thread; item < items; item += threads) {
+      const LevelPower power =
+          level_power(means[item], to.exponents[item % to.levels], to.absolute);
+      powers.set(item, power.value);
+      by_means.set(item, power.slope);
+    }
+    __syncthreads();
+    for (int item = thread; item < items; item += threads) {
+      const int level = item % to.levels;
+      const double others = product_except(powers + (item - level), to.levels, level);
+      write_slope(p, level, product + item / to.levels, others, by_means[item]);
+      if (level == 0) ms_ssim.add(others * powers[item]);
+    }
+    __syncthreads();
   }
+  // The terms of the finest level, and MS-SSIM in the place of contrast-structure.
+  const RecordList<A>& finest = p.levels[0];
+  const int64_t records = finest.count * p.products * p.together;
+  add_records(sums, finest.first + group * records * kTerms, records, to.wanted, thread, threads);
+  add_threads(
+      sums, [&](int t) { return (to.wanted >> t & 1) != 0; }, Shared<StoredSum<A>>::dynamic());
+  __syncthreads();
+  Sum<double> all[kTerms];
+  all[kContrastStructure] = ms_ssim;
+  add_threads(
+      all, [&](int t) { return t == kContrastStructure; }, Shared<StoredSum<double>>::dynamic());
+  if (warp > 0) return;
+  double term = 0;
+  if (thread == kContrastStructure) {
+    term = all[kContrastStructure].total() * p.per_product;
+  } else if ((to.wanted >> thread & 1) != 0) {
+    const double sum =
+        of_lane(sums, thread).total() * p.per_position[0] * double(p.together) * p.per_plane;
+    term = thread < kL1 ? 1 - 2 * sum : sum * to.positions_per_pixel;
+  }
+  write_group(to, group, term);
 }
 
 }  // namespace ssimfast::cuda

@@ -6,6 +6,9 @@
 
 namespace ssimfast::cuda {
 
+// A kernel for all levels of a pyramid.
+using FusedLevels = void (*)(const LevelJobs);
+
 // A kernel, and the shared memory of its blocks as a function of their threads.
 struct Fused {
   void (*kernel)(const Job<float>, const Plan) = nullptr;
@@ -28,6 +31,19 @@ Fused select_kind(Kind kind, bool plain) {
       return fused<T, K, Kind::kGradientBoth, false>();
   }
   return {};
+}
+
+template <int K>
+FusedLevels select_levels(Kind kind) {
+  switch (kind) {
+    case Kind::kForward:
+      return sweep_levels<K, Kind::kForward>;
+    case Kind::kGradientX:
+      return sweep_levels<K, Kind::kGradientX>;
+    case Kind::kGradientBoth:
+      return sweep_levels<K, Kind::kGradientBoth>;
+  }
+  return nullptr;
 }
 
 template <int K>

@@ -145,8 +145,16 @@ class Pixel {
     if constexpr (kMasked) {
       return {job.low, 0};
     } else {
-      const Area whole{plane, job.depth, 0, job.height, 0, job.width};
-      return choose_centre(job, whole, threadIdx.x % kWarp);
+      const int lane = threadIdx.x % kWarp;
+      const Sample sample(lane);
+      const View& image = lane % 2 == 0 ? job.x : job.y;
+      const int64_t slice = Sample::at<int64_t>((sample.row + sample.column) % 4, 0, job.depth);
+      const int64_t row = Sample::at<int64_t>(sample.row, 0, job.height);
+      const int64_t column = Sample::at<int64_t>(sample.column, 0, job.width);
+      const A value = load<A>(image, image.plane(plane / job.channels, plane % job.channels) +
+                                         slice * image.by_slice + row * image.by_row +
+                                         column * image.by_column);
+      return choose_centre(job, value, lane);
     }
   }
 
@@ -324,7 +332,9 @@ __global__ void __launch_bounds__(kPixelThreads, 1)
     }
   }
   if (job.records != nullptr)
-    write_record(job.records, blockIdx.x, sums, Shared<double>::dynamic());
+    write_record(
+        job.records, blockIdx.x, [&](int t) { return job.wanted[t]; }, sums,
+        Shared<StoredSum<A>>::dynamic());
 }
 
 // ---- adjoint ------------------------------------------------------------------------------------
@@ -377,31 +387,6 @@ __global__ void __launch_bounds__(kPixelThreads, 1)
     A gradient = (i == 0 ? by.s + by_d : by.s - by_d) * job.grad_scale;
     if constexpr (kMasked) gradient = weight == 0 ? A(0) : gradient * weight;
     store<A, kMasked>(job.grad[i], p.in(job.grad[i]), gradient);
-  }
-}
-
-// ---- pooling ------------------------------------------------------------------------------------
-
-// Pools both images to the next pyramid level. Each thread computes one pooled pixel.
-template <class A>
-__global__ void __launch_bounds__(kPixelThreads, 1) pool_pair(const __grid_constant__ Job<A> job) {
-  const PooledAxis &rows = job.pooled_rows, &columns = job.pooled_columns;
-  const int64_t to = int64_t(blockIdx.x) * kPixelThreads + threadIdx.x;
-  if (to >= job.planes * rows.size * columns.size) return;
-  const int64_t plane = to / (rows.size * columns.size);
-  const int64_t i = to / columns.size % rows.size, j = to % columns.size;
-  for (int image = 0; image < 2; ++image) {
-    const View& source = image == 0 ? job.x : job.y;
-    const int64_t from = source.plane(plane / job.channels, plane % job.channels);
-    A sum = 0;
-    for (int k = 0; k < 4; ++k) {
-      int64_t r = 2 * i - rows.shift + k / 2, c = 2 * j - columns.shift + k % 2;
-      if (r < 0 || c < 0) continue;  // black
-      r = r < job.height ? r : job.height - 1;
-      c = c < job.width ? c : job.width - 1;
-      sum += load<A>(source, from + r * source.by_row + c * source.by_column) - job.low;
-    }
-    write(job.pooled[image] + to, sum * (job.scale / 4));
   }
 }
 

@@ -29,32 +29,52 @@ namespace ssimfast::cuda {
 
 constexpr int kRows = 4;
 constexpr int kColumns = 4;
-constexpr int kMostThreads = 256;
+constexpr int kMostThreads = 192;
 
-// Threads that a multiprocessor holds at a time: a column takes 180 to 255 registers, so each
-// scheduler has two warps. That is enough because every thread has eight or more independent chains
-// of additions, loads its next rows a phase ahead, and because two blocks of 128 threads wait at
-// barriers of their own.
-constexpr int kResidentThreads = 256;
-constexpr int kRegisters =
-    65536;  // of a multiprocessor; a thread has at most 255, rounded up to 256
-static_assert(kResidentThreads * 256 == kRegisters && kMostThreads <= kResidentThreads);
+// Threads that a multiprocessor holds at a time: 168 registers a thread allow three warps for each
+// scheduler. The gradients with respect to both images need more registers, which leaves two.
+constexpr int resident_threads(int gradients) { return gradients == 2 ? 256 : 384; }
 
 // Variant of the fused kernel.
 enum class Kind {
-  kForward,       // sums, maps, images of the next pyramid level
-  kGradientX,     // the same without maps, and the gradient by x
-  kGradientBoth,  // the gradients by x and by y
+  kForward,       // sums and maps
+  kGradientX,     // sums, and the gradient with respect to x
+  kGradientBoth,  // sums, and the gradients with respect to x and y
+};
+
+// Divides a number below 2^31 by one that the host knows, by a multiplication.
+struct Divisor {
+  int divisor = 1;
+  unsigned multiplier = 1u << 31;
+  int shift = 31;
+
+  Divisor() = default;
+  explicit Divisor(int64_t divisor) : divisor(int(divisor)) {
+    while (int64_t(1) << (shift - 31) < divisor) ++shift;
+    multiplier = unsigned(divide_up(int64_t(1) << shift, divisor));
+  }
+  SSIMFAST_DEVICE int operator()(unsigned number) const {
+    return int(uint64_t(number) * multiplier >> shift);
+  }
 };
 
 // How a plane is cut into blocks (plan.h). The own pixels of a block are those whose gradients it
 // writes and whose terms it sums.
 struct Plan {
-  int threads;
-  int first_column;        // of the pixels of the first strip; a multiple of 8
-  int strips, strip_step;  // columns from strip to strip
-  int runs, run_rows;      // own rows of a run
+  int threads = 0;
+  int first_column = 0;  // of the pixels of the first strip; a multiple of kColumns
+  int strip_step = 0;    // columns from strip to strip, a multiple of kColumns
+  int runs = 0;
+  int run_rows = 0;  // own rows of a run
+  // Numbers of strips and of tiles of a plane, and of channels.
+  Divisor strips, tiles, channels;
 };
+
+// Columns before the own ones of a strip that is not the first: at least as many as their gradients
+// depend on, in whole groups of kColumns.
+constexpr int first_own_column(int halo, int spread) {
+  return (halo + spread + kColumns - 1) / kColumns * kColumns;
+}
 
 // Sizes in shared memory for a window of K taps.
 template <int K, Kind kKind>
@@ -62,18 +82,19 @@ struct Sizes {
   static constexpr int kHalo = K / 2;
   static constexpr bool kGradient = kKind != Kind::kForward;
   static constexpr int kSpread = kGradient ? kHalo : 0;  // statistics beyond the own pixels
-  // Rows of the ring: all that D and B of one step see, and those that A writes meanwhile.
-  static constexpr int kSlots = kGradient ? 2 * kHalo + 2 * kRows : 2 * kRows;
-  // Zeros before the first and after the last column of the exchange buffer, in whole vectors.
-  static constexpr int kPad = (2 * kHalo + 3) / 4 * 4;
+  // Rows of the ring: all that D and B of one step see, and those that A writes meanwhile. A
+  // multiple of kRows, so that four rows never wrap.
+  static constexpr int kSlots = kGradient ? (2 * kHalo + 3 * kRows - 1) / kRows * kRows : 2 * kRows;
+  // Columns of zeros in the exchange buffer: before the first column of statistics, after the last.
+  static constexpr int kPadBefore = 2 * kHalo, kPadAfter = 25 - kPadBefore;
 
-  // Floats of a row of the ring, and vectors of the exchange buffer: column 4 i + j of row r is
-  // stored at r * row_stride + j * stride + i.
-  static constexpr SSIMFAST_INLINE int pitch(int threads) { return threads + 20; }
-  static constexpr SSIMFAST_INLINE int stride(int threads) { return threads / 4 + 10; }
-  static constexpr SSIMFAST_INLINE int row_stride(int threads) { return 4 * stride(threads) + 2; }
+  // Floats of a row of the ring, and vectors of a row of the exchange buffer.
+  static constexpr SSIMFAST_INLINE int pitch(int threads) { return threads + 12; }
+  static constexpr SSIMFAST_INLINE int exchange_pitch(int threads) {
+    return kPadBefore + threads + kPadAfter;
+  }
   static constexpr SSIMFAST_INLINE int exchange_size(int threads) {
-    return kRows * row_stride(threads);
+    return kRows * exchange_pitch(threads);
   }
   static constexpr SSIMFAST_INLINE int shared_bytes(int threads) {
     return 16 * exchange_size(threads) + 8 * kSlots * pitch(threads);
@@ -81,7 +102,7 @@ struct Sizes {
 };
 
 // T: element type of the images. kPlain: the loss is SSIM alone, times a weight that is the same
-// for all planes; there is no other term, map or pooled image.
+// for all planes; there is no other term and no map.
 template <class T, int K, Kind kKind, bool kPlain>
 class Sweep {
   using Size = Sizes<K, kKind>;
@@ -93,92 +114,107 @@ class Sweep {
   static constexpr int kSeen = K - 1 + 4;  // rows or columns that four windows see
   static constexpr int kSlots = Size::kSlots;
   static constexpr int kFirstOwnRow = kHalo + Size::kSpread;
+  static constexpr int kFirstOwnColumn = first_own_column(kHalo, Size::kSpread);
 
   // Shared memory serves eight threads at once, each with a vector. They have four rows and two
   // groups of columns in B and D, one row and eight columns in C; with these remainders no two of
   // them meet in a bank. Numbers of threads are multiples of 32, which leave the remainders alike.
-  static_assert(Size::pitch(kMostThreads) % 16 == 4 && Size::pitch(kMostThreads - 32) % 16 == 4);
-  static_assert(Size::stride(kMostThreads) % 8 == 2 && Size::stride(kMostThreads - 32) % 8 == 2);
-  static_assert(Size::row_stride(kMostThreads) % 8 == 2);
-  // A block of sm_75 has at most 64 KiB of shared memory, the least of all architectures.
-  static_assert(Size::shared_bytes(kMostThreads) <= 64 * 1024);
+  static_assert(Size::pitch(kMostThreads) % 8 == 4 && Size::pitch(kMostThreads - 32) % 8 == 4);
+  static_assert(Size::exchange_pitch(kMostThreads) % 8 == 1);
+  static_assert(2 * kSlots % 8 == 0);
+  // A kernel may have more only after a call that says so.
+  static_assert(Size::shared_bytes(kMostThreads) <= 48 * 1024);
+
+  // In A, B and D a thread owns four neighbouring columns of one of four rows. The last columns of
+  // a row, beyond the number of threads, are second groups of some threads.
+  static constexpr int kSecondGroups = (2 * kHalo + 3) / kColumns;  // of a row that B sees
 
   const Job<float>& job;
-  const int thread, threads, quads;
-  const int quad_row, quad;  // row and group of four columns that this thread owns in B and D
+  const int block, thread, threads;
+  const int quad_row, column;  // row, and first column, that this thread owns in A, B and D
   const int plane;
-  const int n, c;                     // image and channel of the plane
+  const int n, c;  // image and channel of the plane
+  const int run, strip;
   const int first_row, first_column;  // in the image
   // Ends of the own pixels, and of the rows of wanted statistics.
   int own_row_end, own_column_begin, own_column_end;
   int valid_row_begin, valid_row_end;
-  bool column_valid, column_own;  // true if this thread's column in C has wanted statistics; is own
-  const Shared<float4> exchange;
-  const Shared<float> ring;
-  const int pitch, stride;
+  // Of this thread's column in C: number of rows with wanted statistics from valid_row_begin on,
+  // and rows whose terms are summed.
+  int valid_rows, summed_row_begin, summed_rows;
+  const int pitch, exchange_pitch;
+  const Shared<float> ring;              // at the first of this thread's columns in A, B and D
+  const Shared<float4> exchange;         // at its row and column in B and D
+  const Shared<float4> exchange_column;  // at its column in C
   Sum<float> sums[kTerms];
 
-  // Rows are read in chunks of 16 bytes. A float32 row needs a few more chunks than there are
-  // threads.
-  static constexpr int kInChunk = 16 / int(sizeof(T));
-  static constexpr int kMoreChunks = kInChunk > kColumns ? 0 : (2 * kHalo + 3) / 4;
-  struct Chunk {
-    uint4 x, y;
+  // Four neighbours of a row of x and of y, on their way from global memory.
+  struct Group {
+    T x[kColumns], y[kColumns];
   };
-  Chunk ahead[kMoreChunks > 0 ? 2 : 1];  // chunks of the next rows, on their way from global memory
+  Group ahead[2];
+  // Where this thread's first group begins: of the next rows of x and y, of the next gradients.
+  const T *next_x, *next_y;
+  T* next_grad[kBoth ? 2 : 1];
 
   // Horizontal means and variances of s and of d in this thread's column: the last 2 * kHalo rows,
   // then the new ones.
-  float mean[2][kSeen] = {}, variance[2][kSeen] = {};
+  Two mean[kSeen] = {}, variance[kSeen] = {};
   // Vertical adjoint of the rows to come, as far as it is known.
   float pending[kAdjoints][K - 1] = {};
 
  public:
-  SSIMFAST_DEVICE Sweep(const Job<float>& job, const Plan& plan)
+  // block: number of the block among those of the plan.
+  SSIMFAST_DEVICE Sweep(const Job<float>& job, const Plan& plan, int block)
       : job(job),
-        thread(threadIdx.x),
+        block(block),
+        thread(thread_of_block()),
         threads(blockDim.x),
-        quads(threads / kColumns),
         quad_row(thread % kRows),
-        quad(thread / kRows),
-        plane(int(blockIdx.x) / (plan.strips * plan.runs)),
-        n(plane / int(job.channels)),
-        c(plane % int(job.channels)),
-        first_row(int(blockIdx.x) / plan.strips % plan.runs * plan.run_rows - kHalo -
-                  Size::kSpread),
-        first_column(plan.first_column + int(blockIdx.x) % plan.strips * plan.strip_step),
-        exchange(Shared<float4>::dynamic()),
-        ring((exchange + Size::exchange_size(threads)).template as<float>()),
+        column(thread / kRows * kColumns),
+        plane(plan.tiles(block)),
+        n(plan.channels(plane)),
+        c(plane - n * plan.channels.divisor),
+        run(plan.strips(block) - plane * plan.runs),
+        strip(block - (plane * plan.runs + run) * plan.strips.divisor),
+        first_row(run * plan.run_rows - kHalo - Size::kSpread),
+        first_column(plan.first_column + strip * plan.strip_step),
         pitch(Size::pitch(threads)),
-        stride(Size::stride(threads)) {
+        exchange_pitch(Size::exchange_pitch(threads)),
+        ring((Shared<float4>::dynamic() + Size::exchange_size(threads)).template as<float>() +
+             column),
+        exchange(Shared<float4>::dynamic() + (quad_row * exchange_pitch + column)),
+        exchange_column(Shared<float4>::dynamic() + (thread + Size::kPadBefore)) {
     const int height = job.height, width = job.width, margin = job.margin;
-    const int strip = int(blockIdx.x) % plan.strips;
     own_row_end = least(kFirstOwnRow + plan.run_rows, height - first_row);
-    own_column_begin = strip == 0 ? -first_column : kHalo + Size::kSpread;
+    own_column_begin = strip == 0 ? -first_column : kFirstOwnColumn;
     own_column_end =
-        strip == plan.strips - 1 ? width - first_column : kHalo + Size::kSpread + plan.strip_step;
-    const int column = kHalo + thread;
-    column_valid = column >= margin - first_column && column < width - margin - first_column;
-    column_own = column_valid && own(column);
+        strip == plan.strips.divisor - 1 ? width - first_column : kFirstOwnColumn + plan.strip_step;
+    const int c_column = kHalo + thread;
+    const bool valid =
+        c_column >= margin - first_column && c_column < width - margin - first_column;
+    const bool own = valid && c_column >= own_column_begin && c_column < own_column_end;
     valid_row_begin = most(kHalo, margin - first_row);
     valid_row_end = least(own_row_end + Size::kSpread, height - margin - first_row);
+    valid_rows = valid ? most(0, valid_row_end - valid_row_begin) : 0;
+    summed_row_begin = most(kFirstOwnRow, valid_row_begin);
+    summed_rows = own ? most(0, least(own_row_end, valid_row_end) - summed_row_begin) : 0;
   }
 
   // Marches from the first row that a wanted window sees to the last row that the own pixels need.
   // Barriers separate the phases: A to B, B to C, and C to D if there is a gradient.
-  SSIMFAST_DEVICE void run() {
-    for (int i = thread; i < Size::exchange_size(threads); i += threads)
-      exchange.set(i, make_float4(0, 0, 0, 0));
+  SSIMFAST_DEVICE void march() {
     int row = (valid_row_begin - kHalo) / kRows * kRows;
     int slot = row % kSlots;
+    next_x = first_of(job.x, row);
+    next_y = first_of(job.y, row);
+    if constexpr (kGradient) {
+      for (int i = 0; i < (kBoth ? 2 : 1); ++i)
+        next_grad[i] = first_of(job.grad[i], row - 2 * kHalo);
+    }
     fetch(row);
-    const Area area{plane,
-                    1,
-                    first_row + kFirstOwnRow,
-                    first_row + own_row_end,
-                    first_column + own_column_begin,
-                    first_column + own_column_end};
-    const UnitRange<float> unit(job, choose_centre(job, area, thread % kWarp));
+    clear_padding();
+    const UnitRange<float> unit(job, choose_centre(job, sample(), thread % kWarp));
     keep(unit, row, slot);
     __syncthreads();
     const int end = own_row_end + kHalo + Size::kSpread;
@@ -189,13 +225,13 @@ class Sweep {
         if (row + kRows > kFirstOwnRow && row < own_row_end) sum_pixels(unit, row, slot);
       }
       __syncthreads();
-      filter_column(unit, centre, centre + kRows > valid_row_begin && centre < valid_row_end);
-      const int next = wrapped(slot + kRows);
+      filter_column(unit, centre);
+      const int next = slot + kRows == kSlots ? 0 : slot + kRows;
       const bool more = row + kRows < end;
       if constexpr (kGradient) {
         __syncthreads();
         if (more) fetch(row + kRows);
-        if (centre - kHalo + kRows > kFirstOwnRow) write_gradients(unit, row - 2 * kHalo, slot);
+        write_gradients(unit, row - 2 * kHalo, slot);
       } else {
         if (more) fetch(row + kRows);
       }
@@ -204,7 +240,9 @@ class Sweep {
       __syncthreads();
     }
     if (job.records != nullptr)
-      write_record(job.records, blockIdx.x, sums, exchange.template as<double>());
+      write_record(
+          job.records, block, [&](int t) { return kPlain ? t == kSsim : job.wanted[t]; }, sums,
+          Shared<StoredSum<float>>::dynamic());
   }
 
  private:
@@ -216,16 +254,38 @@ class Sweep {
     return image.plane(n, c) + (first_row + row) * image.by_row;
   }
 
-  // Wraps a slot index that is at most one ring length out of range.
-  static SSIMFAST_DEVICE int wrapped(int slot) {
-    return slot < 0 ? slot + kSlots : slot >= kSlots ? slot - kSlots : slot;
+  // This lane's sample of the own pixels, for choose_centre.
+  SSIMFAST_DEVICE float sample() const {
+    const int lane = thread % kWarp;
+    const Sample sample(lane);
+    const View& image = lane % 2 == 0 ? job.x : job.y;
+    const int row = Sample::at(sample.row, kFirstOwnRow, own_row_end);
+    const int at = first_column + Sample::at(sample.column, own_column_begin, own_column_end);
+    return to_arithmetic(
+        read(static_cast<const T*>(image.data) + offset_of(image, row) + at * image.by_column));
   }
+
+  // The window is symmetric: its first half has all taps, which need fewer registers.
+  static SSIMFAST_DEVICE constexpr int unlike(int k) { return k <= kHalo ? k : K - 1 - k; }
+  SSIMFAST_DEVICE float tap(int k) const { return job.taps[unlike(k)]; }
+
+  // Rows of the ring from this thread's first column on.
   SSIMFAST_DEVICE Shared<float> row_s(int slot) const { return ring + 2 * slot * pitch; }
   SSIMFAST_DEVICE Shared<float> row_d(int slot) const { return ring + (2 * slot + 1) * pitch; }
 
-  // Index of a column of the exchange buffer.
-  SSIMFAST_DEVICE int place(int row, int column) const {
-    return row * (4 * stride + 2) + column % 4 * stride + column / 4;
+  // Number of columns of a group of four that come before `end`.
+  static SSIMFAST_DEVICE int before(int end, int column) {
+    return most(0, least(end - column, kColumns));
+  }
+
+  // The windows of C beside the first and the last thread's have no derivatives to spread.
+  SSIMFAST_DEVICE void clear_padding() const {
+    constexpr int kPad = Size::kPadBefore + Size::kPadAfter;
+    const Shared<float4> rows = Shared<float4>::dynamic();
+    for (int i = thread; i < kRows * kPad; i += threads) {
+      const int j = i % kPad;
+      rows.set(i / kPad * exchange_pitch + (j < Size::kPadBefore ? j : threads + j), {0, 0, 0, 0});
+    }
   }
 
   // ---- A: rows of both images into the ring
@@ -233,188 +293,184 @@ class Sweep {
   // fetch() starts the loads of four rows, and keep() maps what has arrived to the unit range and
   // writes it to the ring. Phases B to D of the step before lie between the two.
 
-  // Calls body(k, row, column) for each chunk that this thread loads, ahead[k].
-  template <class Body>
-  SSIMFAST_DEVICE void for_chunks(Body&& body) const {
-    const int column = quad * kInChunk;
-    if (kMoreChunks > 0 || column < threads + 2 * kHalo) body(0, quad_row, column);
-    if constexpr (kMoreChunks > 0) {
-      if (thread < kRows * kMoreChunks)
-        body(1, thread / kMoreChunks, threads + thread % kMoreChunks * kInChunk);
-    }
+  // Where this thread's first group begins, in its row of the four from `row` on.
+  SSIMFAST_DEVICE T* first_of(const View& image, int row) const {
+    return static_cast<T*>(image.data) + offset_of(image, row + quad_row) +
+           (first_column + column) * image.by_column;
   }
 
   SSIMFAST_DEVICE bool row_inside(int row) const {
-    return first_row + row >= 0 && first_row + row < job.height;
+    return unsigned(first_row + row) < unsigned(job.height);
+  }
+  // Number of columns of a group that are inside of the image.
+  SSIMFAST_DEVICE int columns_inside(int column) const {
+    const int begin = first_column + column;
+    return begin < 0 ? 0 : before(int(job.width), begin);
   }
 
-  // Sixteen bytes of a row, zeros outside of the image; one load if they are contiguous and
-  // aligned.
-  SSIMFAST_DEVICE uint4 chunk_of(const View& image, int row, int column) const {
-    const int begin = first_column + column, width = job.width;
-    const T* const from =
-        static_cast<const T*>(image.data) + offset_of(image, row) + begin * image.by_column;
-    if (image.by_column == 1 && reinterpret_cast<int64_t>(from) % 16 == 0 && begin >= 0 &&
-        begin + kInChunk <= width)
-      return read(reinterpret_cast<const uint4*>(from));
-    constexpr int kInWord = 4 / int(sizeof(T));
-    uint4 chunk = make_uint4(0, 0, 0, 0);
-#pragma unroll 1  // rare: unrolled, its addresses would take registers from the common path
-    for (int w = 0; w < 4; ++w) {
-      T values[kInWord] = {};
+  // Reads those of four neighbours that are `inside`; as many at once as job.load_width says.
+  template <int kWidth>
+  static SSIMFAST_DEVICE void load_group(T (&to)[kColumns], const T* from, int inside,
+                                         int64_t by_column = 1) {
 #pragma unroll
-      for (int j = 0; j < kInWord; ++j) {
-        const int i = w * kInWord + j;
-        if (begin + i >= 0 && begin + i < width) values[j] = read(from + i * image.by_column);
-      }
-      unsigned word;
-      memcpy(&word, values, sizeof word);
-      (w == 0 ? chunk.x : w == 1 ? chunk.y : w == 2 ? chunk.z : chunk.w) = word;
+    for (int i = 0; i < kColumns; i += kWidth) {
+      if (i >= inside) continue;
+      const auto packed = read(reinterpret_cast<const Packed<T, kWidth>*>(from + i * by_column));
+      memcpy(to + i, &packed, sizeof packed);
     }
-    return chunk;
+  }
+  // Reads this thread's group, or that `skip` columns behind it.
+  SSIMFAST_DEVICE void fetch_group(Group& group, int skip) const {
+    const int inside = columns_inside(column + skip);
+    if (job.load_width == 4) {
+      load_group<4>(group.x, next_x + skip, inside);
+      load_group<4>(group.y, next_y + skip, inside);
+    } else if (job.load_width > 1) {
+      load_group<2>(group.x, next_x + skip, inside);
+      load_group<2>(group.y, next_y + skip, inside);
+    } else if (job.load_width > 0) {
+      load_group<1>(group.x, next_x + skip, inside);
+      load_group<1>(group.y, next_y + skip, inside);
+    } else {
+      const int64_t step_x = job.x.by_column, step_y = job.y.by_column;
+      load_group<1>(group.x, next_x + skip * step_x, inside, step_x);
+      load_group<1>(group.y, next_y + skip * step_y, inside, step_y);
+    }
   }
 
   SSIMFAST_DEVICE void fetch(int first) {
-    for_chunks([&](int k, int row, int column) {
-      if (!row_inside(first + row)) return;
-      ahead[k].x = chunk_of(job.x, first + row, column);
-      ahead[k].y = chunk_of(job.y, first + row, column);
-    });
+    if (row_inside(first + quad_row)) {
+      fetch_group(ahead[0], 0);
+      if (column < kColumns * kSecondGroups) fetch_group(ahead[1], threads);
+    }
+    next_x += kRows * job.x.by_row;
+    next_y += kRows * job.y.by_row;
   }
 
-  SSIMFAST_DEVICE void keep(const UnitRange<float>& unit, int first, int slot) {
-    for_chunks([&](int k, int row, int column) {
-      const bool inside = row_inside(first + row);
-      const int begin = first_column + column, width = job.width;
-      T x[kInChunk], y[kInChunk];
-      memcpy(x, &ahead[k].x, sizeof x);
-      memcpy(y, &ahead[k].y, sizeof y);
-      const auto to_s = row_s(wrapped(slot + row)).template as<float4>();
-      const auto to_d = row_d(wrapped(slot + row)).template as<float4>();
+  SSIMFAST_DEVICE void keep(const UnitRange<float>& unit, int first, int slot) const {
+    const bool inside = row_inside(first + quad_row);
+    const Shared<float> to = row_s(slot + quad_row);
+    keep_group(unit, ahead[0], inside ? columns_inside(column) : 0, to);
+    if (column < kColumns * kSecondGroups)
+      keep_group(unit, ahead[1], inside ? columns_inside(threads + column) : 0, to + threads);
+  }
+
+  SSIMFAST_DEVICE void keep_group(const UnitRange<float>& unit, const Group& group, int inside,
+                                  const Shared<float>& to) const {
+    float s[kColumns], d[kColumns];
 #pragma unroll
-      for (int first = 0; first < kInChunk; first += 4) {
-        float s[4], d[4];
+    for (int i = 0; i < kColumns; ++i) {
+      const float x = to_arithmetic(group.x[i]), y = to_arithmetic(group.y[i]);
+      s[i] = unit.s(x, y);
+      d[i] = unit.d(x, y);
+    }
+    if (inside < kColumns) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int c = begin + first + i;
-          const bool black = !inside || c < 0 || c >= width;
-          const float xv = to_arithmetic(x[first + i]), yv = to_arithmetic(y[first + i]);
-          const float sv = unit.s(xv, yv), dv = unit.d(xv, yv);
-          s[i] = black ? unit.black_s() : sv;
-          d[i] = black ? unit.black_d() : dv;
-        }
-        to_s.set((column + first) / 4, make_float4(s[0], s[1], s[2], s[3]));
-        to_d.set((column + first) / 4, make_float4(d[0], d[1], d[2], d[3]));
+      for (int i = 0; i < kColumns; ++i) {
+        if (i < inside) continue;
+        s[i] = unit.black_s();
+        d[i] = unit.black_d();
       }
-    });
+    }
+    to.template as<float4>().set(0, make_float4(s[0], s[1], s[2], s[3]));
+    (to + pitch).template as<float4>().set(0, make_float4(d[0], d[1], d[2], d[3]));
   }
 
   // ---- B: horizontal filters
   //
   // Each thread filters one row of the ring at four neighbouring columns, and writes their means
-  // and variances to the exchange buffer. Terms over pixels and pooling read the same four rows.
+  // and variances to the exchange buffer. Pixel terms read the same four rows.
 
   // Means and variances of four neighbouring windows, from differences to the value that all four
   // centre on. If kOwn, the values have variances of their own. `more` is added to the variances.
-  template <bool kOwn, int n>
-  SSIMFAST_DEVICE void moments(const float (&v)[n], const float (&own)[n], float (&means)[4],
-                               float (&variances)[4], float more = 0) const {
-    const float near = v[kNear];
-    float sum[4] = {}, square[4] = {more, more, more, more};
+  // V is float, or Two for both maps.
+  template <bool kOwn, class V, int n>
+  SSIMFAST_DEVICE void filter(const V (&v)[n], const V (&own)[n], V (&means)[4], V (&variances)[4],
+                              V more) const {
+    const V near = v[kNear], away = negative(near);
+    V sum[4] = {}, square[4] = {more, more, more, more};
 #pragma unroll
     for (int k = 0; k < kSeen; ++k) {
       if (k == kNear && !kOwn) continue;  // the difference of `near` to itself
-      const float e = v[k] - near;
-      const float e2 = k == kNear ? own[k] : kOwn ? e * e + own[k] : e * e;
+      const V e = add(v[k], away);
+      const V e2 = k == kNear ? own[k] : kOwn ? accumulate(own[k], e, e) : multiply(e, e);
 #pragma unroll
       for (int b = 0; b < 4; ++b) {
         if (k < b || k - b >= K) continue;
-        if (k != kNear) sum[b] += job.taps[k - b] * e;
-        square[b] += job.taps[k - b] * e2;
+        V by;
+        set_both(by, tap(k - b));
+        if (k != kNear) sum[b] = accumulate(sum[b], by, e);
+        square[b] = accumulate(square[b], by, e2);
       }
     }
 #pragma unroll
     for (int b = 0; b < 4; ++b) {
-      means[b] = near + sum[b];
-      variances[b] = square[b] - sum[b] * sum[b];
+      means[b] = add(near, sum[b]);
+      variances[b] = accumulate(square[b], negative(sum[b]), sum[b]);
+    }
+  }
+
+  // The same for s and d, of which .a and .b have the values.
+  template <bool kOwn, int n>
+  SSIMFAST_DEVICE void filter_both(const Two (&v)[n], const Two (&own)[n], Two (&means)[4],
+                                   Two (&variances)[4], Two more = {}) const {
+    if constexpr (kPacks<K>) {
+      filter<kOwn>(v, own, means, variances, more);
+    } else {
+#pragma unroll
+      for (float Two::* map : {&Two::a, &Two::b}) {
+        float values[n], own_values[n], m[4], u[4];
+#pragma unroll
+        for (int k = 0; k < n; ++k) {
+          values[k] = v[k].*map;
+          own_values[k] = own[k].*map;
+        }
+        filter<kOwn>(values, own_values, m, u, more.*map);
+#pragma unroll
+        for (int b = 0; b < 4; ++b) {
+          means[b].*map = m[b];
+          variances[b].*map = u[b];
+        }
+      }
     }
   }
 
   // Filters row quad_row of the four newest rows.
   SSIMFAST_DEVICE void filter_rows(int slot) const {
-    const int from = wrapped(slot + quad_row);
-    float m[2][4], u[2][4];
+    const auto of_s = row_s(slot + quad_row).template as<float4>();
+    const auto of_d = row_d(slot + quad_row).template as<float4>();
+    Two v[(kSeen + 3) / 4 * 4];
 #pragma unroll
-    for (int map = 0; map < 2; ++map) {
-      const Shared<float4> row = (map == 0 ? row_s(from) : row_d(from)).template as<float4>();
-      float v[(kSeen + 3) / 4 * 4];
-#pragma unroll
-      for (int i = 0; i < (kSeen + 3) / 4; ++i) {
-        const float4 four = row[quad + i];
-        v[4 * i] = four.x;
-        v[4 * i + 1] = four.y;
-        v[4 * i + 2] = four.z;
-        v[4 * i + 3] = four.w;
-      }
-      moments<false>(v, v, m[map], u[map]);
+    for (int i = 0; i < (kSeen + 3) / 4; ++i) {
+      const float4 s = of_s[i], d = of_d[i];
+      v[4 * i] = {s.x, d.x};
+      v[4 * i + 1] = {s.y, d.y};
+      v[4 * i + 2] = {s.z, d.z};
+      v[4 * i + 3] = {s.w, d.w};
     }
+    Two m[4], u[4];
+    filter_both<false>(v, v, m, u);
 #pragma unroll
     for (int b = 0; b < 4; ++b)
-      exchange.set(place(quad_row, kColumns * quad + b + Size::kPad),
-                   make_float4(m[0][b], u[0][b], m[1][b], u[1][b]));
+      exchange.set(b + Size::kPadBefore, make_float4(m[b].a, m[b].b, u[b].a, u[b].b));
   }
 
-  // Adds the terms over pixels of the four newest rows, and pools them.
+  // Adds the pixel terms of the four newest rows.
   SSIMFAST_DEVICE void sum_pixels(const UnitRange<float>& unit, int first, int slot) {
     const bool any = job.wants_pixel_terms();
-    for (int column = thread; any && column < own_column_end; column += threads) {
-      if (column < own_column_begin) continue;
+    for (int at = thread; any && at < own_column_end; at += threads) {
+      if (at < own_column_begin) continue;
       for (int i = 0; i < kRows; ++i) {
         const int r = first + i;
         if (r < kFirstOwnRow || r >= own_row_end) continue;
-        const float d = row_d(wrapped(slot + i))[column] + unit.centre_d();
+        const float d = row_d(slot + i)[at - column] + unit.centre_d();
 #pragma unroll
         for (int t = kL1; t < kTerms; ++t) {
           if (!job.wanted[t]) continue;
           const float count =
-              is_counted(t) ? pixel_count(job, first_row + r, first_column + column) : 0;
+              is_counted(t) ? pixel_count(job, first_row + r, first_column + at) : 0;
           sums[t].add(pixel_term(t, d, count));
         }
-      }
-    }
-    if (job.pooling != Pooling::kNone) pool(unit, first, slot);
-  }
-
-  // Number of rows or columns of the next pyramid level whose last pixel comes before `end`.
-  static SSIMFAST_DEVICE int pooled_before(int end, const PooledAxis& axis, int64_t size) {
-    return end == size ? int(axis.size) : (end + int(axis.shift)) / 2;
-  }
-
-  // Pools to each pixel of the next pyramid level whose last row is among the four newest and whose
-  // last column is own.
-  SSIMFAST_DEVICE void pool(const UnitRange<float>& unit, int first, int slot) const {
-    const PooledAxis &rows = job.pooled_rows, &columns = job.pooled_columns;
-    const int newest = first_row + first, height = job.height, width = job.width;
-    const int row_begin = pooled_before(first_row + most(first, kFirstOwnRow), rows, height);
-    const int row_end = pooled_before(first_row + least(first + kRows, own_row_end), rows, height);
-    const int column_begin = pooled_before(first_column + own_column_begin, columns, width);
-    const int column_end = pooled_before(first_column + own_column_end, columns, width);
-    for (int j = column_begin + thread; j < column_end; j += threads) {
-      const int left = 2 * j - int(columns.shift), right = least(left + 1, width - 1);
-      for (int i = row_begin; i < row_end; ++i) {
-        const int top = 2 * i - int(rows.shift), bottom = least(top + 1, height - 1);
-        float s = 0, d = 0;
-        for (const int row : {top, bottom}) {
-          for (const int column : {left, right}) {
-            const bool black = row < 0 || column < 0;
-            const int from = wrapped(slot + row - newest);
-            s += black ? unit.black_s() : row_s(from)[column - first_column];
-            d += black ? unit.black_d() : row_d(from)[column - first_column];
-          }
-        }
-        const int64_t to = (plane * rows.size + i) * columns.size + j;
-        write(job.pooled[0] + to, unit.x(s * 0.25f, d * 0.25f));
-        write(job.pooled[1] + to, unit.y(s * 0.25f, d * 0.25f));
       }
     }
   }
@@ -424,73 +480,80 @@ class Sweep {
   // Each thread takes four new rows of its column from the exchange buffer, evaluates the four
   // windows that are now complete, and puts four rows of the vertical adjoint back in their place.
 
-  SSIMFAST_DEVICE void filter_column(const UnitRange<float>& unit, int centre, bool complete) {
+  SSIMFAST_DEVICE void filter_column(const UnitRange<float>& unit, int centre) {
     take_column();
-    float m[2][4], u[2][4];
-    if (complete) {
+    if (centre >= valid_row_end) {
+      if constexpr (kGradient) flush_adjoint();
+    } else if (centre + kRows > valid_row_begin) {
+      float partial[kRows][kAdjoints];
+      evaluate_windows(unit, centre, partial);
+      if constexpr (kGradient) {
 #pragma unroll
-      for (int map = 0; map < 2; ++map)
-        moments<true>(mean[map], variance[map], m[map], u[map], map == 0 ? job.twice_c2 : 0);
+        for (int i = 0; i < kRows; ++i) push_adjoint(i, partial[i]);
+      }
     }
+    age_column();
+  }
+
+  // Adds the terms of four windows, and sets the derivatives of those that are wanted. The others
+  // are computed, too, without branches: four chains of arithmetic that do not wait for each other.
+  SSIMFAST_DEVICE void evaluate_windows(const UnitRange<float>& unit, int centre,
+                                        float (&partial)[kRows][kAdjoints]) {
+    Two m[4], u[4];
+    filter_both<true>(mean, variance, m, u, {job.twice_c2, 0});
     float distance = sums[kSsim].rest(), contrast_distance = 0;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const int r = centre + i;
-      float partial[kAdjoints] = {};
-      if (complete && column_valid && r >= valid_row_begin && r < valid_row_end) {
-        const Moments<float> moments{m[0][i] + unit.centre_s(), m[1][i] + unit.centre_d(),
-                                     u[0][i] < job.twice_c2 ? job.twice_c2 : u[0][i],
-                                     non_negative(u[1][i])};
-        const Terms<float> terms(moments, job.twice_c1, Reciprocals());
-        if (column_own && r >= kFirstOwnRow && r < own_row_end) {
-          distance += terms.half_distance();
-          if constexpr (!kPlain) contrast_distance += terms.half_contrast_distance;
-          if constexpr (kKind == Kind::kForward) write_maps(terms, r, kHalo + thread);
-        }
-        if constexpr (kGradient) set_partials(terms, r, m[0][i], m[1][i], partial);
+      const bool wanted = unsigned(r - valid_row_begin) < unsigned(valid_rows);
+      const bool own = unsigned(r - summed_row_begin) < unsigned(summed_rows);
+      const Moments<float> moments{m[i].a + unit.centre_s(), m[i].b + unit.centre_d(),
+                                   larger(u[i].a, job.twice_c2), larger(u[i].b, 0)};
+      const Terms<float> terms(moments, job.twice_c1, Reciprocals());
+      if (own) distance += terms.half_distance();
+      if constexpr (!kPlain) {
+        if (own) contrast_distance += terms.half_contrast_distance;
       }
-      if constexpr (kGradient) push_adjoint(i, partial);
+      if constexpr (kKind == Kind::kForward) {
+        if (own) write_maps(terms, r, kHalo + thread);
+      }
+      if constexpr (kGradient) set_partials(terms, r, wanted, m[i].a, m[i].b, partial[i]);
     }
     sums[kSsim].add_with_rest(distance);
     if constexpr (!kPlain) sums[kContrastStructure].add(contrast_distance);
-    age_column();
   }
 
   SSIMFAST_DEVICE void take_column() {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const float4 v = exchange[place(i, thread + Size::kPad)];
-      mean[0][K - 1 + i] = v.x;
-      variance[0][K - 1 + i] = v.y;
-      mean[1][K - 1 + i] = v.z;
-      variance[1][K - 1 + i] = v.w;
+      const float4 v = exchange_column[i * exchange_pitch];
+      mean[K - 1 + i] = {v.x, v.y};
+      variance[K - 1 + i] = {v.z, v.w};
     }
   }
 
   SSIMFAST_DEVICE void age_column() {
 #pragma unroll
-    for (int map = 0; map < 2; ++map) {
-#pragma unroll
-      for (int k = 0; k < K - 1; ++k) {
-        mean[map][k] = mean[map][k + kRows];
-        variance[map][k] = variance[map][k + kRows];
-      }
+    for (int k = 0; k < K - 1; ++k) {
+      mean[k] = mean[k + kRows];
+      variance[k] = variance[k + kRows];
     }
   }
 
   // The derivatives at one position that the adjoint spreads: by the means (for x alone one sum of
   // both), and by the variances of s and of d.
-  SSIMFAST_DEVICE void set_partials(const Terms<float>& terms, int row, float mean_s, float mean_d,
-                                    float (&partial)[kAdjoints]) const {
-    const Slopes<float> by = slopes_at(terms, row, kHalo + thread);
+  SSIMFAST_DEVICE void set_partials(const Terms<float>& terms, int row, bool wanted, float mean_s,
+                                    float mean_d, float (&partial)[kAdjoints]) const {
+    const Slopes<float> by = slopes_at(terms, row, kHalo + thread, wanted);
     const Partials<float> p = partials(terms, by);
-    partial[1] = p.by_var_s;
-    partial[2] = p.by_var_d;
+    partial[1] = wanted ? p.by_var_s : 0;
+    partial[2] = wanted ? p.by_var_d : 0;
     if constexpr (kBoth) {
-      partial[0] = p.by_mu_s - p.by_var_s * mean_s;
-      partial[3] = p.by_mu_d - p.by_var_d * mean_d;
+      partial[0] = wanted ? p.by_mu_s - p.by_var_s * mean_s : 0;
+      partial[3] = wanted ? p.by_mu_d - p.by_var_d * mean_d : 0;
     } else {
-      partial[0] = by_both_means(terms, by) - p.by_var_s * mean_s - p.by_var_d * mean_d;
+      const float by_means = by_both_means(terms, by);
+      partial[0] = wanted ? by_means - p.by_var_s * mean_s - p.by_var_d * mean_d : 0;
     }
   }
 
@@ -506,12 +569,29 @@ class Sweep {
         pending[a][j] = pending[a][j + 1] + adjoint_tap(j + 1) * partial[a];
       pending[a][K - 2] = adjoint_tap(K - 1) * partial[a];
     }
-    exchange.set(place(i, thread + Size::kPad),
-                 make_float4(out[0], out[1], out[2], kBoth ? out[3] : 0));
+    exchange_column.set(i * exchange_pitch,
+                        make_float4(out[0], out[1], out[2], kBoth ? out[3] : 0));
+  }
+
+  // The same for four rows without derivatives.
+  SSIMFAST_DEVICE void flush_adjoint() {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      float out[4];
+#pragma unroll
+      for (int a = 0; a < kAdjoints; ++a) {
+        out[a] = pending[a][0];
+#pragma unroll
+        for (int j = 0; j + 1 < K - 1; ++j) pending[a][j] = pending[a][j + 1];
+        pending[a][K - 2] = 0;
+      }
+      exchange_column.set(i * exchange_pitch,
+                          make_float4(out[0], out[1], out[2], kBoth ? out[3] : 0));
+    }
   }
 
   SSIMFAST_DEVICE float adjoint_tap(int j) const {
-    return kPlain ? job.weighted_taps[j] : job.taps[j];
+    return kPlain ? job.weighted_taps[unlike(j)] : tap(j);
   }
 
   // Offset of a position in a map, which has no margin.
@@ -520,16 +600,18 @@ class Sweep {
     return offset_of(map, row - margin) + (first_column + column - margin) * map.by_column;
   }
 
-  SSIMFAST_DEVICE Slopes<float> slopes_at(const Terms<float>& terms, int row, int column) const {
+  SSIMFAST_DEVICE Slopes<float> slopes_at(const Terms<float>& terms, int row, int column,
+                                          bool wanted) const {
     if constexpr (kPlain) {
       return slopes_of_ssim(terms);  // weighted_taps has the weight
-    } else if (job.maps == 2) {
-      const View &luminance = job.upstream[0], &contrast = job.upstream[1];
-      return slopes(terms, {0, load<float>(luminance, in_map(luminance, row, column)),
-                            load<float>(contrast, in_map(contrast, row, column))});
-    } else if (job.maps == 1) {
-      return slopes(terms,
-                    {load<float>(job.upstream[0], in_map(job.upstream[0], row, column)), 0, 0});
+    } else if (job.maps > 0) {
+      float by_map[2] = {};
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        if (wanted && i < job.maps)
+          by_map[i] = load<float>(job.upstream[i], in_map(job.upstream[i], row, column));
+      return job.maps == 1 ? slopes(terms, {by_map[0], 0, 0})
+                           : slopes(terms, {0, by_map[0], by_map[1]});
     }
     return slopes(
         terms, {plane_weight(job, plane, kSsim), 0, plane_weight(job, plane, kContrastStructure)});
@@ -552,80 +634,116 @@ class Sweep {
   // Each thread filters one row of the exchange buffer at four neighbouring columns. With s and d
   // of these pixels that gives their gradients, which go to global memory.
 
-  SSIMFAST_DEVICE bool own(int column) const {
-    return column >= own_column_begin && column < own_column_end;
+  // Writes row quad_row of the four rows whose gradients are complete.
+  SSIMFAST_DEVICE void write_gradients(const UnitRange<float>& unit, int first, int slot) {
+    const int r = first + quad_row;
+    if (r >= kFirstOwnRow && r < own_row_end) {
+      const int above = slot + quad_row - 2 * kHalo;
+      const Shared<float> from = row_s(above < 0 ? above + kSlots : above);
+      for (int skip = 0; column + skip < own_column_end; skip += threads)
+        if (column + skip >= own_column_begin) write_group(unit, r, skip, from + skip);
+    }
+    for (int i = 0; i < (kBoth ? 2 : 1); ++i) next_grad[i] += kRows * job.grad[i].by_row;
   }
 
-  // Writes row quad_row of the four rows whose gradients are complete.
-  SSIMFAST_DEVICE void write_gradients(const UnitRange<float>& unit, int first, int slot) const {
-    const int r = first + quad_row;
-    if (r < kFirstOwnRow || r >= own_row_end) return;
-    const int from = wrapped(slot + quad_row - 2 * kHalo);
-    for (int column = kColumns * quad; column < own_column_end; column += kColumns * quads) {
-      if (column + kColumns <= own_column_begin) continue;
-      float sum[kAdjoints][4] = {};
+  // Writes the gradients of the four columns from column + skip on, of which `from` has s and d.
+  SSIMFAST_DEVICE void write_group(const UnitRange<float>& unit, int row, int skip,
+                                   const Shared<float>& from) const {
+    float sum[kAdjoints][4] = {};
 #pragma unroll
-      for (int k = 0; k < kSeen; ++k) {
-        const float4 v = exchange[place(quad_row, column + k + Size::kPad - 2 * kHalo)];
-        const float term[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-        for (int b = 0; b < 4; ++b) {
-          if (k < b || k - b >= K) continue;
-#pragma unroll
-          for (int a = 0; a < kAdjoints; ++a) sum[a][b] += job.taps[k - b] * term[a];
-        }
-      }
-      const float4 s4 = row_s(from).template as<float4>()[column / 4];
-      const float4 d4 = row_d(from).template as<float4>()[column / 4];
-      const float s[4] = {s4.x, s4.y, s4.z, s4.w}, d[4] = {d4.x, d4.y, d4.z, d4.w};
-      float by_x[4], by_y[4];
+    for (int k = 0; k < kSeen; ++k) {
+      const float4 v = (exchange + skip)[k];
+      const float term[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
       for (int b = 0; b < 4; ++b) {
-        const float by_s = sum[0][b] + s[b] * sum[1][b];
-        float by_d = kBoth ? sum[3][b] : 0;
-        if constexpr (!kPlain) {
-          if (own(column + b))
-            by_d += slope_at_pixel(job, d[b] + unit.centre_d(), first_row + r,
-                                   first_column + column + b);
-        }
-        by_x[b] = kBoth || !kPlain ? by_s + (by_d + d[b] * sum[2][b]) : by_s + d[b] * sum[2][b];
-        by_y[b] = by_s - (by_d + d[b] * sum[2][b]);
+        if (k < b || k - b >= K) continue;
+#pragma unroll
+        for (int a = 0; a < kAdjoints; ++a) sum[a][b] += tap(k - b) * term[a];
       }
-      put(job.grad[0], r, column, by_x);
-      if constexpr (kBoth) put(job.grad[1], r, column, by_y);
+    }
+    const float4 s4 = from.template as<float4>()[0];
+    const float4 d4 = (from + pitch).template as<float4>()[0];
+    const float s[4] = {s4.x, s4.y, s4.z, s4.w}, d[4] = {d4.x, d4.y, d4.z, d4.w};
+    float by_x[4], by_y[4];
+#pragma unroll
+    for (int b = 0; b < 4; ++b) {
+      const int at = column + skip + b;
+      const float by_s = sum[0][b] + s[b] * sum[1][b];
+      float by_d = kBoth ? sum[3][b] : 0;
+      if constexpr (!kPlain) {
+        if (at < own_column_end)
+          by_d += slope_at_pixel(job, d[b] + unit.centre_d(), first_row + row, first_column + at);
+      }
+      by_x[b] = kBoth || !kPlain ? by_s + (by_d + d[b] * sum[2][b]) : by_s + d[b] * sum[2][b];
+      by_y[b] = by_s - (by_d + d[b] * sum[2][b]);
+    }
+    put(0, skip, by_x);
+    if constexpr (kBoth) put(1, skip, by_y);
+  }
+
+  template <int kWidth>
+  static SSIMFAST_DEVICE void store_group(T* to, const T (&values)[kColumns], int own,
+                                          int64_t by_column = 1) {
+#pragma unroll
+    for (int i = 0; i < kColumns; i += kWidth) {
+      if (i >= own) continue;
+      Packed<T, kWidth> packed;
+      memcpy(&packed, values + i, sizeof packed);
+      write(reinterpret_cast<Packed<T, kWidth>*>(to + i * by_column), packed);
     }
   }
 
-  // Writes those of four neighbouring gradients that are own; in one store if they are contiguous
-  // and aligned.
-  SSIMFAST_DEVICE void put(const View& image, int row, int column, float (&v)[4]) const {
-    if constexpr (!kPlain) {
+  // Writes those of four neighbouring gradients that are own, as many at once as job.store_width
+  // says.
+  SSIMFAST_DEVICE void put(int image, int skip, float (&v)[kColumns]) const {
+    T out[kColumns];
 #pragma unroll
-      for (int b = 0; b < 4; ++b) v[b] *= job.grad_scale;
+    for (int b = 0; b < kColumns; ++b) {
+      if constexpr (!kPlain) v[b] *= job.grad_scale;
+      out[b] = from_arithmetic<T>(v[b]);
     }
-    const int64_t at = offset_of(image, row) + (first_column + column) * image.by_column;
-    using Four = std::conditional_t<sizeof(T) == 4, float4, uint2>;
-    T out[4];
-#pragma unroll
-    for (int b = 0; b < 4; ++b) out[b] = from_arithmetic<T>(v[b]);
-    T* const to = static_cast<T*>(image.data) + at;
-    const bool whole = own(column) && own(column + kColumns - 1);
-    if (whole && image.by_column == 1 && reinterpret_cast<int64_t>(to) % sizeof(Four) == 0) {
-      Four four;
-      memcpy(&four, out, sizeof four);
-      write(reinterpret_cast<Four*>(to), four);
-      return;
+    T* const to = next_grad[image];
+    const int own = before(own_column_end, column + skip);
+    if (job.store_width == 4) {
+      store_group<4>(to + skip, out, own);
+    } else if (job.store_width > 1) {
+      store_group<2>(to + skip, out, own);
+    } else if (job.store_width > 0) {
+      store_group<1>(to + skip, out, own);
+    } else {
+      const int64_t by_column = job.grad[image].by_column;
+      store_group<1>(to + skip * by_column, out, own, by_column);
     }
-#pragma unroll
-    for (int b = 0; b < 4; ++b)
-      if (own(column + b)) write(to + b * image.by_column, out[b]);
   }
 };
 
+constexpr int blocks_at_a_time(Kind kind) {
+  return resident_threads(kind == Kind::kGradientBoth ? 2 : 1) / kMostThreads;
+}
+
 template <class T, int K, Kind kKind, bool kPlain>
-__global__ void __launch_bounds__(kMostThreads, 1)
+__global__ void __launch_bounds__(kMostThreads, blocks_at_a_time(kKind))
     sweep(const __grid_constant__ Job<float> job, const __grid_constant__ Plan plan) {
-  Sweep<T, K, kKind, kPlain>(job, plan).run();
+  Sweep<T, K, kKind, kPlain>(job, plan, blockIdx.x).march();
+}
+
+// The levels of a pyramid, all with the same number of threads.
+struct LevelJobs {
+  int levels;
+  int first_block[kMaxLevels];
+  Plan plans[kMaxLevels];
+  Job<float> jobs[kMaxLevels];
+};
+
+// Sweeps all levels of a pyramid: its coarse levels are too small to fill a device alone.
+template <int K, Kind kKind>
+__global__ void __launch_bounds__(kMostThreads, blocks_at_a_time(kKind))
+    sweep_levels(const __grid_constant__ LevelJobs all) {
+  int level = 0;
+  while (level + 1 < all.levels && int(blockIdx.x) >= all.first_block[level + 1]) ++level;
+  Sweep<float, K, kKind, false>(all.jobs[level], all.plans[level],
+                                int(blockIdx.x) - all.first_block[level])
+      .march();
 }
 
 }  // namespace ssimfast::cuda

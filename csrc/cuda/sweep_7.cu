@@ -2,4 +2,5 @@
 
 namespace ssimfast::cuda {
 template Fused select_sweep<7>(Dtype, Kind, bool);
-}
+template FusedLevels select_levels<7>(Kind);
+}  // namespace ssimfast::cuda

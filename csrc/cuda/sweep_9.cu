@@ -2,4 +2,5 @@
 
 namespace ssimfast::cuda {
 template Fused select_sweep<9>(Dtype, Kind, bool);
-}
+template FusedLevels select_levels<9>(Kind);
+}  // namespace ssimfast::cuda

@@ -75,6 +75,7 @@
   inline Name make_##Name(T x, T y, T z, T w) { return {x, y, z, w}; }
 EMULATOR_VECTOR2(float2, float, 8)
 EMULATOR_VECTOR2(uint2, unsigned, 8)
+EMULATOR_VECTOR2(double2, double, 16)
 EMULATOR_VECTOR4(float4, float)
 EMULATOR_VECTOR4(uint4, unsigned)
 #undef EMULATOR_VECTOR2
@@ -513,7 +514,6 @@ class GlobalMemory {
 struct Machine {
   std::mutex mutex;  // one launch at a time
   Options options;
-  std::unordered_map<const void*, size_t> allowed_shared;  // by kernel
   Counters total, last;
 
   // Of the launch that is running:
@@ -1066,7 +1066,7 @@ inline bool in_reverse() {
   return order == "reverse";
 }
 
-inline void check_launch(const void* kernel, size_t shared_bytes) {
+inline void check_launch(size_t shared_bytes) {
   const int64_t threads = int64_t{blockDim.x} * blockDim.y * blockDim.z;
   if (threads < 1 || threads > 1024 || blockDim.z > 64)
     fail("a block has 1 to 1024 threads, not ", threads);
@@ -1075,11 +1075,9 @@ inline void check_launch(const void* kernel, size_t shared_bytes) {
     fail("no such grid: ", gridDim.x, " x ", gridDim.y, " x ", gridDim.z, " blocks");
   if (shared_bytes > machine.options.max_shared_bytes)
     fail("too much shared memory: ", shared_bytes, " bytes");
-  const auto allowed = machine.allowed_shared.find(kernel);
-  const size_t most =
-      allowed == machine.allowed_shared.end() ? kSharedOfAnyKernel : allowed->second;
-  if (shared_bytes > most)
-    fail("more shared memory than the kernel is allowed: ", shared_bytes, " of ", most, " bytes");
+  if (shared_bytes > kSharedOfAnyKernel)
+    fail("more shared memory than a kernel is allowed: ", shared_bytes, " of ", kSharedOfAnyKernel,
+         " bytes");
 }
 
 inline void run_blocks(size_t shared_bytes) {
@@ -1123,7 +1121,7 @@ inline void run(void (*body)(void*), void* data, const void* kernel, const dim3&
     machine.total += machine.last;
   };
   try {
-    check_launch(kernel, shared_bytes);
+    check_launch(shared_bytes);
     machine.threads_per_block = int(threads.x * threads.y * threads.z);
     machine.last.launches = 1;
     for (const auto& block : machine.blocks) block->count = 0;
@@ -1159,22 +1157,11 @@ void launch(void (*kernel)(Parameters...), Blocks blocks, dim3 threads, size_t s
             Arguments&&... arguments) {
   static_assert((std::is_trivially_copyable_v<Parameters> && ...),
                 "parameters are copied to the GPU byte by byte, none by reference");
-  static_assert((sizeof(Parameters) + ... + 0) <= 4096, "parameters have room for 4096 bytes");
+  static_assert((sizeof(Parameters) + ... + 0) <= 32764, "parameters have room for 32764 bytes");
   std::tuple<Parameters...> parameters(std::forward<Arguments>(arguments)...);
   auto body = [&] { std::apply(kernel, std::as_const(parameters)); };
   detail::run([](void* data) { (*static_cast<decltype(body)*>(data))(); }, &body,
               reinterpret_cast<const void*>(kernel), blocks, threads, shared_bytes);
-}
-
-// Lets launches of the kernel ask for so much shared memory, as cudaFuncSetAttribute does.
-template <class... Parameters>
-void allow_shared(void (*kernel)(Parameters...), size_t most_bytes) {
-  const std::lock_guard lock(detail::machine.mutex);
-  const auto [place, is_first] =
-      detail::machine.allowed_shared.try_emplace(reinterpret_cast<const void*>(kernel), most_bytes);
-  if (!is_first && place->second != most_bytes)
-    detail::fail("a kernel is allowed ", place->second, " bytes of shared memory, and then ",
-                 most_bytes, ": launches of two host threads would take them from each other");
 }
 
 }  // namespace emulator

@@ -578,21 +578,7 @@ std::map<std::string, Case> cases() {
       {"too_many_threads", [] { launch(lane_outside_mask, 1, 1025, 0); }},
       {"no_blocks", [] { launch(lane_outside_mask, int64_t{0}, 32, 0); }},
       {"too_much_shared", [] { launch(lane_outside_mask, 1, 32, 1 << 20); }},
-      {"shared_allowed",
-       [] {
-         for (const int kib : {60, 64, 50}) {
-           emulator::allow_shared(touch_shared, 64 << 10);
-           launch(touch_shared, 1, 1, kib << 10, 256 * kib - 1, true);
-         }
-       }},
       {"shared_not_allowed", [] { launch(touch_shared, 1, 1, 49 << 10, 0, true); }},
-      {"shared_allowed_by_each_launch",
-       [] {
-         for (const int kib : {60, 50}) {
-           emulator::allow_shared(touch_shared, kib << 10);
-           launch(touch_shared, 1, 1, kib << 10, 0, true);
-         }
-       }},
       {"environment", environment},
   };
 }

@@ -2,6 +2,7 @@
 // to memory before they make it. Compilers find this file first, by the order of their -I flags.
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -60,6 +61,8 @@ class Shared {
 constexpr int kWarp = 32;
 constexpr unsigned kEveryLane = ~0u;
 
+SSIMFAST_DEVICE int thread_of_block() { return int(threadIdx.x); }
+
 template <class V>
 SSIMFAST_DEVICE V from_lane(V value, int lane) {
   return __shfl_sync(kEveryLane, value, lane, kWarp);
@@ -70,6 +73,29 @@ SSIMFAST_DEVICE V from_lane_xor(V value, int mask) {
   return __shfl_xor_sync(kEveryLane, value, mask, kWarp);
 }
 
+SSIMFAST_DEVICE unsigned lanes_where(bool condition) {
+  unsigned lanes = unsigned(condition) << threadIdx.x % kWarp;
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) lanes |= from_lane_xor(lanes, mask);
+  return lanes;
+}
+SSIMFAST_DEVICE int count_of(unsigned lanes) { return std::popcount(lanes); }
+SSIMFAST_DEVICE int first_of(unsigned lanes) { return std::countr_zero(lanes); }
+
+struct Two {
+  float a = 0, b = 0;
+};
+
+// Both ways to filter are executed: packed for small windows, one number at a time for others.
+template <int K>
+constexpr bool kPacks = K < 11;
+
+SSIMFAST_DEVICE Two add(Two x, Two y) { return {x.a + y.a, x.b + y.b}; }
+SSIMFAST_DEVICE Two multiply(Two x, Two y) { return {x.a * y.a, x.b * y.b}; }
+SSIMFAST_DEVICE Two accumulate(Two sum, Two x, Two y) {
+  return {sum.a + x.a * y.a, sum.b + x.b * y.b};
+}
+
+SSIMFAST_DEVICE float larger(float a, float b) { return a < b ? b : a; }
 SSIMFAST_DEVICE float reciprocal(float v) { return emulator::approximate_reciprocal(v); }
 
 }  // namespace ssimfast::cuda

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <type_traits>
 
+#include "cuda/plan.h"
 #include "emulator.h"
 
 #define SSIMFAST_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(ssimfast_emulated, CPU, m)
@@ -23,15 +24,10 @@ class Launcher {
  public:
   explicit Launcher(const torch::stable::Tensor&) {}
 
-  // Those of a small device, unless a test wants another number.
-  int multiprocessors() const {
+  // Those of a small device, unless a test wants another number of multiprocessors.
+  DeviceLimits limits() const {
     const char* wanted = std::getenv("SSIMFAST_EMULATED_MULTIPROCESSORS");
-    return wanted == nullptr ? 8 : std::atoi(wanted);
-  }
-
-  template <class... P>
-  void allow_shared(void (*kernel)(P...), int64_t most_bytes) const {
-    emulator::allow_shared(kernel, most_bytes);
+    return {wanted == nullptr ? 8 : std::atoi(wanted), 100 * 1024};
   }
 
   template <class... P>
