@@ -111,14 +111,26 @@ def test_launches_of_a_training_step(dtype):
     assert emulated.counters().launches == 3 + more
 
 
-@pytest.mark.parametrize("scales", [1, 2, 3])
-def test_launches_of_ms_ssim(scales):
-    x, y = (image.requires_grad_() for image in pair(2, 3, 48, 52))
+@pytest.mark.parametrize(
+    ("levels", "ssim", "dtype", "launches"),
+    [
+        (1, 0, torch.float32, 2),
+        (2, 0, torch.float32, 3),
+        (5, 0, torch.float32, 3),
+        (6, 0, torch.float32, 4),  # a second launch pools
+        (3, 0, torch.float16, 4),  # the finest level alone
+        (3, 1, torch.float32, 5),  # and once again
+    ],
+)
+def test_launches_of_ms_ssim(levels, ssim, dtype, launches):
+    """However many levels there are, one launch sweeps them."""
+    x, y = (image.requires_grad_() for image in pair(1, 2, 68, 70, dtype=dtype))
+    settings = {"weights": [1 / levels] * levels, "window_size": 7, "padding": "same"}
     emulated.reset_counters()
-    value = ssimfast.ms_ssim(x, y, weights=[1 / scales] * scales)
-    assert emulated.counters().launches == scales + 2
+    value = ssimfast.similarity_loss(x, y, ssim=ssim, ms_ssim=1, **settings)
+    assert emulated.counters().launches == launches
     value.backward()
-    assert emulated.counters().launches == scales + 4  # one for each image
+    assert emulated.counters().launches == launches + 2  # one for each image
 
 
 SETTINGS = {
