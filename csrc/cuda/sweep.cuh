@@ -154,7 +154,8 @@ class Sweep {
   };
   Group ahead[2];
   // Where this thread's first group begins: of the next rows of x and y, of the next gradients.
-  const T *next_x, *next_y;
+  const T* next_x;
+  const T* next_y;
   T* next_grad[kBoth ? 2 : 1];
 
   // Horizontal means and variances of s and of d in this thread's column: the last 2 * kHalo rows,
@@ -310,13 +311,13 @@ class Sweep {
 
   // Reads those of four neighbours that are `inside`; as many at once as job.load_width says.
   template <int kWidth>
-  static SSIMFAST_DEVICE void load_group(T (&to)[kColumns], const T* from, int inside,
+  static SSIMFAST_DEVICE void load_group(T (&values)[kColumns], const T* from, int inside,
                                          int64_t by_column = 1) {
 #pragma unroll
     for (int i = 0; i < kColumns; i += kWidth) {
       if (i >= inside) continue;
       const auto packed = read(reinterpret_cast<const Packed<T, kWidth>*>(from + i * by_column));
-      memcpy(to + i, &packed, sizeof packed);
+      memcpy(&values[i], &packed, sizeof packed);
     }
   }
   // Reads this thread's group, or that `skip` columns behind it.
@@ -688,7 +689,7 @@ class Sweep {
     for (int i = 0; i < kColumns; i += kWidth) {
       if (i >= own) continue;
       Packed<T, kWidth> packed;
-      memcpy(&packed, values + i, sizeof packed);
+      memcpy(&packed, &values[i], sizeof packed);
       write(reinterpret_cast<Packed<T, kWidth>*>(to + i * by_column), packed);
     }
   }

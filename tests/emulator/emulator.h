@@ -1100,8 +1100,8 @@ inline void run_blocks(size_t shared_bytes) {
   }
 }
 
-inline void run(void (*body)(void*), void* data, const void* kernel, const dim3& blocks,
-                const dim3& threads, size_t shared_bytes) {
+inline void run(void (*body)(void*), void* data, const dim3& blocks, const dim3& threads,
+                size_t shared_bytes) {
   const std::lock_guard lock(machine.mutex);
   gridDim = blocks;
   blockDim = threads;
@@ -1160,8 +1160,8 @@ void launch(void (*kernel)(Parameters...), Blocks blocks, dim3 threads, size_t s
   static_assert((sizeof(Parameters) + ... + 0) <= 32764, "parameters have room for 32764 bytes");
   std::tuple<Parameters...> parameters(std::forward<Arguments>(arguments)...);
   auto body = [&] { std::apply(kernel, std::as_const(parameters)); };
-  detail::run([](void* data) { (*static_cast<decltype(body)*>(data))(); }, &body,
-              reinterpret_cast<const void*>(kernel), blocks, threads, shared_bytes);
+  detail::run([](void* data) { (*static_cast<decltype(body)*>(data))(); }, &body, blocks, threads,
+              shared_bytes);
 }
 
 }  // namespace emulator
