@@ -6,7 +6,7 @@ Fields are the arguments of the public functions, which document them.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, get_args
+from typing import ClassVar, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -47,9 +47,9 @@ WANG_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _KEPT = {"mean": 0, "batch": 1}
 _REDUCTIONS, _ODDS = get_args(Reduction), get_args(Odd)
 _NEGATIVES, _CHANNELS = get_args(Negative), get_args(Channels)
-# Pixel weights along an axis in the blurred L1, by the size of the axis, the taps of the blur, device
-# and dtype. Shared by all calls: a copy to the device waits for it, and cannot be captured in a
-# CUDA graph.
+# Pixel weights along an axis in the blurred L1, by the size of the axis, the taps of the blur,
+# device and dtype. All calls share them, because a copy to the device waits for the device and
+# cannot be captured in a CUDA graph.
 _COUNTS: dict[tuple[int, tuple[float, ...], torch.device, torch.dtype], Tensor] = {}
 _MOST_COUNTS = 1 << 14
 

@@ -658,8 +658,8 @@ void probe::finish_block() {
   for (Trace& trace : now) trace = {};
 }
 
-// Arguments: barriers of an iteration, multiprocessors, KiB of shared memory of each, planes, height,
-// width.
+// Arguments: barriers of an iteration, multiprocessors, KiB of shared memory of each, planes,
+// height, width.
 int main(int, char** arguments) {
   const auto number = [&](int i) { return std::atoi(arguments[i]); };
   phases = number(1);
@@ -854,7 +854,8 @@ def variants_table(kernels: list[Kernel], folder: Path) -> str:
     """Every variant for one shape; those of half types differ by less than one in a hundred."""
     shape, device = SHAPES[2], "H100"
     lines = [
-        f"{shape} on {DEVICES[device].multiprocessors} multiprocessors, machine code of sm_90; a pixel-channel:\n",
+        f"{shape} on {DEVICES[device].multiprocessors} multiprocessors, machine code of sm_90; "
+        "a pixel-channel:\n",
         header("kernel", "FP", "shared words", "instructions", "barriers an iteration"),
     ]
     for kernel in kernels:

@@ -11,8 +11,8 @@ import pytest
 import sass
 from budgets import beyond
 
-# Bytes of shared memory: what a block may have unasked, and what blocks share of a multiprocessor of
-# sm_86 and sm_89, each taking 1 KiB more than it asks for.
+# Bytes of shared memory: what a block may have unasked, and what blocks share of a multiprocessor
+# of sm_86 and sm_89, each taking 1 KiB more than it asks for.
 MOST_OF_A_BLOCK = 48 * 1024
 OF_A_MULTIPROCESSOR, OF_EVERY_BLOCK = 100 * 1024, 1024
 

@@ -111,7 +111,8 @@ def build(tmp_path_factory) -> Callable[[str], Path]:
 
     @cache
     def compiled(name: str) -> Path:
-        flags = ["-std=c++20", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", f"-I{HERE}", f"-I{CSRC}"]
+        flags = ["-std=c++20", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+        flags += [f"-I{HERE}", f"-I{CSRC}"]
         command = [machine.compiler(), *flags, *BUILDS[name], str(HERE / "planted.cpp")]
         done = subprocess.run([*command, "-o", str(folder / name)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
