@@ -89,6 +89,20 @@ def test_barriers_stand_between_what_is_written_and_what_is_read(compiled):
         assert counts == [(20, 28), (4 * (7 * 11 + 2), 16)], (one["target"], counts)
 
 
+def test_barriers_are_fences_on_every_target(compiled):
+    """``tl.debug_barrier`` orders the accesses of neighbours to the scratch memory."""
+    seen = set()
+    for one in compiled:
+        if one["label"] != PLAIN:
+            continue
+        (before, between, after), seen = one["phases"], seen | {one["target"]}
+        around = [a + b for a, b in zip(before, after, strict=True)]
+        assert (around, list(between)) == ([20, 28], [7 * 11 + 2, 4]), one["target"]
+        if one["target"].startswith("gfx"):
+            assert one["fences"] == 2
+    assert "sm_90" in seen and any(target.startswith("gfx") for target in seen)
+
+
 def test_crops_of_any_size_need_no_other_kernels():
     """Two hundred sizes, four widths of a strip: as many kernels as widths."""
     random.seed(0)

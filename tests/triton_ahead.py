@@ -6,8 +6,10 @@ docs/triton.md; with ``--json`` it prints the figures of some, for test_triton_s
 cannot compile itself where Triton interprets.
 """
 
+import itertools
 import json
 import math
+import re
 import sys
 import tempfile
 import time
@@ -111,6 +113,8 @@ class Compiled(NamedTuple):
     shared: int
     seconds: float
     loop: dict | None  # of the sweep: counts of an iteration; see `loop_of`
+    phases: list | None  # of the sweep; see `phases_of`
+    fences: int | None  # of the sweep, on AMD: barriers that order global memory
 
 
 def compile_launch(label: str, launched: Launch, target: GPUTarget, folder: Path) -> Compiled:
@@ -127,6 +131,7 @@ def compile_launch(label: str, launched: Launch, target: GPUTarget, folder: Path
     start = time.perf_counter()
     compiled = triton.compile(source, target=target, options=options)
     seconds = time.perf_counter() - start
+    phases = phases_of(compiled.asm["ttgir"]) if launched.kernel == "sweep" else None
     if target.backend == "hip":
         used = compiled.asm["amdgcn"]
         figures = {
@@ -136,6 +141,7 @@ def compile_launch(label: str, launched: Launch, target: GPUTarget, folder: Path
         return Compiled(
             *(label, launched.kernel, target.arch, figures["vgpr_count"]),
             *(figures["vgpr_spill_count"], compiled.metadata.shared, seconds, None),
+            *(phases, fences_of(compiled.asm["llir"], used) if phases else None),
         )
     cubin = folder / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
@@ -144,8 +150,44 @@ def compile_launch(label: str, launched: Launch, target: GPUTarget, folder: Path
     loop = loop_of(cubin) if launched.kernel == "sweep" else None
     return Compiled(
         *(label, launched.kernel, f"sm_{target.arch}", int(figures["REG"]), int(figures["STACK"])),
-        *(compiled.metadata.shared, seconds, loop),
+        *(compiled.metadata.shared, seconds, loop, phases, None),
     )
+
+
+def phases_of(ttgir: str) -> list[tuple[int, int]]:
+    """Loads and stores of global memory in a step of the sweep, from barrier to barrier."""
+
+    def indent(line: str) -> int:
+        return len(line) - len(line.lstrip())
+
+    lines = ttgir.split("\n")
+    barriers = [i for i, line in enumerate(lines) if "ttg.barrier" in line]
+    inside = indent(lines[barriers[0]])
+    loops = [i for i in range(barriers[0]) if "scf.for" in lines[i] and indent(lines[i]) < inside]
+    end = next(
+        i
+        for i in range(barriers[-1], len(lines))
+        if lines[i].lstrip().startswith("scf.yield") and indent(lines[i]) == inside
+    )
+    cuts = [loops[-1], *barriers, end]
+    phases = []
+    for first, last in itertools.pairwise(cuts):
+        code = "\n".join(lines[first:last])
+        loads = re.findall(r"\b(?:tt\.load|amdg\.buffer_load)\b", code)
+        stores = re.findall(r"\b(?:tt\.store|amdg\.buffer_store)\b", code)
+        phases.append((len(loads), len(stores)))
+    return phases
+
+
+def fences_of(llir: str, machine_code: str) -> int:
+    """Barriers between fences of the workgroup that order all memory, not only local memory. As
+    many barriers of the loop must be in the machine code as in the intermediate code."""
+    release, acquire = (rf'fence syncscope\("workgroup"\) {way}' for way in ("release", "acquire"))
+    barrier = r"\n.*llvm\.amdgcn\.s\.barrier\(\).*\n\s*"
+    every = rf"{release}, !dbg !\d+{barrier}{acquire}, !dbg !\d+\n"
+    emitted = len(re.findall(r"^\s*s_barrier\b", machine_code, re.MULTILINE))
+    assert emitted >= len(re.findall(r"llvm\.amdgcn\.s\.barrier\(\), !dbg", llir))
+    return len(re.findall(every, llir))
 
 
 def loop_of(cubin: Path) -> dict:
