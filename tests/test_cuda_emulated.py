@@ -115,11 +115,11 @@ def test_launches_of_a_training_step(dtype):
     ("levels", "ssim", "dtype", "launches"),
     [
         (1, 0, torch.float32, 2),
-        (2, 0, torch.float32, 3),
-        (5, 0, torch.float32, 3),
+        pytest.param(2, 0, torch.float32, 3, marks=pytest.mark.long),
+        pytest.param(5, 0, torch.float32, 3, marks=pytest.mark.long),
         (6, 0, torch.float32, 4),  # a second launch pools
         (3, 0, torch.float16, 4),  # the finest level alone
-        (3, 1, torch.float32, 5),  # and once again
+        pytest.param(3, 1, torch.float32, 5, marks=pytest.mark.long),  # and once again
     ],
 )
 def test_launches_of_ms_ssim(levels, ssim, dtype, launches):
