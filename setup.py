@@ -30,6 +30,7 @@ if sys.prefix == sys.base_prefix:  # no virtual environment: torch may be the us
     sys.path.append(site.getusersitepackages())
 
 OLDEST_TORCH = (2, 10)
+OLDEST_CUDA = (12, 1)  # whose kernels may have more than 4 KiB of parameters
 STABLE_ABI = "0x020a000000000000"  # the same in the form that torch's headers take
 TORCH_REQUIREMENT = "torch>={}.{}".format(*OLDEST_TORCH)
 
@@ -80,15 +81,15 @@ def has_cuda_compiler() -> bool:
     if nvcc is None:
         return False
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
-    release = re.search(r"release (\d+)", version)
+    release = re.search(r"release (\d+)\.(\d+)", version)
     if release is None or release[1] != torch.version.cuda.split(".")[0]:
-        print(
-            f"ssimfast: {nvcc} is not of CUDA {torch.version.cuda}, which torch was built with; "
-            "installing without CUDA kernels",
-            file=sys.stderr,
-        )
-        return False
-    return True
+        wrong = f"is not of CUDA {torch.version.cuda}, which torch was built with"
+    elif (int(release[1]), int(release[2])) < OLDEST_CUDA:
+        wrong = f"has {release[0]}, older than {'.'.join(map(str, OLDEST_CUDA))}"
+    else:
+        return True
+    print(f"ssimfast: {nvcc} {wrong}; installing without CUDA kernels", file=sys.stderr)
+    return False
 
 
 def choose_cuda_architectures() -> None:

@@ -109,6 +109,15 @@ def sweep_unit(element: str, window: int, architecture: int) -> Unit:
     return Unit(f"sweep_{element}_{window}", source, architecture)
 
 
+def bytes_unit(window: int, architecture: int) -> Unit:
+    """The fused kernel for uint8, which has no gradients."""
+    source = f"""#include "cuda/select.cuh"
+    namespace ssimfast::cuda {{
+    template Fused fused<uint8_t, {window}, Kind::kForward, false>();
+    }}"""
+    return Unit(f"sweep_uint8_{window}", source, architecture)
+
+
 # Addresses instantiate kernels whatever their parameters are.
 OTHERS = {
     "separable": [
@@ -158,6 +167,7 @@ def units() -> list[Unit]:
     """All that the tests look at: the slow ones first."""
     every = [sweep_unit(e, k, a) for k in WINDOWS[::-1] for e in ELEMENTS for a in EVERY_KERNEL_FOR]
     every += [sweep_unit("float", 11, a) for a in ARCHITECTURES if a not in EVERY_KERNEL_FOR]
+    every += [bytes_unit(k, a) for k in WINDOWS for a in EVERY_KERNEL_FOR]
     return every + [other_unit(header, a) for header in OTHERS for a in EVERY_KERNEL_FOR]
 
 
@@ -803,7 +813,7 @@ def budget_of(name: str) -> str:
     arithmetic makes no difference."""
     if name.startswith(("statistics", "collapse_pyramid")):
         return name
-    return re.sub(r"<(float|double|__half|__nv_bfloat16)", "<*", name)
+    return re.sub(r"<(float|double|__half|__nv_bfloat16|unsigned char)", "<*", name)
 
 
 def measured(kernels: list[Kernel], folder: Path) -> dict[str, dict[str, float]]:

@@ -32,6 +32,10 @@ extern template FusedLevels select_levels<11>(Kind);
 
 namespace {
 
+// All kernels but sweep_levels launch on drivers that allow 4 KiB of parameters only.
+static_assert(sizeof(Job<double>) + 256 <= 4096 && sizeof(CombineLevels<double>) <= 4096 &&
+              sizeof(Collapse<double>) <= 4096 && sizeof(LevelJobs) <= 32764);
+
 // Number of blocks for a kernel that loops over items.
 int64_t grid_of(int64_t items, int64_t most = std::numeric_limits<int32_t>::max()) {
   return std::min(items, most);
@@ -317,13 +321,13 @@ class CudaDevice {
     }
   };
 
-  static constexpr bool kFinestLast = false;
   static bool computes_in_double(bool, bool has_mask) { return has_mask; }  // see separable.cuh
 
   explicit CudaDevice(const Tensor& like) : like(like), launch(like) {}
 
   template <class A>
   std::vector<Records> sweep(const std::vector<Problem<A>>& problems) const {
+    check_size(problems[0], 0);
     pool(problems);
     std::vector<Records> records;
     if constexpr (std::is_same_v<A, float>) {
@@ -332,7 +336,8 @@ class CudaDevice {
       const Problem<A>&finest = problems[0], &coarsest = problems.back();
       const bool alone =
           finest.x.dtype != Dtype::kFloat32 || finest.gradients != coarsest.gradients;
-      if (problems.size() > 1 + size_t(alone) && fused_of(coarsest).kernel != nullptr) {
+      if (problems.size() > 1 + size_t(alone) && fused_of(coarsest).kernel != nullptr &&
+          Launcher::allows_large_parameters()) {
         if (alone) records.push_back(sweep_one(finest));
         const std::vector<Problem<A>> rest(problems.begin() + alone, problems.end());
         for (Records& level : sweep_together(rest)) records.push_back(std::move(level));

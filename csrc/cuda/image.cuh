@@ -217,7 +217,7 @@ struct Sample {
   // Index of a sample in [begin, end), if `i` is its row or column.
   template <class I>
   static SSIMFAST_DEVICE I at(int i, I begin, I end) {
-    return begin + (2 * i + 1) * (end - begin) / 8;
+    return begin + I((2 * i + 1) * int64_t(end - begin) / 8);
   }
 };
 

@@ -47,6 +47,13 @@ class Launcher {
             attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
   }
 
+  // True if kernels may have more than 4 KiB of parameters: the driver is of CUDA 12.1 or newer.
+  static bool allows_large_parameters() {
+    int version = 0;
+    STD_CUDA_CHECK(cudaDriverGetVersion(&version));
+    return version >= 12010;
+  }
+
   template <class... P>
   void operator()(void (*kernel)(P...), int64_t blocks, int threads, int64_t shared_bytes,
                   const std::type_identity_t<P>&... arguments) const {

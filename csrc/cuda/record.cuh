@@ -72,8 +72,8 @@ SSIMFAST_INLINE constexpr int64_t sums_bytes(int threads) {
   return threads / kWarp * kTerms * int64_t(sizeof(StoredSum<A>));
 }
 
-// Adds the sums of the wanted terms over a block; every lane of the first warp gets the result, up
-// to the rounding of `low`. All threads of the block must call this.
+// Adds the sums of the wanted terms over a block; the first 16 lanes get the result, up to the
+// rounding of `low`. All threads of the block must call this.
 template <class A, class Wanted>
 SSIMFAST_DEVICE void add_threads(Sum<A> (&sums)[kTerms], const Wanted& wanted,
                                  const Shared<StoredSum<A>>& scratch) {

@@ -31,8 +31,9 @@ constexpr int kRows = 4;
 constexpr int kColumns = 4;
 constexpr int kMostThreads = 192;
 
-// Threads that a multiprocessor holds at a time: 168 registers a thread allow three warps for each
-// scheduler. The gradients with respect to both images need more registers, which leaves two.
+// Threads that the registers of a multiprocessor allow at a time: 168 registers a thread allow
+// three warps for each scheduler. The gradients with respect to both images need more registers,
+// which leaves two. Shared memory may allow fewer (plan.h).
 constexpr int resident_threads(int gradients) { return gradients == 2 ? 256 : 384; }
 
 // Variant of the fused kernel.

@@ -30,6 +30,8 @@ class Launcher {
     return {wanted == nullptr ? 8 : std::atoi(wanted), 100 * 1024};
   }
 
+  static bool allows_large_parameters() { return true; }
+
   template <class... P>
   void operator()(void (*kernel)(P...), int64_t blocks, int threads, int64_t shared_bytes,
                   const std::type_identity_t<P>&... arguments) const {
