@@ -114,7 +114,7 @@ class Compiled(NamedTuple):
     seconds: float
     loop: dict | None  # of the sweep: counts of an iteration; see `loop_of`
     phases: list | None  # of the sweep; see `phases_of`
-    fences: int | None  # of the sweep, on AMD: barriers that order global memory
+    fences: tuple | None  # of the sweep, on AMD; see `fences_of`
 
 
 def compile_launch(label: str, launched: Launch, target: GPUTarget, folder: Path) -> Compiled:
@@ -179,15 +179,16 @@ def phases_of(ttgir: str) -> list[tuple[int, int]]:
     return phases
 
 
-def fences_of(llir: str, machine_code: str) -> int:
-    """Barriers between fences of the workgroup that order all memory, not only local memory. As
-    many barriers of the loop must be in the machine code as in the intermediate code."""
+def fences_of(llir: str, machine_code: str) -> tuple[int, int]:
+    """Barriers between fences of the workgroup that order all memory, not only local memory; and
+    all barriers that the machine code lacks, of those of the intermediate code. (A workgroup of one
+    wave needs none.)"""
     release, acquire = (rf'fence syncscope\("workgroup"\) {way}' for way in ("release", "acquire"))
     barrier = r"\n.*llvm\.amdgcn\.s\.barrier\(\).*\n\s*"
     every = rf"{release}, !dbg !\d+{barrier}{acquire}, !dbg !\d+\n"
     emitted = len(re.findall(r"^\s*s_barrier\b", machine_code, re.MULTILINE))
-    assert emitted >= len(re.findall(r"llvm\.amdgcn\.s\.barrier\(\), !dbg", llir))
-    return len(re.findall(every, llir))
+    wanted = len(re.findall(r"llvm\.amdgcn\.s\.barrier\(\), !dbg", llir))
+    return len(re.findall(every, llir)), max(0, wanted - emitted)
 
 
 def loop_of(cubin: Path) -> dict:
