@@ -26,20 +26,25 @@ struct Moments {
   V mu_s, mu_d, vs, vd;
 };
 
+// The larger of two numbers; NaN if the first is.
+template <class V>
+SSIMFAST_INLINE V larger(V a, V b) {
+  return a < b ? b : a;
+}
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800  // in one instruction
+SSIMFAST_INLINE float larger(float a, float b) {
+  float larger;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
+  return larger;
+}
+#endif
+
 // Clamps a variance at 0; only rounding makes it negative. NaN passes through, because the result
 // must show it.
 template <class V>
 SSIMFAST_INLINE V non_negative(V v) {
-  return v < V{} ? V{} : v;
+  return larger(v, V{});
 }
-
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800  // in one instruction
-SSIMFAST_INLINE float non_negative(float v) {
-  float larger;
-  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(larger) : "f"(v));
-  return larger;
-}
-#endif
 
 // 1 - 2 v. The CUDA overload is one instruction; nvcc compiles the plain expression to two.
 template <class V>

@@ -12,6 +12,20 @@ SSIMFAST_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b
 
 enum class Dtype : int { kFloat32, kFloat16, kBFloat16, kFloat64, kUInt8 };
 
+// Bytes of an element.
+inline int64_t size_of(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kFloat64:
+      return 8;
+    case Dtype::kFloat32:
+      return 4;
+    case Dtype::kUInt8:
+      return 1;
+    default:
+      return 2;
+  }
+}
+
 enum class Pass {
   kValue,         // sums of the wanted terms
   kMaps,          // the SSIM map, or the maps of luminance and contrast-structure

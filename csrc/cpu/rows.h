@@ -128,10 +128,6 @@ WriteRow<A> writer(Dtype dtype) {
   return for_dtype(dtype, [](auto zero) -> WriteRow<A> { return write_row<decltype(zero), A>; });
 }
 
-inline int64_t size_of(Dtype dtype) {
-  return for_dtype(dtype, [](auto zero) { return int64_t(sizeof(zero)); });
-}
-
 // ---- sources and sinks --------------------------------------------------------------------------
 
 // Strides of a view in bytes.

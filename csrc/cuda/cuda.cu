@@ -1,8 +1,8 @@
 // The CUDA device of the ops (csrc/ops.h): turns problems into kernel launches.
 //
 // A loss takes two launches: the sweep, whose blocks write records of their sums, and the
-// reduction, which adds the records in a fixed order. MS-SSIM takes one sweep per level and two
-// more launches; its backward takes one launch per image.
+// reduction, which adds the records in a fixed order. MS-SSIM takes one launch that pools the
+// images, one that sweeps all levels and one that combines them; its backward one per image.
 #include <algorithm>
 #include <cstdint>
 #include <limits>
@@ -37,8 +37,8 @@ static_assert(sizeof(Job<double>) + 256 <= 4096 && sizeof(CombineLevels<double>)
               sizeof(Collapse<double>) <= 4096 && sizeof(LevelJobs) <= 32764);
 
 // Number of blocks for a kernel that loops over items.
-int64_t grid_of(int64_t items, int64_t most = std::numeric_limits<int32_t>::max()) {
-  return std::min(items, most);
+int64_t grid_of(int64_t items) {
+  return std::min<int64_t>(items, std::numeric_limits<int32_t>::max());
 }
 
 // ---- choosing a kernel --------------------------------------------------------------------------
@@ -69,23 +69,10 @@ Fused fused_of(const Problem<float>& problem) {
   return {};
 }
 
-int64_t bytes_of(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::kFloat64:
-      return 8;
-    case Dtype::kFloat32:
-      return 4;
-    case Dtype::kUInt8:
-      return 1;
-    default:
-      return 2;
-  }
-}
-
 // True if each row of (images, channels, height, ...) begins at a multiple of `elements` elements.
 bool rows_are_aligned(const View& view, int64_t images, int64_t channels, int64_t height,
                       int64_t elements) {
-  return reinterpret_cast<intptr_t>(view.data) % (elements * bytes_of(view.dtype)) == 0 &&
+  return reinterpret_cast<intptr_t>(view.data) % (elements * size_of(view.dtype)) == 0 &&
          (height == 1 || view.by_row % elements == 0) &&
          (channels == 1 || view.by_channel % elements == 0) &&
          (images == 1 || view.by_image % elements == 0);
@@ -534,7 +521,7 @@ class CudaDevice {
                 1 / reduction.count};
     std::optional<Tensor> memory;
     if (p.from.count > kLongList) {
-      FoldRecords<A> fold{p.from, reduction.groups, kFoldedRun, reduction.wanted, nullptr};
+      FoldRecords<A> fold{p.from, reduction.groups, kFoldedRun, {reduction.wanted}, nullptr};
       memory = scratch<A>(2 * fold.groups * fold.runs() * kTerms);
       fold.out = data<StoredSum<A>>(*memory);
       launch(fold_records<A>, fold.groups * fold.runs(), kMostSumThreads,

@@ -132,15 +132,4 @@ SSIMFAST_DEVICE Two accumulate(Two sum, Two x, Two y) {
 }
 #endif
 
-// The larger of two numbers; NaN if one of them is.
-SSIMFAST_DEVICE float larger(float a, float b) {
-#if __CUDA_ARCH__ >= 800
-  float larger;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
-  return larger;
-#else
-  return a < b ? b : a;
-#endif
-}
-
 }  // namespace ssimfast::cuda

@@ -195,21 +195,13 @@ class UnitRange {
   // Bring a mean of s or d back to the true one.
   SSIMFAST_DEVICE A centre_s() const { return -twice_black; }
   SSIMFAST_DEVICE A centre_d() const { return centre; }
-  // x and y of the unit range, rounded only once at the size of the result: an image far from its
-  // range has no more digits than that.
-  SSIMFAST_DEVICE A x(A s, A d) const {
-    return multiply_add(s + (d + centre), A(0.5), A(-0.5) * twice_black);
-  }
-  SSIMFAST_DEVICE A y(A s, A d) const {
-    return multiply_add(s - (d + centre), A(0.5), A(-0.5) * twice_black);
-  }
 
  private:
   A scale, twice_scale, twice_offset, twice_black, centre;
 };
 
-// Number of the 16 samples of a block's images, of x and y in neighbouring lanes: 4 x 4, spread
-// evenly over its pixels.
+// Row and column, among 4 x 4 samples spread evenly over the pixels of a block, of the sample that
+// a lane and its neighbour take from x and y.
 struct Sample {
   int row, column;  // 0 to 3
 

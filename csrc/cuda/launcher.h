@@ -49,8 +49,11 @@ class Launcher {
 
   // True if kernels may have more than 4 KiB of parameters: the driver is of CUDA 12.1 or newer.
   static bool allows_large_parameters() {
-    int version = 0;
-    STD_CUDA_CHECK(cudaDriverGetVersion(&version));
+    static const int version = [] {
+      int version = 0;
+      STD_CUDA_CHECK(cudaDriverGetVersion(&version));
+      return version;
+    }();
     return version >= 12010;
   }
 

@@ -30,8 +30,8 @@ struct PlanAndCost {
   double cost = 0;
 };
 
-// Of all plans with so many threads, that whose blocks are all done soonest. The time of a
-// multiprocessor is that of its waves of blocks, each as many steps as a run and the rows that it
+// The plan with this number of threads whose blocks are all done soonest. A multiprocessor takes
+// the time of its waves of blocks; a block has steps for the rows of a run and for those that it
 // shares with its neighbours.
 inline PlanAndCost best_plan(const Extent& extent, const DeviceLimits& device, int threads,
                              int64_t shared_bytes) {

@@ -45,6 +45,17 @@ SSIMFAST_DEVICE A share(int first, int second, int64_t size, bool replicate) {
   return replicate && second == 0 && at + 1 >= size ? A(1) : A(0.5);
 }
 
+// Mean of the four pixels at(0, 0) to at(1, 1), of which the first has this row and column.
+template <class A, class At>
+SSIMFAST_DEVICE A mean_of_four(int row, int column, int64_t height, int64_t width, bool replicate,
+                               const At& at) {
+  A sum = 0;
+  for (int i = 0; i < 2; ++i)
+    for (int k = 0; k < 2; ++k)
+      sum += share<A>(row, i, height, replicate) * share<A>(column, k, width, replicate) * at(i, k);
+  return sum;
+}
+
 // The patch of one image in unit range, 0 outside of the image.
 template <class A>
 SSIMFAST_DEVICE void load_patch(const Pool<A>& p, int image, int64_t plane, const Patch& patch,
@@ -86,14 +97,9 @@ SSIMFAST_DEVICE void pool_image(const Pool<A>& p, int image, int64_t plane, cons
   int64_t height = p.height, width = p.width;
   A pair[2][2];
   for (int i = 0; i < 2; ++i)
-    for (int k = 0; k < 2; ++k) {
-      A sum = 0;
-      for (int a = 0; a < 2; ++a)
-        for (int b = 0; b < 2; ++b)
-          sum += share<A>(row + 2 * i, a, height, p.replicate) *
-                 share<A>(column + 2 * k, b, width, p.replicate) * values[2 * i + a][2 * k + b];
-      pair[i][k] = sum;
-    }
+    for (int k = 0; k < 2; ++k)
+      pair[i][k] = mean_of_four<A>(row + 2 * i, column + 2 * k, height, width, p.replicate,
+                                   [&](int a, int b) { return values[2 * i + a][2 * k + b]; });
   A value = 0;  // this lane's pixel of the second level, then its share of coarser ones
   for (int level = 0; level < p.level_count; ++level) {
     const PooledLevel<A>& to = p.levels[level];
@@ -103,10 +109,8 @@ SSIMFAST_DEVICE void pool_image(const Pool<A>& p, int image, int64_t plane, cons
       for (int i = 0; i < 2; ++i)
         for (int k = 0; k < 2; ++k) write_pooled(to, image, plane, row + i, column + k, pair[i][k]);
     } else if (level == 1) {
-      for (int i = 0; i < 2; ++i)
-        for (int k = 0; k < 2; ++k)
-          value += share<A>(row, i, height, p.replicate) * share<A>(column, k, width, p.replicate) *
-                   pair[i][k];
+      value = mean_of_four<A>(row, column, height, width, p.replicate,
+                              [&](int i, int k) { return pair[i][k]; });
       row = (row + int(to.rows.shift)) / 2;
       column = (column + int(to.columns.shift)) / 2;
       write_pooled(to, image, plane, row, column, value);

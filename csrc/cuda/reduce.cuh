@@ -26,6 +26,13 @@ struct RecordList {
   }
 };
 
+// The wanted terms, a bit for each.
+struct WantedTerms {
+  int bits;
+
+  SSIMFAST_DEVICE bool operator()(int term) const { return (bits >> term & 1) != 0; }
+};
+
 // Adds a term of the records first, first + step, ... below count. Reads several before it adds
 // any, to keep several loads in flight.
 template <class A>
@@ -45,10 +52,10 @@ SSIMFAST_DEVICE void add_records(Sum<A>& sum, const StoredSum<A>* records, int t
 // The same for all terms in `wanted`.
 template <class A>
 SSIMFAST_DEVICE void add_records(Sum<A> (&sums)[kTerms], const StoredSum<A>* records, int64_t count,
-                                 int wanted, int first, int step) {
+                                 WantedTerms wanted, int first, int step) {
 #pragma unroll
   for (int t = 0; t < kTerms; ++t)
-    if ((wanted >> t & 1) != 0) add_records(sums[t], records, t, count, first, step);
+    if (wanted(t)) add_records(sums[t], records, t, count, first, step);
 }
 
 // Writes the terms of a group, of which each lane has that of its number, and their weighted sum,
@@ -74,7 +81,7 @@ template <class A>
 struct FoldRecords {
   RecordList<A> from;
   int64_t groups, run;
-  int wanted;
+  WantedTerms wanted;
   StoredSum<A>* out;  // (groups, runs(), kTerms)
 
   SSIMFAST_INLINE int64_t runs() const { return divide_up(from.count, run); }
@@ -87,9 +94,7 @@ __global__ void __launch_bounds__(kMostSumThreads, 1) fold_records(const FoldRec
   Sum<A> sums[kTerms];
   add_records(sums, p.from.of_group(group) + begin * kTerms, rest < p.run ? rest : p.run, p.wanted,
               threadIdx.x, blockDim.x);
-  write_record(
-      p.out, item, [&](int t) { return (p.wanted >> t & 1) != 0; }, sums,
-      Shared<StoredSum<A>>::dynamic());
+  write_record(p.out, item, p.wanted, sums, Shared<StoredSum<A>>::dynamic());
 }
 
 // Parameter of finish_terms.
@@ -106,14 +111,14 @@ template <class A>
 __global__ void __launch_bounds__(kMostSumThreads, 1) finish_terms(const Finish<A> p) {
   const int64_t group = blockIdx.x;
   const Reduction<A>& to = p.to;
+  const WantedTerms wanted{to.wanted};
   Sum<A> sums[kTerms];
-  add_records(sums, p.from.of_group(group), p.from.count, to.wanted, threadIdx.x, blockDim.x);
-  add_threads(
-      sums, [&](int t) { return (to.wanted >> t & 1) != 0; }, Shared<StoredSum<A>>::dynamic());
+  add_records(sums, p.from.of_group(group), p.from.count, wanted, threadIdx.x, blockDim.x);
+  add_threads(sums, wanted, Shared<StoredSum<A>>::dynamic());
   if (threadIdx.x >= kWarp) return;
   const int lane = threadIdx.x;
   double term = 0;
-  if ((to.wanted >> lane & 1) != 0) {
+  if (wanted(lane)) {
     const double sum = of_lane(sums, lane).total();
     term = (lane < kL1 ? p.positions - 2 * sum : sum * to.positions_per_pixel) * p.per_count;
   }
@@ -211,9 +216,9 @@ __global__ void __launch_bounds__(kMostSumThreads, 1)
   // The terms of the finest level, and MS-SSIM in the place of contrast-structure.
   const RecordList<A>& finest = p.levels[0];
   const int64_t records = finest.count * p.products * p.together;
-  add_records(sums, finest.first + group * records * kTerms, records, to.wanted, thread, threads);
-  add_threads(
-      sums, [&](int t) { return (to.wanted >> t & 1) != 0; }, Shared<StoredSum<A>>::dynamic());
+  const WantedTerms wanted{to.wanted};
+  add_records(sums, finest.first + group * records * kTerms, records, wanted, thread, threads);
+  add_threads(sums, wanted, Shared<StoredSum<A>>::dynamic());
   __syncthreads();
   Sum<double> all[kTerms];
   all[kContrastStructure] = ms_ssim;
@@ -223,7 +228,7 @@ __global__ void __launch_bounds__(kMostSumThreads, 1)
   double term = 0;
   if (thread == kContrastStructure) {
     term = all[kContrastStructure].total() * p.per_product;
-  } else if ((to.wanted >> thread & 1) != 0) {
+  } else if (wanted(thread)) {
     const double sum =
         of_lane(sums, thread).total() * p.per_position[0] * double(p.together) * p.per_plane;
     term = thread < kL1 ? 1 - 2 * sum : sum * to.positions_per_pixel;

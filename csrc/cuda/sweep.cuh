@@ -140,7 +140,7 @@ class Sweep {
   // Ends of the own pixels, and of the rows of wanted statistics.
   int own_row_end, own_column_begin, own_column_end;
   int valid_row_begin, valid_row_end;
-  // Of this thread's column in C: number of rows with wanted statistics from valid_row_begin on,
+  // For this thread's column in C: number of rows with wanted statistics from valid_row_begin on,
   // and rows whose terms are summed.
   int valid_rows, summed_row_begin, summed_rows;
   const int pitch, exchange_pitch;
@@ -510,7 +510,7 @@ class Sweep {
       const bool wanted = unsigned(r - valid_row_begin) < unsigned(valid_rows);
       const bool own = unsigned(r - summed_row_begin) < unsigned(summed_rows);
       const Moments<float> moments{m[i].a + unit.centre_s(), m[i].b + unit.centre_d(),
-                                   larger(u[i].a, job.twice_c2), larger(u[i].b, 0)};
+                                   larger(u[i].a, job.twice_c2), non_negative(u[i].b)};
       const Terms<float> terms(moments, job.twice_c1, Reciprocals());
       if (own) distance += terms.half_distance();
       if constexpr (!kPlain) {

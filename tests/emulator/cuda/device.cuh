@@ -95,7 +95,6 @@ SSIMFAST_DEVICE Two accumulate(Two sum, Two x, Two y) {
   return {sum.a + x.a * y.a, sum.b + x.b * y.b};
 }
 
-SSIMFAST_DEVICE float larger(float a, float b) { return a < b ? b : a; }
 SSIMFAST_DEVICE float reciprocal(float v) { return emulator::approximate_reciprocal(v); }
 
 }  // namespace ssimfast::cuda
