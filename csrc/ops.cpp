@@ -36,21 +36,47 @@ void check_numbers(const MaybeTensor& tensor, const Tensor& like, int64_t numel,
                   " contiguous numbers of the result's dtype");
 }
 
-void check_loss(const Loss& loss, const Tensor& x, bool wants_blurred_l1) {
+// True if y is 8-bit beside a floating x, whose value range it has.
+bool is_bytes_beside(const Tensor& x, const Tensor& y) {
+  return y.scalar_type() == ScalarType::Byte && x.scalar_type() != ScalarType::Byte;
+}
+
+void check_gradients(int64_t gradients, int64_t least, const Tensor& x, const Tensor& y) {
+  STD_TORCH_CHECK(least <= gradients && gradients <= 2, "ssimfast: gradients must be ", least,
+                  " to 2, got ", gradients);
+  for (int64_t i = 0; i < gradients; ++i)
+    STD_TORCH_CHECK((i == 0 ? x : y).scalar_type() != ScalarType::Byte,
+                    "ssimfast: 8-bit images have no gradient");
+}
+
+void check_loss(const Loss& loss, const Tensor& x, const Tensor& y, bool wants_blurred_l1) {
   STD_TORCH_CHECK(loss.weights.size() == kTerms, "ssimfast: weights must be ", int(kTerms),
                   " numbers, got ", loss.weights.size());
   STD_TORCH_CHECK(0 <= loss.kept && loss.kept <= 2, "ssimfast: kept must be 0, 1 or 2, got ",
                   loss.kept);
-  STD_TORCH_CHECK(0 <= loss.gradients && loss.gradients <= 2,
-                  "ssimfast: gradients must be 0, 1 or 2, got ", loss.gradients);
-  STD_TORCH_CHECK(loss.gradients == 0 || x.scalar_type() != ScalarType::Byte,
-                  "ssimfast: 8-bit images have no gradient");
+  check_gradients(loss.gradients, 0, x, y);
   const bool blurred = wants_blurred_l1 || loss.weights[kBlurredL1] != 0;
   STD_TORCH_CHECK(
       loss.rows.has_value() == loss.columns.has_value() && (loss.rows.has_value() || !blurred),
       "ssimfast: the blurred L1 needs both rows and columns");
   check_numbers(loss.rows, x, x.size(2), "rows");
   check_numbers(loss.columns, x, x.size(3), "columns");
+}
+
+void check_window(const Statistic& statistic, int64_t dims) {
+  const int64_t count = static_cast<int64_t>(statistic.sizes.size());
+  STD_TORCH_CHECK(count == 1 || count == dims - 2, "ssimfast: sizes must be 1 or ", dims - 2,
+                  " numbers, got ", count);
+  auto first = statistic.window.begin();
+  for (const int64_t size : statistic.sizes) {
+    STD_TORCH_CHECK(size % 2 == 1 && 0 < size && size <= kMaxWindow,
+                    "ssimfast: window must have 1, 3, ... ", kMaxWindow, " taps, got ", size);
+    STD_TORCH_CHECK(statistic.window.end() - first >= size, "ssimfast: window has too few taps");
+    STD_TORCH_CHECK(std::equal(first, first + size, std::reverse_iterator(first + size)),
+                    "ssimfast: window must be symmetric");
+    first += size;
+  }
+  STD_TORCH_CHECK(first == statistic.window.end(), "ssimfast: window has too many taps");
 }
 
 void check_pooling(int64_t pooling) {
@@ -91,19 +117,16 @@ void check_pair(const Tensor& x, const Tensor& y, const Statistic& statistic, bo
   for (int64_t i = 0; i < x.dim(); ++i)
     STD_TORCH_CHECK(x.size(i) == y.size(i), "ssimfast: x and y differ in dimension ", i, ": ",
                     x.size(i), " and ", y.size(i));
-  STD_TORCH_CHECK(x.scalar_type() == y.scalar_type(), "ssimfast: x and y differ in dtype");
+  STD_TORCH_CHECK(x.scalar_type() == y.scalar_type() ||
+                      (is_bytes_beside(x, y) && x.scalar_type() != ScalarType::Double),
+                  "ssimfast: x and y differ in dtype");
   STD_TORCH_CHECK(is_floating(x) || x.scalar_type() == ScalarType::Byte,
                   "ssimfast: images must be floating point or uint8, got ",
                   torch::headeronly::toString(x.scalar_type()));
-  const std::vector<double>& window = statistic.window;
-  STD_TORCH_CHECK(window.size() % 2 == 1 && window.size() <= kMaxWindow,
-                  "ssimfast: window must have 1, 3, ... ", kMaxWindow, " taps, got ",
-                  window.size());
-  STD_TORCH_CHECK(std::equal(window.begin(), window.end(), window.rbegin()),
-                  "ssimfast: window must be symmetric");
+  check_window(statistic, x.dim());
   for (int64_t i = 2; !statistic.same && i < x.dim(); ++i)
-    STD_TORCH_CHECK(x.size(i) >= statistic.size(), "ssimfast: dimension ", i, " of size ",
-                    x.size(i), " is smaller than the window of ", window.size());
+    STD_TORCH_CHECK(x.size(i) >= statistic.size(i), "ssimfast: dimension ", i, " of size ",
+                    x.size(i), " is smaller than the window of ", statistic.size(i));
 }
 
 void check_mask(const MaybeTensor& mask, const Tensor& x, bool components) {
@@ -115,14 +138,12 @@ void check_mask(const MaybeTensor& mask, const Tensor& x, bool components) {
                   "ssimfast: the mask does not fit the images");
 }
 
-void check_upstream_maps(const std::vector<Tensor>& upstream, const Tensor& x,
+void check_upstream_maps(const std::vector<Tensor>& upstream, const Tensor& x, const Tensor& y,
                          const Statistic& statistic, int64_t gradients) {
-  STD_TORCH_CHECK(gradients == 1 || gradients == 2, "ssimfast: gradients must be 1 or 2, got ",
-                  gradients);
+  check_gradients(gradients, 1, x, y);
   STD_TORCH_CHECK(upstream.size() == 1 || upstream.size() == 2,
                   "ssimfast: the number of upstream gradients must be 1 or 2, got ",
                   upstream.size());
-  STD_TORCH_CHECK(x.scalar_type() != ScalarType::Byte, "ssimfast: 8-bit images have no gradient");
   for (const Tensor& by_map : upstream) {
     check_device(by_map, x);
     STD_TORCH_CHECK(
@@ -131,30 +152,48 @@ void check_upstream_maps(const std::vector<Tensor>& upstream, const Tensor& x,
   }
 }
 
-void check(const SweepRequest& request, const Tensor& x) {
+void check(const SweepRequest& request, const Tensor& x, const Tensor& y,
+           const Statistic& statistic) {
   STD_TORCH_CHECK(request.wanted >> kTerms == 0, "ssimfast: wanted must be a bit for each of ",
                   int(kTerms), " terms, got ", request.wanted);
   STD_TORCH_CHECK(request.count > 0, "ssimfast: count must be positive, got ", request.count);
   check_pooling(request.pooling);
-  check_loss(request.loss, x, (request.wanted >> kBlurredL1 & 1) != 0);
-  if (x.dim() == 5) {
+  check_loss(request.loss, x, y, (request.wanted >> kBlurredL1 & 1) != 0);
+  STD_TORCH_CHECK(-1 <= request.map_term && request.map_term <= kContrastStructure,
+                  "ssimfast: map_term must be -1, 0 or 1, got ", request.map_term);
+  check_mask(request.mask, x, false);
+  STD_TORCH_CHECK(request.mask.has_value() == request.mask_factors.has_value(),
+                  "ssimfast: mask and mask_factors come in pairs");
+  if (request.mask) {
+    const Tensor& factors = *request.mask_factors;
+    std::vector<int64_t> shape = kept_shape(x, request.loss.kept);
+    shape.push_back(2);
+    check_device(factors, x);
+    STD_TORCH_CHECK(has_shape(factors, shape) && factors.is_contiguous() &&
+                        factors.scalar_type() == ScalarType::Double,
+                    "ssimfast: mask_factors must be float64, contiguous, (..., 2)");
+    STD_TORCH_CHECK(!request.plane_weights && Pooling(request.pooling) == Pooling::kNone,
+                    "ssimfast: masked images have no plane_weights and are not pooled");
+  }
+  if (x.dim() == 5 || statistic.sizes.size() > 1) {
     bool only_ssim = request.wanted <= 1 && !request.plane_weights && !request.loss.rows &&
                      Pooling(request.pooling) == Pooling::kNone;
     for (int t = 1; t < kTerms; ++t) only_ssim = only_ssim && request.loss.weights[t] == 0;
-    STD_TORCH_CHECK(only_ssim, "ssimfast: volumes have SSIM only");
+    STD_TORCH_CHECK(only_ssim, "ssimfast: volumes and images with several windows have SSIM only");
   }
   check_numbers(request.plane_weights, x, 2 * x.size(0) * x.size(1), "plane_weights");
 }
 
-void check(const LevelsRequest& request, const Tensor& x) {
+void check(const LevelsRequest& request, const Tensor& x, const Tensor& y,
+           const Statistic& statistic) {
   STD_TORCH_CHECK(1 <= request.levels() && request.levels() <= kMaxLevels,
                   "ssimfast: levels must be 1 to ", kMaxLevels, ", got ", request.levels());
   STD_TORCH_CHECK(request.negative == 0 || request.negative == 1,
                   "ssimfast: negative must be 0 or 1, got ", request.negative);
   check_pooling(request.pooling);
   STD_TORCH_CHECK(Pooling(request.pooling) != Pooling::kNone, "ssimfast: levels need a pooling");
-  STD_TORCH_CHECK(x.dim() == 4, "ssimfast: images must have 4 dimensions, got ", x.dim());
-  check_loss(request.loss, x, false);
+  STD_TORCH_CHECK(statistic.sizes.size() == 1, "ssimfast: there must be one window for all axes");
+  check_loss(request.loss, x, y, false);
 }
 
 void check(const ScaleRequest& request) {
@@ -186,12 +225,15 @@ void check(const CollapseRequest& request) {
                   "ssimfast: the blurred L1 needs both rows and columns");
   check_numbers(request.rows, finest, finest.size(2), "rows");
   check_numbers(request.columns, finest, finest.size(3), "columns");
-  for (const MaybeTensor& image : {request.x, request.y}) {
+  for (const bool is_y : {false, true}) {
+    const MaybeTensor& image = is_y ? request.y : request.x;
     if (!image) continue;
     check_device(*image, finest);
-    STD_TORCH_CHECK(
-        has_shape(*image, shape_of(finest)) && image->scalar_type() == finest.scalar_type(),
-        "ssimfast: x and y do not fit the gradient");
+    const bool has_dtype =
+        image->scalar_type() == finest.scalar_type() ||
+        (is_y && is_bytes_beside(finest, *image) && finest.scalar_type() != ScalarType::Double);
+    STD_TORCH_CHECK(has_shape(*image, shape_of(finest)) && has_dtype,
+                    "ssimfast: x and y do not fit the gradient");
   }
   for (size_t level = 1; level < grads.size(); ++level) {
     check_device(grads[level], finest);
@@ -277,7 +319,8 @@ Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarT
 
 std::vector<int64_t> map_shape(const Tensor& x, const Statistic& statistic) {
   std::vector<int64_t> shape = shape_of(x);
-  for (size_t i = 2; i < shape.size(); ++i) shape[i] -= 2 * statistic.margin();
+  for (size_t i = 2; i < shape.size(); ++i)
+    shape[i] -= 2 * statistic.margin(static_cast<int64_t>(i));
   return shape;
 }
 
@@ -324,21 +367,30 @@ Problem<A> problem_of(const Tensor& x, const Tensor& y, const MaybeTensor& mask,
   if (problem.is_volume) problem.depth = x.size(2);
   problem.height = x.size(x.dim() - 2);
   problem.width = x.size(x.dim() - 1);
-  problem.window = static_cast<int>(statistic.size());
-  for (int i = 0; i < problem.window; ++i) problem.taps[i] = A(statistic.window[i]);
-  problem.margin = statistic.margin();
+  problem.one_window = statistic.sizes.size() == 1;
+  for (int64_t i = 2; i < x.dim(); ++i) {
+    Window<A>& window = problem.windows[kAxes - x.dim() + i];
+    window.size = static_cast<int>(statistic.size(i));
+    window.margin = statistic.margin(i);
+    const double* const taps = statistic.window.data() + statistic.first(i);
+    std::copy_n(taps, window.size, window.taps);
+  }
   problem.twice_c1 = A(2 * statistic.c1);
   problem.twice_c2 = A(2 * statistic.c2);
   problem.low = A(statistic.low);
   problem.scale = A(statistic.scale);
+  if (is_bytes_beside(x, y)) {
+    problem.y_low = problem.low;
+    problem.y_step = A(byte_step(statistic.scale));
+  }
   return problem;
 }
 
 template <class A>
 void set_request(Problem<A>& problem, const SweepRequest& request) {
   const double pixels = double(problem.height) * double(problem.width);
-  const double positions =
-      double(problem.height - 2 * problem.margin) * double(problem.width - 2 * problem.margin);
+  const double positions = double(problem.height - 2 * problem.windows[kHeight].margin) *
+                           double(problem.width - 2 * problem.windows[kWidth].margin);
   for (int t = 0; t < kTerms; ++t) {
     problem.wanted[t] = (request.wanted >> t & 1) != 0;
     problem.weight[t] = A(request.loss.weights[t] * (t >= kL1 ? positions / pixels : 1));
@@ -347,6 +399,9 @@ void set_request(Problem<A>& problem, const SweepRequest& request) {
   problem.rows = numbers<A>(request.loss.rows);
   problem.columns = numbers<A>(request.loss.columns);
   problem.grad_scale = A(request.grad_scale);
+  problem.mask_factors = numbers<double>(request.mask_factors);
+  if (problem.mask_factors != nullptr)
+    problem.group_planes = problem.planes / (request.mask_factors->numel() / 2);
 }
 
 template Problem<float> problem_of(const Tensor&, const Tensor&, const MaybeTensor&,

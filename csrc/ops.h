@@ -25,11 +25,18 @@ using MaybeTensor = std::optional<Tensor>;
 
 struct Statistic {
   std::vector<double> window;
+  std::vector<int64_t> sizes;
   double c1, c2, low, scale;
   bool same;
 
-  int64_t size() const { return static_cast<int64_t>(window.size()); }
-  int64_t margin() const { return same ? 0 : size() / 2; }
+  // Size of the window along a dimension of the images, and number of its taps before it.
+  int64_t size(int64_t dimension) const { return sizes[sizes.size() == 1 ? 0 : dimension - 2]; }
+  int64_t first(int64_t dimension) const {
+    int64_t taps = 0;
+    for (int64_t i = 2; sizes.size() > 1 && i < dimension; ++i) taps += size(i);
+    return taps;
+  }
+  int64_t margin(int64_t dimension) const { return same ? 0 : size(dimension) / 2; }
 };
 
 // A weighted sum of terms plus a constant.
@@ -46,7 +53,8 @@ struct SweepRequest {
   int64_t wanted, count;
   double grad_scale;
   MaybeTensor plane_weights;
-  int64_t pooling;
+  int64_t pooling, map_term = -1;
+  MaybeTensor mask, mask_factors;
 };
 
 // Arguments of `sweep_levels`, beside the images and the statistic.
@@ -74,7 +82,7 @@ struct ScaleRequest {
 struct CollapseRequest {
   std::vector<Tensor> grads;
   Tensor slopes, upstream;
-  double scale;
+  double low, scale;
   int64_t pooling;
   MaybeTensor x, y;
   std::vector<double> pixel_weights;
@@ -88,10 +96,12 @@ struct CollapseRequest {
 
 void check_pair(const Tensor& x, const Tensor& y, const Statistic& statistic, bool volumes);
 void check_mask(const MaybeTensor& mask, const Tensor& x, bool components);
-void check_upstream_maps(const std::vector<Tensor>& upstream, const Tensor& x,
+void check_upstream_maps(const std::vector<Tensor>& upstream, const Tensor& x, const Tensor& y,
                          const Statistic& statistic, int64_t gradients);
-void check(const SweepRequest& request, const Tensor& x);
-void check(const LevelsRequest& request, const Tensor& x);
+void check(const SweepRequest& request, const Tensor& x, const Tensor& y,
+           const Statistic& statistic);
+void check(const LevelsRequest& request, const Tensor& x, const Tensor& y,
+           const Statistic& statistic);
 void check(const ScaleRequest& request);
 void check(const CollapseRequest& request);
 
@@ -100,6 +110,8 @@ void check(const CollapseRequest& request);
 // Dtype of values and maps: float64 for float64 images, else float32.
 ScalarType arithmetic_dtype(const Tensor& tensor);
 Dtype dtype_of(const Tensor& tensor);
+// Factor that brings 8-bit images to a value range of width 1 / scale.
+inline double byte_step(double scale) { return 1 / (255 * scale); }
 View view_of(const Tensor& tensor);
 View written_view_of(const Tensor& tensor);
 Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype);
@@ -165,32 +177,32 @@ void set_pooled(Problem<A>& problem, int64_t pooling, const std::vector<Tensor>&
 //
 // and its static members are
 //
-//   computes_in_double(is_volume, has_mask)   true if images of any dtype need Problem<double>
+//   computes_in_double(by_axis, has_mask)   true if images of any dtype need Problem<double>;
+//                    by_axis: for volumes, and for different windows along the axes
 //   Levels           allocates the images of coarser pyramid levels
 template <class Device>
 class Ops {
   using Records = typename Device::Records;
-  using Swept = std::tuple<Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>>;
+  using Tensors = std::vector<Tensor>;
+  using Swept = std::tuple<Tensor, Tensor, Tensors, Tensors, Tensors>;
   using SweptLevels = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
  public:
   static std::vector<Tensor> maps(const Tensor& x, const Tensor& y, MaybeTensor mask,
-                                  std::vector<double> window, double c1, double c2, double low,
-                                  double scale, bool same, bool components) {
-    const Statistic statistic{std::move(window), c1, c2, low, scale, same};
+                                  std::vector<double> window, std::vector<int64_t> sizes, double c1,
+                                  double c2, double low, double scale, bool same, bool components) {
+    const Statistic statistic{std::move(window), std::move(sizes), c1, c2, low, scale, same};
     check_pair(x, y, statistic, true);
     check_mask(mask, x, components);
     std::vector<Tensor> out;
-    for (int i = 0; i <= int(components); ++i)
-      out.push_back(new_tensor(x, map_shape(x, statistic), arithmetic_dtype(x)));
+    for (int i = 0; i <= int(components); ++i) out.push_back(new_map(x, statistic));
     if (x.numel() == 0) return out;
     Device device(x);
-    dispatch(x, mask.has_value(), [&](auto zero) {
+    dispatch(x, statistic, mask.has_value(), [&](auto zero) {
       using A = decltype(zero);
       Problem<A> problem = problem_of<A>(x, y, mask, statistic);
-      problem.pass = Pass::kMaps;
-      problem.maps = static_cast<int>(out.size());
-      for (size_t i = 0; i < out.size(); ++i) problem.map[i] = written_view_of(out[i]);
+      for (size_t i = 0; i < out.size(); ++i)
+        problem.map[map_of(i, out.size())] = written_view_of(out[i]);
       device.sweep(std::vector{problem});
     });
     return out;
@@ -198,21 +210,22 @@ class Ops {
 
   static std::vector<Tensor> maps_grad(std::vector<Tensor> upstream, const Tensor& x,
                                        const Tensor& y, MaybeTensor mask,
-                                       std::vector<double> window, double c1, double c2, double low,
-                                       double scale, bool same, int64_t gradients) {
-    const Statistic statistic{std::move(window), c1, c2, low, scale, same};
+                                       std::vector<double> window, std::vector<int64_t> sizes,
+                                       double c1, double c2, double low, double scale, bool same,
+                                       int64_t gradients) {
+    const Statistic statistic{std::move(window), std::move(sizes), c1, c2, low, scale, same};
     check_pair(x, y, statistic, true);
-    check_upstream_maps(upstream, x, statistic, gradients);
+    check_upstream_maps(upstream, x, y, statistic, gradients);
     check_mask(mask, x, upstream.size() == 2);
     const std::vector<Tensor> grads = new_gradients(x, y, gradients);
     if (x.numel() == 0) return grads;
     Device device(x);
-    dispatch(x, mask.has_value(), [&](auto zero) {
+    dispatch(x, statistic, mask.has_value(), [&](auto zero) {
       using A = decltype(zero);
       Problem<A> problem = problem_of<A>(x, y, mask, statistic);
       problem.pass = Pass::kMapsGradient;
-      problem.maps = static_cast<int>(upstream.size());
-      for (size_t i = 0; i < upstream.size(); ++i) problem.upstream[i] = view_of(upstream[i]);
+      for (size_t i = 0; i < upstream.size(); ++i)
+        problem.upstream[map_of(i, upstream.size())] = view_of(upstream[i]);
       problem.grad_scale = problem.scale;
       set_gradients(problem, grads);
       device.sweep(std::vector{problem});
@@ -220,12 +233,14 @@ class Ops {
     return grads;
   }
 
-  static Swept sweep(const Tensor& x, const Tensor& y, std::vector<double> window, double c1,
-                     double c2, double low, double scale, bool same, std::vector<double> weights,
+  static Swept sweep(const Tensor& x, const Tensor& y, MaybeTensor mask, MaybeTensor mask_factors,
+                     std::vector<double> window, std::vector<int64_t> sizes, double c1, double c2,
+                     double low, double scale, bool same, std::vector<double> weights,
                      double constant, MaybeTensor rows, MaybeTensor columns, int64_t kept,
                      int64_t gradients, int64_t wanted, int64_t count, double grad_scale,
-                     int64_t grad_count, MaybeTensor plane_weights, int64_t pooling) {
-    const Statistic statistic{std::move(window), c1, c2, low, scale, same};
+                     int64_t grad_count, MaybeTensor plane_weights, int64_t pooling,
+                     int64_t map_term) {
+    const Statistic statistic{std::move(window), std::move(sizes), c1, c2, low, scale, same};
     STD_TORCH_CHECK(grad_count > 0, "ssimfast: grad_count must be positive, got ", grad_count);
     const SweepRequest request{
         {std::move(weights), constant, std::move(rows), std::move(columns), kept, gradients},
@@ -233,51 +248,61 @@ class Ops {
         count,
         grad_scale / double(grad_count),
         std::move(plane_weights),
-        pooling};
+        pooling,
+        map_term,
+        std::move(mask),
+        std::move(mask_factors)};
     check_pair(x, y, statistic, true);
-    check(request, x);
+    check(request, x, y, statistic);
     Tensor value = new_tensor(x, kept_shape(x, kept), arithmetic_dtype(x));
     Tensor terms = new_terms(x, kept);
     const std::vector<Tensor> grads = new_gradients(x, y, gradients);
     std::vector<Tensor> pooled;
     for (int i = 0; i < (Pooling(pooling) == Pooling::kNone ? 0 : 2); ++i)
       pooled.push_back(new_tensor(x, pooled_shape(x, pooling), arithmetic_dtype(x)));
+    std::vector<Tensor> maps;
+    if (map_term >= 0) maps.push_back(new_map(x, statistic));
     if (x.numel() == 0) {
       torch::stable::fill_(value, constant);
       torch::stable::fill_(terms, 0);
-      return {value, terms, grads, pooled};
+      return {value, terms, grads, pooled, maps};
     }
     Device device(x);
-    const std::vector<Records> records = dispatch(x, false, [&](auto zero) {
-      using A = decltype(zero);
-      return device.sweep(std::vector{problem_for<A>(x, y, statistic, request, grads, pooled)});
-    });
+    const std::vector<Records> records =
+        dispatch(x, statistic, request.mask.has_value(), [&](auto zero) {
+          using A = decltype(zero);
+          Problem<A> problem = problem_for<A>(x, y, statistic, request, grads, pooled);
+          if (map_term >= 0)
+            problem.map[map_term == kSsim ? kSsimMap : kContrastMap] = written_view_of(maps[0]);
+          return device.sweep(std::vector{problem});
+        });
     dispatch_arithmetic(x, [&](auto zero) {
       using A = decltype(zero);
       Reduction<A> reduction = reduction_of<A>(x, request, value, terms);
       reduction.count = double(count);
       reduction.positions[0] = double(positions_of_plane(x, statistic));
       reduction.positions_per_pixel = reduction.positions[0] / pixels_of_plane(x);
+      reduction.mask_factors = numbers<double>(request.mask_factors);
       device.reduce(records, reduction);
     });
-    return {value, terms, grads, pooled};
+    return {value, terms, grads, pooled, maps};
   }
 
   static SweptLevels sweep_levels(const Tensor& x, const Tensor& y, std::vector<double> window,
-                                  double c1, double c2, double low, double scale, bool same,
-                                  std::vector<double> weights, double constant, MaybeTensor rows,
-                                  MaybeTensor columns, int64_t kept, int64_t gradients,
-                                  std::vector<double> exponents, int64_t pooling, int64_t negative,
-                                  bool joint) {
-    const Statistic finest{std::move(window), c1, c2, low, scale, same};
+                                  std::vector<int64_t> sizes, double c1, double c2, double low,
+                                  double scale, bool same, std::vector<double> weights,
+                                  double constant, MaybeTensor rows, MaybeTensor columns,
+                                  int64_t kept, int64_t gradients, std::vector<double> exponents,
+                                  int64_t pooling, int64_t negative, bool joint) {
+    const Statistic finest{std::move(window), std::move(sizes), c1, c2, low, scale, same};
     const LevelsRequest request{
         {std::move(weights), constant, std::move(rows), std::move(columns), kept, gradients},
         std::move(exponents),
         pooling,
         negative,
         joint};
-    check(request, x);
     check_pair(x, y, finest, false);
+    check(request, x, y, finest);
     const int levels = request.levels();
     const ScalarType dtype = arithmetic_dtype(x);
     const Tensor value = new_tensor(x, kept_shape(x, kept), dtype);
@@ -348,13 +373,14 @@ class Ops {
   }
 
   static void collapse_(const Tensor& finest, std::vector<Tensor> coarser, const Tensor& slopes,
-                        const Tensor& upstream, double scale, int64_t pooling, MaybeTensor x,
-                        MaybeTensor y, std::vector<double> pixel_weights, MaybeTensor rows,
-                        MaybeTensor columns) {
+                        const Tensor& upstream, double low, double scale, int64_t pooling,
+                        MaybeTensor x, MaybeTensor y, std::vector<double> pixel_weights,
+                        MaybeTensor rows, MaybeTensor columns) {
     coarser.insert(coarser.begin(), finest);
     const CollapseRequest request{std::move(coarser),
                                   slopes,
                                   upstream,
+                                  low,
                                   scale,
                                   pooling,
                                   std::move(x),
@@ -370,9 +396,19 @@ class Ops {
  private:
   // Calls body(A{}) with the arithmetic type of a problem.
   template <class Body>
-  static auto dispatch(const Tensor& x, bool has_mask, Body&& body) {
-    if (Device::computes_in_double(x.dim() == 5, has_mask)) return body(double{});
+  static auto dispatch(const Tensor& x, const Statistic& statistic, bool has_mask, Body&& body) {
+    if (Device::computes_in_double(x.dim() == 5 || statistic.sizes.size() > 1, has_mask))
+      return body(double{});
     return dispatch_arithmetic(x, body);
+  }
+
+  // The map of an argument that is number `i` of so many maps.
+  static Map map_of(size_t i, size_t count) {
+    return count == 1 ? kSsimMap : i == 0 ? kLuminanceMap : kContrastMap;
+  }
+
+  static Tensor new_map(const Tensor& x, const Statistic& statistic) {
+    return new_tensor(x, map_shape(x, statistic), arithmetic_dtype(x));
   }
 
   static Tensor new_terms(const Tensor& x, int64_t kept) {
@@ -397,8 +433,8 @@ class Ops {
   static Problem<A> problem_for(const Tensor& x, const Tensor& y, const Statistic& statistic,
                                 const SweepRequest& request, const std::vector<Tensor>& grads,
                                 const std::vector<Tensor>& pooled) {
-    Problem<A> problem = problem_of<A>(x, y, std::nullopt, statistic);
-    problem.pass = grads.empty() ? Pass::kValue : Pass::kGradient;
+    Problem<A> problem = problem_of<A>(x, y, request.mask, statistic);
+    problem.pass = grads.empty() ? Pass::kForward : Pass::kGradient;
     set_request(problem, request);
     set_gradients(problem, grads);
     set_pooled(problem, request.pooling, pooled);

@@ -27,10 +27,24 @@ inline int64_t size_of(Dtype dtype) {
 }
 
 enum class Pass {
-  kValue,         // sums of the wanted terms
-  kMaps,          // the SSIM map, or the maps of luminance and contrast-structure
-  kGradient,      // sums of the wanted terms, and the gradient of the weighted sum
+  kForward,       // sums of the wanted terms, and maps
+  kGradient,      // the same, and the gradient of the weighted sum
   kMapsGradient,  // the gradient of the sum of each map times its upstream gradient
+};
+
+// Maps of the positions of a plane.
+enum Map { kSsimMap, kLuminanceMap, kContrastMap, kMaps };
+
+enum Axis { kDepth, kHeight, kWidth, kAxes };
+
+// The window along one axis, which is symmetric.
+template <class A>
+struct Window {
+  int size = 1;
+  int64_t margin = 0;  // pixels at each end that are not window centres: size / 2, 0 if padded
+  A taps[kMaxWindow] = {1};
+
+  SSIMFAST_INLINE int half() const { return size / 2; }
 };
 
 // A tensor (N, C, D, H, W) of any strides, including expanded tensors (stride 0). Images have
@@ -49,16 +63,19 @@ struct View {
 // (Device::computes_in_double), else float. A plane is one channel of one image or volume.
 template <class A>
 struct Problem {
-  Pass pass = Pass::kValue;
+  Pass pass = Pass::kForward;
   View x, y;
-  View mask;  // pixel weights; data is null if there is no mask
+  A y_low = 0, y_step = 1;  // y = y_low + y_step * element: brings an 8-bit y to the range of x
+  View mask;                // pixel weights; data is null if there is no mask
+  // (groups, 2): factors that make the weights 1 on average, at positions and at all pixels.
+  const double* mask_factors = nullptr;
+  int64_t group_planes = 1;  // planes that have the same factors
   int64_t planes = 0, channels = 0, depth = 1, height = 0, width = 0;
   bool is_volume = false;
 
   // The statistic.
-  int window = 1;
-  A taps[kMaxWindow] = {};
-  int64_t margin = 0;  // pixels at each edge that are not window centres: window / 2, 0 if padded
+  Window<A> windows[kAxes];
+  bool one_window = true;  // along all axes that the images have
   A twice_c1 = 0, twice_c2 = 0;
   A low = 0, scale = 1;  // unit range = (value - low) * scale
 
@@ -74,17 +91,22 @@ struct Problem {
   View grad[2];
   A grad_scale = 1;
 
-  // One map: SSIM. Two maps: luminance and contrast-structure.
-  int maps = 0;
-  View map[2];       // kMaps
-  View upstream[2];  // kMapsGradient: the upstream gradients of the maps
+  View map[kMaps];       // data of unwanted maps is null
+  View upstream[kMaps];  // kMapsGradient: the upstream gradients of the maps, likewise
 
   // Images of the next pyramid level, in unit range, contiguous.
   Pooling pooling = Pooling::kNone;
   PooledAxis pooled_rows, pooled_columns;
   A* pooled[2] = {};
 
+  // The window along every axis, for devices that have kernels for images with one window.
+  SSIMFAST_INLINE const Window<A>& window() const { return windows[kWidth]; }
   SSIMFAST_INLINE bool has_mask() const { return mask.data != nullptr; }
+  SSIMFAST_INLINE bool has_upstream() const {
+    bool has = false;
+    for (const View& view : upstream) has = has || view.data != nullptr;
+    return has;
+  }
   SSIMFAST_INLINE bool wants_pixel_terms() const {
     bool wants = false;
     for (int term = kL1; term < kTerms; ++term) wants = wants || wanted[term];
@@ -110,7 +132,9 @@ struct Reduction {
   double* terms = nullptr;                       // (groups, kTerms)
   A* value = nullptr;                            // (groups)
 
-  double count = 1;  // one sweep: divisor of the sums
+  // One sweep.
+  double count = 1;                      // divisor of the sums
+  const double* mask_factors = nullptr;  // (groups, 2), see Problem; null without a mask
 
   // Levels of MS-SSIM.
   double exponents[kMaxLevels] = {};

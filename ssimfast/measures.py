@@ -102,7 +102,8 @@ class Windowed:
             dtype = value_dtype(x.dtype)
             x, y = ((image.to(dtype) - low) * scale for image in (x, y))
             low, scale = 0.0, 1.0
-        return x, y, Statistic(self._taps, self._c1, c2, low, scale, self.padding == "same")
+        same = self.padding == "same"
+        return x, y, Statistic(self._taps, [len(self._taps)], self._c1, c2, low, scale, same)
 
     def use_taps(self, taps: list[float]) -> None:
         """Replaces the separable window by an odd number of taps >= 0, symmetric, with sum 1."""
@@ -172,7 +173,8 @@ class SSIMMeasure(Windowed):
         if mask is not None:
             weights = self._at_centres(self._checked_mask(mask, x))
             return _sum(weights, 0).to(weights.dtype)
-        statistic = Statistic(self._taps, 0.0, 0.0, 0.0, 1.0, self.padding != "valid")
+        same = self.padding != "valid"
+        statistic = Statistic(self._taps, [len(self._taps)], 0.0, 0.0, 0.0, 1.0, same)
         return statistic.positions(x.shape, 0)
 
     def _checked_mask(self, mask: Tensor, x: Tensor) -> Tensor:
@@ -393,7 +395,7 @@ class MixtureMeasure(Pyramid):
         if by_ssim == 0:
             # Only terms over pixels: with one tap, each pixel is a position and images may have any
             # size. Constants of 1 avoid 0 / 0 where C1 or C2 is 0.
-            statistic = statistic._replace(window=[1.0], c1=1.0, c2=1.0, same=True)
+            statistic = statistic._replace(window=[1.0], sizes=[1], c1=1.0, c2=1.0, same=True)
         count = statistic.positions(x.shape, kept)
         return autograd.loss_of(x, y, statistic, loss, count, kept)
 

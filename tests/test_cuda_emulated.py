@@ -174,9 +174,9 @@ def test_every_side_of_a_cut(padding, multiprocessors, monkeypatch):
     for height, width in sides:
         x, y = (image.requires_grad_() for image in pair(1, 1, height, width))
         ssimfast.ssim(x, y, padding=padding, reduction="sum").backward()
-        statistic = Statistic(TAPS, 1e-4, 9e-4, 0.0, 1.0, padding == "same")
+        statistic = Statistic(TAPS, [11], 1e-4, 9e-4, 0.0, 1.0, padding == "same")
         images = x.detach().double(), y.detach().double()
-        want = reference.sweep(*images, statistic, **test_ops.SWEEP | {"gradients": 2})[2]
+        want = reference.sweep(*images, statistic=statistic, **test_ops.SWEEP | {"gradients": 2})[2]
         for image, grad in zip((x, y), want, strict=True):
             limit = 5e-6 * grad.abs().max().item()
             torch.testing.assert_close(image.grad.double(), grad, rtol=0, atol=limit)
@@ -258,7 +258,7 @@ def test_two_host_threads_with_plans_of_their_own(monkeypatch):
 def test_direct_calls_are_guarded():
     ops_by_name = emulated.load()
     x = torch.rand(1, 1, 16, 16)
-    statistic = (TAPS, 1e-4, 9e-4, 0.0, 1.0, True)
+    statistic = (TAPS, [11], 1e-4, 9e-4, 0.0, 1.0, True)
     with pytest.raises(RuntimeError, match="dimension 3"):
         ops_by_name["maps"](x, x[..., 1:], None, *statistic, False)
     loss = ([0.0, 1.0, 0.0, 0.0, 0.0], 0.0, None, None, 0, 1)
@@ -273,7 +273,7 @@ def test_direct_calls_are_guarded():
             [x],
             torch.zeros(1, 1, 2, dtype=torch.float64),
             torch.ones(()),
-            *(1.0, 1, None, None, [0.0] * 3, None, None),
+            *(0.0, 1.0, 1, None, None, [0.0] * 3, None, None),
         )
 
 
@@ -281,7 +281,7 @@ def test_pooling_to_nothing():
     """A side of one pixel has no next scale; any window."""
     x = torch.rand(1, 1, 9, 1)
     for taps in (TAPS, gaussian_taps(1, 1.0)):
-        statistic = Statistic(taps, 1e-4, 9e-4, 0.0, 1.0, True)
+        statistic = Statistic(taps, [len(taps)], 1e-4, 9e-4, 0.0, 1.0, True)
         request = test_ops.SWEEP | {"kept": 0, "gradients": 1, "pooling": 1}
         pooled = library.sweep(x, x, statistic, **request).pooled
         assert [image.shape for image in pooled] == [(1, 1, 4, 0)] * 2

@@ -65,9 +65,12 @@ def arguments(name: str) -> dict[str, Any]:
 
 # Arguments of which every value has a meaning.
 FREE = {"c1", "c2", "low", "scale", "same", "constant", "joint", "components", "mask"}
+FREE |= {"mask_factors"}
 FREE |= {"factor", "grad_scale"}
 BAD_NUMBERS = {
-    "window": [[], [0.5, 0.5], [1.0] * 35, [0.1, 0.2, 0.7]],
+    "window": [[], [0.5, 0.5], [1.0] * 35, [0.1, 0.2, 0.3, 0.2, 0.2]],
+    "sizes": [[], [4], [3], [7], [3, 3], [2, 3], [6, -1], [1, 1, 3], [3, 1, 1, 0]],
+    "map_term": [-2, 2],
     "exponents": [[], [0.5] * 17],
     "weights": [[1.0] * 4, []],
     "pixel_weights": [[1.0] * 2, []],
@@ -89,7 +92,7 @@ def kind(tensor: Tensor) -> str:
 def bad_tensors(tensor: Tensor) -> list[Tensor]:
     """Of another shape, of a dtype that no op takes there, elsewhere."""
     shape = tensor[..., 1:] if tensor.dim() else tensor[None]
-    return [shape, tensor.to(torch.uint8), tensor.to("meta")]
+    return [shape, tensor.to(torch.int32), tensor.to("meta")]
 
 
 def bad_values(argument: str, value: Any) -> list[Any]:
@@ -119,10 +122,21 @@ def bad_changes(right: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"x": x[..., :4, :4], "y": y[..., :4, :4], "same": False}
         if "gradients" in right:
             yield {"x": x.byte(), "y": y.byte()}
+            yield {"y": y.byte(), "gradients": 2}
+            yield {"x": x.byte(), "gradients": 1}
         if "upstream" in right:
             yield {"gradients": 0}
     if "mask" in right:
-        yield from ({"mask": bad} for bad in bad_tensors(torch.rand_like(right["x"])))
+        mask = torch.rand_like(right["x"])
+        together = {}
+        if "mask_factors" in right:
+            factors = torch.rand(*mask.shape[: right["kept"]], 2, dtype=torch.float64)
+            together = {"mask_factors": factors, "plane_weights": None, "pooling": 0}
+            yield {"mask": mask, "plane_weights": None, "pooling": 0}
+            yield {"mask": mask} | together | {"pooling": 1}
+            for bad in bad_tensors(factors):
+                yield {"mask": mask} | together | {"mask_factors": bad}
+        yield from ({"mask": bad} | together for bad in bad_tensors(mask))
     if "rows" in right:
         yield {"rows": None}
         yield {"rows": None, "columns": None}  # which the weights of `right` need, or a pair

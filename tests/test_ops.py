@@ -13,7 +13,8 @@ from ssimfast.backends.constants import NEGATIVES, TERMS, value_dtype
 from ssimfast.ops import library
 from ssimfast.ops.schemas import ARGUMENTS, Loss
 
-SETTINGS = (gaussian_taps(2, 1.5), 1e-4, 9e-4, 0.0, 1.0)
+MASKED_SUMS = False  # True once every backend has them
+SETTINGS = (gaussian_taps(2, 1.5), [5], 1e-4, 9e-4, 0.0, 1.0)
 LAYOUTS = {
     "contiguous": lambda image: image,
     "channels_last": promises.LAYOUTS["channels_last"],
@@ -48,6 +49,9 @@ def arguments(name: str, more: bool, dtype: torch.dtype, layout: str) -> dict[st
             "grad_count": 3 if more else 1,
             "plane_weights": torch.rand(2, 3, 2, dtype=out_dtype) if more else None,
             "pooling": 2,
+            "map_term": 1 if more else -1,
+            "mask": None,
+            "mask_factors": None,
         },
         "sweep_levels": loss
         | {
@@ -72,6 +76,7 @@ def arguments(name: str, more: bool, dtype: torch.dtype, layout: str) -> dict[st
         "collapse_": {
             "coarser": [torch.rand(2, 3, *shape, dtype=out_dtype) for shape in ((6, 7), (3, 4))],
             "slopes": torch.rand(2, 3, 3, dtype=torch.float64),
+            "low": 0.1,
             "scale": 0.5,
             "pooling": 2,
             "x": x if more else None,
@@ -87,7 +92,7 @@ def arguments(name: str, more: bool, dtype: torch.dtype, layout: str) -> dict[st
             given |= {"rows": torch.rand(21, dtype=out_dtype)}
             given |= {"columns": torch.rand(22, dtype=out_dtype)}
     changed = x.clone() if layout == "expanded" else x  # nothing can be written to an expanded one
-    every = dict(zip(("window", "c1", "c2", "low", "scale"), SETTINGS, strict=True))
+    every = dict(zip(("window", "sizes", "c1", "c2", "low", "scale"), SETTINGS, strict=True))
     every |= {"x": x, "y": y, "same": more, "grad": changed, "finest": changed}
     every |= {"upstream": torch.rand((2,) if more else (), dtype=out_dtype)}
     return {argument: (every | given)[argument] for argument in ARGUMENTS[name]}
@@ -103,17 +108,30 @@ def calls(name: str, dtype: torch.dtype, layout: str) -> list[dict[str, Any]]:
         for image in ("x", "y")
         if name in ("maps", "maps_grad", "sweep")
     }
+    by_axis = {"window": [*gaussian_taps(2, 1.5), 0.2, 0.6, 0.2], "sizes": [5, 3]}
+    beside_bytes = [as_bytes(full)] if "y" in full and dtype != torch.float64 else []
     if name == "maps":
-        return [plain, full, full | {"components": True}, full | {"mask": mask}, full | volumes]
+        others = ({"components": True}, {"mask": mask}, volumes, by_axis)
+        return [plain, full, *beside_bytes, *(full | other for other in others)]
     if name == "maps_grad":
         maps = list(torch.rand(2, 2, 3, 12, 13, dtype=out_dtype))
         of_volume = {"upstream": [maps[0].reshape(2, 3, 4, 3, 13)]}
-        others = ({"upstream": maps}, {"mask": mask}, volumes | of_volume)
-        return [plain, full, *(full | other for other in others)]
+        others = ({"upstream": maps}, {"mask": mask}, volumes | of_volume, by_axis)
+        return [plain, full, *beside_bytes, *(full | other for other in others)]
     if name == "sweep":
         of_volume = {"weights": [0.5, 0.0, 0.0, 0.0, 0.0], "wanted": 1, "pooling": 0}
         of_volume |= {"rows": None, "columns": None, "plane_weights": None}
-        return [plain, full, full | {"plane_weights": None}, full | volumes | of_volume]
+        others = ({"plane_weights": None}, volumes | of_volume, by_axis | of_volume)
+        factors = torch.rand(*full["x"].shape[: full["kept"]], 2, dtype=torch.float64)
+        factors[0] = 0  # as if all weights were 0
+        masked = {"mask": mask, "mask_factors": factors}
+        masks = (masked | {"plane_weights": None, "pooling": 0}, masked | by_axis | of_volume)
+        return [
+            plain,
+            full,
+            *beside_bytes,
+            *(full | other for other in others + masks * MASKED_SUMS),
+        ]
     if name == "scale_":
         volume = full["grad"].reshape(2, 3, 4, 3, 13)
         return [plain, full, full | {"grad": volume}]
@@ -123,7 +141,7 @@ def calls(name: str, dtype: torch.dtype, layout: str) -> list[dict[str, Any]]:
     if name == "sweep_levels":
         # SSIM beside MS-SSIM of one level, whose weights are added; without SSIM; no gradients.
         without_ssim = [0.0, *full["weights"][1:]]
-        return [plain, full] + [
+        return [plain, full, *beside_bytes] + [
             full | {"exponents": exponents, "gradients": gradients, "weights": weights}
             for exponents, gradients, weights in (
                 ([0.7], 2, full["weights"]),
@@ -132,18 +150,27 @@ def calls(name: str, dtype: torch.dtype, layout: str) -> list[dict[str, Any]]:
                 ([0.2, 0.3, 0.5], 0, full["weights"]),
             )
         ]
-    return [plain, full]
+    return [plain, full, *beside_bytes]
+
+
+def as_bytes(given: dict[str, Any]) -> dict[str, Any]:
+    """The call with an 8-bit y, which has no gradient."""
+    changed = {"y": (given["y"] * 255).byte()}
+    return given | changed | ({"gradients": 1} if "gradients" in given else {})
 
 
 def has_kernel(name: str, given: dict[str, Any]) -> bool:
     """True if Triton kernels serve the call: not yet for volumes and masks."""
-    return given.get("mask") is None and all(
-        given[image].dim() == 4 for image in ("x", "grad") if given.get(image) is not None
-    )
+    images = [given[image] for image in ("x", "y", "grad") if given.get(image) is not None]
+    alike = all(image.dim() == 4 and image.dtype == images[0].dtype for image in images)
+    one_window = len(given.get("sizes", [1])) == 1
+    return alike and one_window and given.get("mask") is None and given.get("map_term", -1) < 0
 
 
 # Keywords of a plain sweep in Python.
 SWEEP = {
+    "mask": None,
+    "mask_factors": None,
     "loss": Loss([1.0, 0.0, 0.0, 0.0, 0.0]),
     "kept": 1,
     "gradients": 0,
@@ -153,6 +180,7 @@ SWEEP = {
     "grad_count": 1,
     "plane_weights": None,
     "pooling": 0,
+    "map_term": -1,
 }
 
 
@@ -243,7 +271,8 @@ def test_a_direct_call_is_guarded():
     x = torch.rand(1, 1, 16, 16)
 
     def call(x, y, window=SETTINGS[0]):
-        return torch.ops.ssimfast.maps(x, y, None, window, *SETTINGS[1:], False, False)
+        rest = (*SETTINGS[2:], False, False)
+        return torch.ops.ssimfast.maps(x, y, None, window, [len(window)], *rest)
 
     bad = {
         "dimension 3": (x, x[..., :-1]),
@@ -273,7 +302,7 @@ def test_a_direct_call_is_guarded():
     by_reference = library.by_position("sweep_levels", library.REFERENCE["sweep_levels"])
     for sweep_levels in (torch.ops.ssimfast.sweep_levels, by_reference):
         with pytest.raises((RuntimeError, ValueError), match="smaller than the window"):
-            sweep_levels(*(given | small | {"window": [0.2] * 9}).values())
+            sweep_levels(*(given | small | {"window": [0.2] * 9, "sizes": [9]}).values())
     for count in (0, 17):
         with pytest.raises(RuntimeError, match="levels must be 1 to 16"):
             torch.ops.ssimfast.sweep_levels(*(given | {"exponents": [0.5] * count}).values())

@@ -107,16 +107,18 @@ def test_images_of_two_layouts():
 @pytest.mark.parametrize("height, width", [(9, 12), (10, 13), (11, 15)])
 def test_pyramids_of_every_pooling(pooling, height, width):
     x, y = pair(2, 2, height, width)
-    statistic = Statistic(gaussian_taps(1, 1.5), 1e-4, 9e-4, -1.0, 0.5, True)
+    statistic = Statistic(gaussian_taps(1, 1.5), [3], 1e-4, 9e-4, -1.0, 0.5, True)
     request = test_ops.SWEEP | {"kept": 0, "pooling": pooling}
-    pooled = launch.sweep(x, y, statistic, **request)[3]
-    for got, want in zip(pooled, reference.sweep(x, y, statistic, **request)[3], strict=True):
+    pooled = launch.sweep(x, y, statistic=statistic, **request)[3]
+    for got, want in zip(
+        pooled, reference.sweep(x, y, statistic=statistic, **request)[3], strict=True
+    ):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
     grads, image = [], x
     for _ in range(3):
         grads.append(torch.rand(image.shape))
         image = reference.pool(image, pooling)
-    arguments = (torch.rand(2, 2, 3).double(), torch.rand(2, 2), 0.5, pooling)
+    arguments = (torch.rand(2, 2, 3).double(), torch.rand(2, 2), 0.0, 0.5, pooling)
     pixels = (x, y, [0.3, 0.0, 0.2], torch.rand(height), torch.rand(width))
     for optional in (pixels, (None, None, [0.0] * 3, None, None)):
         results = []
@@ -158,10 +160,10 @@ def test_windows(window_size, padding):
 @pytest.mark.long
 def test_the_largest_window():
     x, y = pair(1, 1, 33, 34, dtype=torch.float64)
-    statistic = Statistic(gaussian_taps(16, 5.0), 1e-4, 9e-4, 0.0, 1.0, False)
+    statistic = Statistic(gaussian_taps(16, 5.0), [33], 1e-4, 9e-4, 0.0, 1.0, False)
     request = test_ops.SWEEP | {"kept": 0, "gradients": 1, "count": 2}
-    got = launch.sweep(x, y, statistic, **request)
-    want = reference.sweep(x, y, statistic, **request)
+    got = launch.sweep(x, y, statistic=statistic, **request)
+    want = reference.sweep(x, y, statistic=statistic, **request)
     torch.testing.assert_close(got[0], want[0], rtol=1e-12, atol=0)
     torch.testing.assert_close(got[2][0], want[2][0], rtol=0, atol=1e-13)
 
@@ -317,7 +319,7 @@ def test_the_same_bits_from_run_to_run():
 @pytest.mark.long
 def test_optional_numbers_of_any_strides():
     x, y = pair(2, 3, 12, 13)
-    statistic = Statistic(gaussian_taps(1, 1.5), 1e-4, 9e-4, 0.0, 1.0, True)
+    statistic = Statistic(gaussian_taps(1, 1.5), [3], 1e-4, 9e-4, 0.0, 1.0, True)
     request = test_ops.SWEEP | {
         "loss": Loss([0.2] * 5, 0.3, torch.rand(24)[::2], torch.rand(1).expand(13)),
         "wanted": 31,
@@ -325,8 +327,8 @@ def test_optional_numbers_of_any_strides():
         "kept": 0,
         "gradients": 1,
     }
-    got = launch.sweep(x, y, statistic, **request)
-    want = reference.sweep(x, y, statistic, **request)
+    got = launch.sweep(x, y, statistic=statistic, **request)
+    want = reference.sweep(x, y, statistic=statistic, **request)
     torch.testing.assert_close(got[0], want[0], rtol=1e-5, atol=0)
     torch.testing.assert_close(got[2][0], want[2][0], rtol=1e-4, atol=1e-4)
 
@@ -356,7 +358,7 @@ def test_plans_cover_every_pixel(shape, monkeypatch):
     for size, gradients, multiprocessors in product((1, 7, 11, 33), (0, 1, 2), (1, 28, 132)):
         monkeypatch.setattr(launch, "_multiprocessors", lambda device, n=multiprocessors: n)
         what = f"window {size}, {gradients} gradients, {multiprocessors} multiprocessors"
-        statistic = Statistic([1 / size] * size, 1e-4, 9e-4, 0, 1, True)
+        statistic = Statistic([1 / size] * size, [size], 1e-4, 9e-4, 0, 1, True)
         plan = launch._Sweep(images, images, statistic, gradients)
         kept = plan.lanes - (size - 1) * (2 if gradients else 1)
         assert kept >= 1 and plan.lanes % 32 == 0 and plan.lanes <= 256, what

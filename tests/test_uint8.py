@@ -121,6 +121,6 @@ def test_one_image_of_floats_is_refused(autocast):
 @pytest.mark.backends("cpu", "cuda-emulated", "cuda", "triton")
 def test_ops_refuse_gradients(backend):
     x, _ = pair(1, 1, 16, 16)
-    statistic = Statistic([1.0], 1e-4, 9e-4, 0.0, 255.0, False)
+    statistic = Statistic([1.0], [1], 1e-4, 9e-4, 0.0, 255.0, False)
     with pytest.raises(RuntimeError, match="8-bit images have no gradient"):
         library.sweep(x, x, statistic, **SWEEP | {"gradients": 1})

@@ -223,7 +223,9 @@ def images(dtype: torch.dtype) -> list[torch.Tensor]:
 
 
 def statistic(size: int) -> Statistic:
-    return Statistic(gaussian_taps(size // 2, 1.5), 1e-4, 9e-4, 0.0, 1.0, False)
+    return Statistic(
+        gaussian_taps(size // 2, 1.5), [size // 2 * 2 + 1], 1e-4, 9e-4, 0.0, 1.0, False
+    )
 
 
 def sweep_launches(size: int, dtype: torch.dtype, gradients: int, more: bool) -> list[Launch]:

@@ -150,14 +150,15 @@ void reduce_levels(const std::vector<CpuDevice::Records>& records, const Reducti
 template <class A>
 CpuDevice::Records sweep_one(const Problem<A>& problem) {
   if constexpr (std::is_same_v<A, double>)
-    if (problem.is_volume || problem.has_mask()) return sweep_separable(problem);
+    if (problem.is_volume || !problem.one_window || problem.has_mask())
+      return sweep_separable(problem);
   const Cut cut(problem.planes, problem.height, problem.width,
-                concerns_every_pixel(problem) ? 0 : problem.margin);
+                concerns_every_pixel(problem) ? 0 : problem.window().margin);
   const Images<A> images(problem);
   CpuDevice::Records records(cut.count());
   const RunTile<A> run = select_tile(problem);
-  const int64_t pitch = Workspace<A>::pitch(cut.width(), problem.window);
-  const int64_t size = Workspace<A>::size(cut.width(), problem.window);
+  const int64_t pitch = Workspace<A>::pitch(cut.width(), problem.window().size);
+  const int64_t size = Workspace<A>::size(cut.width(), problem.window().size);
   torch::stable::parallel_for(0, cut.count(), 1, [&](int64_t begin, int64_t end) {
     A* const scratch = workspace<A>(size);
     for (int64_t i = begin; i < end; ++i)
@@ -170,12 +171,13 @@ CpuDevice::Records sweep_one(const Problem<A>& problem) {
 
 template <class A>
 std::vector<CpuDevice::Records> CpuDevice::sweep(const std::vector<Problem<A>>& problems) {
+  STD_TORCH_CHECK(problems[0].mask_factors == nullptr, "ssimfast: no masked sums yet");
   std::vector<Records> records(problems.size());
   const Problem<A>& finest = problems[0];
   const bool finest_last = problems.size() > 1 && finest.gradients > 0;  // see Levels
   if (finest_last) {
     Problem<A> pools = finest;
-    pools.pass = Pass::kValue;
+    pools.pass = Pass::kForward;
     pools.gradients = 0;
     std::fill_n(pools.wanted, kTerms, false);
     std::fill_n(pools.weight, kTerms, A(0));

@@ -37,7 +37,7 @@ class CpuDevice {
   explicit CpuDevice(const Tensor&) {}
 
   // The separable path computes in double (separable.cpp says why).
-  static bool computes_in_double(bool is_volume, bool has_mask) { return is_volume || has_mask; }
+  static bool computes_in_double(bool by_axis, bool has_mask) { return by_axis || has_mask; }
 
   template <class A>
   std::vector<Records> sweep(const std::vector<Problem<A>>& problems);

@@ -157,15 +157,17 @@ struct Source {
   Strides strides;
   int64_t element_size = 1;
   bool as_it_lies = false;  // elements are numbers A
-  ReadRow<A> read = nullptr;
+  A low = 0, step = 1;      // number = low + step * element
 
   Source() = default;
-  explicit Source(const View& view)
+  explicit Source(const View& view, A low = 0, A step = 1)
       : data(static_cast<const char*>(view.data)),
         strides(view, size_of(view.dtype)),
         element_size(size_of(view.dtype)),
         as_it_lies(is_arithmetic<A>(view.dtype)),
-        read(reader<A>(view.dtype)) {}
+        low(low),
+        step(step),
+        convert(reader<A>(view.dtype)) {}
 
   const char* plane(int64_t n, int64_t c, int64_t slice = 0) const {
     return data + n * strides.n + c * strides.c + slice * strides.d;
@@ -181,14 +183,24 @@ struct Source {
   const A* row(const char* plane, int64_t row, int64_t column, int64_t count, A* buffer) const {
     const char* from = address(plane, row, column);
     if (as_it_lies && strides.w == element_size) return reinterpret_cast<const A*>(from);
-    read(from, strides.w / element_size, count, buffer);
+    read(from, count, buffer);
     return buffer;
+  }
+
+  // Reads `count` elements of a row, the first of which has this address.
+  void read(const char* from, int64_t count, A* to) const {
+    convert(from, strides.w / element_size, count, to);
+    if (step == 1) return;
+    for (int64_t i = 0; i < count; ++i) to[i] = low + step * to[i];
   }
 
   A at(const char* plane, int64_t row_index, int64_t column) const {
     A buffer;
     return *row(plane, row_index, column, 1, &buffer);
   }
+
+ private:
+  ReadRow<A> convert = nullptr;
 };
 
 // A tensor that is written row by row.
@@ -228,15 +240,16 @@ struct Sink {
 // The tensors of a problem.
 template <class A>
 struct Images {
-  Source<A> x, y, upstream[2];
-  Sink<A> map[2], grad[2];
+  Source<A> x, y, upstream[kMaps];
+  Sink<A> map[kMaps], grad[2];
 
-  explicit Images(const Problem<A>& problem) : x(problem.x), y(problem.y) {
-    for (int i = 0; i < 2; ++i) {
+  explicit Images(const Problem<A>& problem)
+      : x(problem.x), y(problem.y, problem.y_low, problem.y_step) {
+    for (int i = 0; i < kMaps; ++i) {
       upstream[i] = Source<A>(problem.upstream[i]);
       map[i] = Sink<A>(problem.map[i]);
-      grad[i] = Sink<A>(problem.grad[i]);
     }
+    for (int i = 0; i < 2; ++i) grad[i] = Sink<A>(problem.grad[i]);
   }
 };
 

@@ -43,8 +43,6 @@ constexpr int64_t kRingNumbers = int64_t(1) << 22, kLeastStrip = 16;
 // Least amount of work for a thread, in numbers of a row.
 constexpr int64_t kGrain = 2048;
 
-enum Axis { kDepth, kHeight, kWidth, kAxes };
-
 struct Interval {
   int64_t begin, end;
 
@@ -81,8 +79,7 @@ struct Reader {
   bool is_there() const { return source.data != nullptr; }
   void read(const Row& row, double* to, int64_t column, int64_t count) const {
     const char* const plane = source.plane(row.n, row.c, row.z - box[kDepth].begin);
-    source.read(source.address(plane, row.r - box[kHeight].begin, column),
-                source.strides.w / source.element_size, count, to);
+    source.read(source.address(plane, row.r - box[kHeight].begin, column), count, to);
   }
   void read(const Row& row, double* to) const { read(row, to, 0, box[kWidth].size()); }
 };
@@ -102,8 +99,8 @@ struct Writer {
 // A problem in the form that this path uses: images are volumes.
 struct Task {
   Reader x, y, mask, upstream;
-  Writer map, grad[2];
-  std::vector<double> window;
+  Writer ssim_map, contrast_map, grad[2];
+  Window<double> windows[kAxes];
   double c1, c2, low, scale, grad_scale;
   bool masked, is_volume;
   int gradients;
@@ -113,19 +110,17 @@ struct Task {
 
   explicit Task(const Problem<double>& problem);
 
-  int half() const { return static_cast<int>(window.size()) / 2; }
-  int half_down() const { return is_volume ? half() : 0; }  // half the window along columns
+  int half(Axis axis) const { return windows[axis].half(); }
   int sums() const { return masked ? kSums : kSumWeight; }
   int slopes() const { return gradients == 0 ? 0 : gradients == 2 ? kPartials : kConstantD; }
   int64_t width() const { return pixels[kWidth].end; }
   // Numbers from row to row of a map: a whole number of cache lines, with room for the padding.
-  int64_t pitch() const { return (width() + 2 * half() + 15) / 8 * 8; }
-  int64_t ring_slices() const { return static_cast<int64_t>(window.size()) + 2 * kTogether; }
+  int64_t pitch() const { return (width() + 2 * half(kWidth) + 15) / 8 * 8; }
+  int64_t ring_slices() const { return windows[kDepth].size + 2 * kTogether; }
 };
 
 Task::Task(const Problem<double>& problem)
-    : window(problem.taps, problem.taps + problem.window),
-      c1(problem.twice_c1 / 2),
+    : c1(problem.twice_c1 / 2),
       c2(problem.twice_c2 / 2),
       low(problem.low),
       scale(problem.scale),
@@ -136,19 +131,23 @@ Task::Task(const Problem<double>& problem)
       row_sums(nullptr),
       planes(problem.planes),
       channels(problem.channels) {
-  const auto set = [&](Axis axis, int64_t size, int64_t margin) {
+  const auto set = [&](Axis axis, int64_t size, const Window<double>& window) {
     pixels[axis] = {0, size};
-    centres[axis] = {margin, size - margin};
+    centres[axis] = {window.margin, size - window.margin};
+    windows[axis] = window;
   };
-  set(kDepth, is_volume ? problem.depth : problem.height, problem.margin);
-  set(kHeight, is_volume ? problem.height : 1, is_volume ? problem.margin : 0);
-  set(kWidth, problem.width, problem.margin);
+  const Window<double>& height = problem.windows[kHeight];
+  set(kDepth, is_volume ? problem.depth : problem.height,
+      is_volume ? problem.windows[kDepth] : height);
+  set(kHeight, is_volume ? problem.height : 1, is_volume ? height : Window<double>{});
+  set(kWidth, problem.width, problem.windows[kWidth]);
   const auto source = [&](const View& view) { return Source<double>(as_volume(problem, view)); };
   x = {source(problem.x), pixels};
-  y = {source(problem.y), pixels};
+  y = {Source<double>(as_volume(problem, problem.y), problem.y_low, problem.y_step), pixels};
   mask = {source(problem.mask), pixels};
-  upstream = {source(problem.upstream[0]), centres};
-  map = {Sink<double>(as_volume(problem, problem.map[0])), centres};
+  upstream = {source(problem.upstream[kSsimMap]), centres};
+  ssim_map = {Sink<double>(as_volume(problem, problem.map[kSsimMap])), centres};
+  contrast_map = {Sink<double>(as_volume(problem, problem.map[kContrastMap])), centres};
   for (int i = 0; i < 2; ++i) grad[i] = {Sink<double>(as_volume(problem, problem.grad[i])), pixels};
 }
 
@@ -183,15 +182,15 @@ class Stream {
   Stream(const Task& task, const Part& part)
       : task(task),
         part(part),
-        half(task.half()),
         ring(task.ring_slices()),
         width(task.width()),
         pitch(task.pitch()),
         columns(task.centres[kWidth]),
-        centres(part.slices.grown(task.gradients > 0 ? half : 0, task.centres[kDepth])),
+        centres(
+            part.slices.grown(task.gradients > 0 ? task.half(kDepth) : 0, task.centres[kDepth])),
         centre_rows(
-            part.rows.grown(task.gradients > 0 ? task.half_down() : 0, task.centres[kHeight])),
-        pixel_rows(centre_rows.grown(task.half_down(), task.pixels[kHeight])),
+            part.rows.grown(task.gradients > 0 ? task.half(kHeight) : 0, task.centres[kHeight])),
+        pixel_rows(centre_rows.grown(task.half(kHeight), task.pixels[kHeight])),
         offset(choose_offset()),
         offset_s(2 * (offset - task.low) * task.scale),
         along_rows(task.is_volume ? kTogether : 0, task.sums(), pixel_rows, pitch),
@@ -204,6 +203,7 @@ class Stream {
   }
 
   void run() {
+    const int half = task.half(kDepth);
     int64_t loaded = std::max<int64_t>(centres.begin - half, 0);
     int64_t written = part.slices.begin;
     for (int64_t first = centres.begin; first < centres.end; first += kTogether) {
@@ -222,7 +222,6 @@ class Stream {
  private:
   const Task& task;
   const Part part;
-  const int half;
   const int64_t ring, width, pitch;
   const Interval columns;  // columns of window centres
   // Slices and rows of the statistics, which reach beyond the part if there are gradients, and rows
@@ -302,14 +301,14 @@ class Stream {
     }
   }
 
-  // Filters kTogether neighbouring windows across rows; from(k) is input row k of
+  // Filters kTogether neighbouring windows along an axis across rows; from(k) is input row k of
   // window + kTogether - 1. Outputs that are null go to `nowhere`.
   template <class From>
-  void correlate_rows(const std::array<double*, kTogether>& to, int64_t count, double* nowhere,
-                      From&& from) const {
+  void correlate_rows(Axis axis, const std::array<double*, kTogether>& to, int64_t count,
+                      double* nowhere, From&& from) const {
     CorrelateRows kernel;
-    kernel.taps = task.window.data();
-    kernel.window = static_cast<int>(task.window.size());
+    kernel.taps = task.windows[axis].taps;
+    kernel.window = task.windows[axis].size;
     for (int k = 0; k < kernel.window + kTogether - 1; ++k) kernel.from[k] = from(k);
     for (int b = 0; b < kTogether; ++b) kernel.to[b] = to[b] == nullptr ? nowhere : to[b];
     sweep(kernel, count);
@@ -330,8 +329,8 @@ class Stream {
         std::array<double*, kTogether> to{};
         for (int b = 0; b < kTogether && first + b < centre_rows.end; ++b)
           to[b] = sums.row(z % ring, map, first + b);
-        correlate_rows(to, columns.size(), scratch, [&](int k) -> const double* {
-          const int64_t r = first + k - half;
+        correlate_rows(kHeight, to, columns.size(), scratch, [&](int k) -> const double* {
+          const int64_t r = first + k - task.half(kHeight);
           return pixel_rows.has(r) ? along_rows.row(i / blocks, map, r) : paddings[map].data();
         });
       }
@@ -342,6 +341,7 @@ class Stream {
     double *s = scratch, *d = s + pitch, *w = d + pitch, *lines = w + pitch;
     const int64_t z = first_slice + slice;
     load_pixels(row_of(z, r), s, d, w);
+    const int half = task.half(kWidth);
     for (int map = 0; map < task.sums(); ++map) {
       std::fill_n(lines + map * pitch, half, padding(map));
       std::fill_n(lines + map * pitch + half + width, half, padding(map));
@@ -357,7 +357,7 @@ class Stream {
     for (int map = 0; map < task.sums(); ++map) {
       double* const to =
           task.is_volume ? along_rows.row(slice, map, r) : sums.row(z % ring, map, r);
-      sweep(Correlate{lines + map * pitch + columns.begin, 1, task.window.data(), half, to},
+      sweep(Correlate{lines + map * pitch + columns.begin, 1, task.windows[kWidth].taps, half, to},
             columns.size());
     }
   }
@@ -367,11 +367,12 @@ class Stream {
     double* const windows = scratch;  // kTogether * kSums rows
     double* const ssim = windows + kTogether * kSums * pitch;
     double *const upstream = ssim + pitch, *const nowhere = upstream + pitch;
+    double* const contrast = task.contrast_map.is_there() ? nowhere + pitch : nullptr;
     for (int map = 0; map < task.sums(); ++map) {
       std::array<double*, kTogether> to{};
       for (int b = 0; b < slices.size(); ++b) to[b] = windows + (b * kSums + map) * pitch;
-      correlate_rows(to, columns.size(), nowhere, [&](int k) -> const double* {
-        const int64_t z = slices.begin + k - half;
+      correlate_rows(kDepth, to, columns.size(), nowhere, [&](int k) -> const double* {
+        const int64_t z = slices.begin + k - task.half(kDepth);
         // Outside the volume. Without padding only the unused outputs read this row.
         if (!task.pixels[kDepth].has(z)) return paddings[map].data();
         return sums.row(z % ring, map, r);
@@ -387,14 +388,20 @@ class Stream {
           task.upstream.read(row, upstream);
           by = upstream;
         }
-        sweep(WriteSlopes{of, task.gradients == 2, by, ssim, slopes.row(z % ring, 0, r),
+        sweep(WriteSlopes{of,
+                          task.gradients == 2,
+                          by,
+                          {ssim, contrast},
+                          slopes.row(z % ring, 0, r),
                           slopes.map_pitch()},
               columns.size());
       } else {
-        sweep(WriteSsim{of, ssim}, columns.size());
+        sweep(WriteMaps{of, {ssim, contrast}}, columns.size());
       }
-      if (task.map.is_there()) task.map.write(row, ssim);
-      if (task.row_sums != nullptr && part.slices.has(z) && part.rows.has(r)) {
+      const bool is_own = part.slices.has(z) && part.rows.has(r);
+      if (is_own && task.ssim_map.is_there()) task.ssim_map.write(row, ssim);
+      if (is_own && contrast != nullptr) task.contrast_map.write(row, contrast);
+      if (is_own && task.row_sums != nullptr) {
         const int64_t height = task.pixels[kHeight].end;
         task.row_sums[(part.plane * task.pixels[kDepth].end + z) * height + r] =
             std::accumulate(ssim, ssim + columns.size(), 0.0);
@@ -409,8 +416,8 @@ class Stream {
       for (int map = 0; map < task.slopes(); ++map) {
         std::array<double*, kTogether> to{};
         for (int b = 0; b < slices.size(); ++b) to[b] = along_depth.row(b, map, r);
-        correlate_rows(to, columns.size(), scratch, [&](int k) -> const double* {
-          const int64_t z = slices.begin + k - half;
+        correlate_rows(kDepth, to, columns.size(), scratch, [&](int k) -> const double* {
+          const int64_t z = slices.begin + k - task.half(kDepth);
           return centres.has(z) ? slopes.row(z % ring, map, r) : zeros.data();
         });
       }
@@ -428,8 +435,8 @@ class Stream {
           return centre_rows.has(r) ? along_depth.row(slice, map, r) : zeros.data();
         };
         if (task.is_volume) {
-          correlate_rows(to, columns.size(), scratch,
-                         [&](int k) { return along(first + k - half); });
+          correlate_rows(kHeight, to, columns.size(), scratch,
+                         [&](int k) { return along(first + k - task.half(kHeight)); });
         } else {
           std::copy_n(along(first), columns.size(), to[0]);
         }
@@ -446,11 +453,12 @@ class Stream {
     double *s = scratch, *d = s + pitch, *w = d + pitch, *line = w + pitch;
     load_pixels(row, s, d, w);
     std::fill_n(line, pitch, 0.0);
+    const int half = task.half(kWidth);
     std::array<double*, kPartials> slope;
     for (int map = 0; map < task.slopes(); ++map) {
       slope[map] = line + (1 + map) * pitch;
       std::copy_n(slopes + map * pitch, columns.size(), line + half + columns.begin);
-      sweep(Correlate{line, 1, task.window.data(), half, slope[map]}, width);
+      sweep(Correlate{line, 1, task.windows[kWidth].taps, half, slope[map]}, width);
     }
     const double* const rest_d = task.gradients == 2 ? slope[kConstantD] : zeros.data();
     for (int64_t i = 0; i < width; ++i) {

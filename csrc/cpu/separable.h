@@ -108,26 +108,36 @@ struct Windows {
   }
 };
 
-struct WriteSsim {
+// Rows of SSIM and of contrast-structure; the second is null if it is not wanted.
+struct MapRows {
+  double *ssim, *contrast;
+
+  template <class V>
+  SSIMFAST_INLINE void write(const Terms<V>& terms, int64_t i) const {
+    store(ssim + i, similarity_of(terms.half_distance()));
+    if (contrast != nullptr) store(contrast + i, similarity_of(terms.half_contrast_distance));
+  }
+};
+
+struct WriteMaps {
   Windows windows;
-  double* to;
+  MapRows maps;
 
   template <class V>
   SSIMFAST_INLINE void at(int64_t i) const {
     const auto q = windows.statistics<V>(i);
-    const Terms<V> terms(q.moments, broadcast<V>(2 * windows.c1), Reciprocals<double>());
-    store(to + i, similarity_of(terms.half_distance()));
+    maps.write(Terms<V>(q.moments, broadcast<V>(2 * windows.c1), Reciprocals<double>()), i);
   }
 };
 
-// Writes SSIM, and the slopes times `upstream` to maps that are `pitch` apart. A window adds
+// Writes maps, and the slopes times `upstream` to maps that are `pitch` apart. A window adds
 // w / weight * [A + P * (s - mean_s)] to the gradient of a pixel; everything but the pixel's w and
 // s is known here.
 struct WriteSlopes {
   Windows windows;
   bool both;
   const double* upstream;
-  double* ssim;
+  MapRows maps;
   double* slopes;
   int64_t pitch;
 
@@ -135,7 +145,7 @@ struct WriteSlopes {
   SSIMFAST_INLINE void at(int64_t i) const {
     const auto q = windows.statistics<V>(i);
     const Terms<V> terms(q.moments, broadcast<V>(2 * windows.c1), Reciprocals<double>());
-    store(ssim + i, similarity_of(terms.half_distance()));
+    maps.write(terms, i);
     const Upstream<V> by{load<V>(upstream + i) * q.share, V{}, V{}};
     const auto p = partials(terms, ssimfast::slopes(terms, by));
     const V rest_s = p.by_mu_s - p.by_var_s * q.mean_s;

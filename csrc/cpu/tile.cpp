@@ -16,7 +16,7 @@ template <class V, class A, int kWindow, Pass kPass, bool kBoth>
 SSIMFAST_INLINE TileSums run(const Problem<A>& problem, const Images<A>& images, const Tile& tile,
                              int64_t pitch, A* workspace) {
   TileState<V, A, kWindow, kPass, kBoth> t(problem, images, tile, pitch, workspace);
-  if (kPass == Pass::kValue && !problem.wanted[kSsim] && !problem.wanted[kContrastStructure]) {
+  if (kPass == Pass::kForward && !t.has_statistics()) {
     for (int64_t r = tile.row_begin; r < tile.row_end; ++r) {
       if (problem.wants_pixel_terms()) load_row(t, r);
       finish_pixels(t, r);
@@ -67,10 +67,8 @@ RunTile<A> for_isa() {
 template <class A, int kWindow>
 RunTile<A> for_pass(Pass pass, bool both) {
   switch (pass) {
-    case Pass::kValue:
-      return for_isa<A, kWindow, Pass::kValue, false>();
-    case Pass::kMaps:
-      return for_isa<A, kWindow, Pass::kMaps, false>();
+    case Pass::kForward:
+      return for_isa<A, kWindow, Pass::kForward, false>();
     case Pass::kGradient:
       return both ? for_isa<A, kWindow, Pass::kGradient, true>()
                   : for_isa<A, kWindow, Pass::kGradient, false>();
@@ -89,7 +87,7 @@ template <class A>
 RunTile<A> select_tile(const Problem<A>& problem) {
   const bool both = problem.gradients == 2;
   if constexpr (std::is_same_v<A, float>) {
-    if (problem.window == 11 && problem.taps[5] < float(kLargestCentreTap))
+    if (problem.window().size == 11 && problem.window().taps[5] < float(kLargestCentreTap))
       return for_pass<A, 11>(problem.pass, both);
   }
   return for_pass<A, 0>(problem.pass, both);

@@ -72,7 +72,7 @@ struct Workspace {
   static int64_t size(int64_t tile_width, int window) {
     const int64_t ring = window + kRows - 1;
     const int64_t rows = 2 * pixel_rows(window) + (int(kMoments) + int(kPartials)) * ring +
-                         (kPartials + 2) * kRows + 4;
+                         (int(kPartials) + int(kMaps)) * kRows + 4;
     const int64_t chunks = (tile_width + kChunk - 1) / kChunk;
     return rows * pitch(tile_width, window) + chunks * chunk_pitch(window);
   }
@@ -147,7 +147,7 @@ struct TileState {
   static constexpr bool kBoth = kBoth_;
   using Taps = std::conditional_t<(kWindow > 0), FixedTaps<V, A, kWindow>, AnyTaps<A>>;
   static constexpr bool kGrad = kPass == Pass::kGradient || kPass == Pass::kMapsGradient;
-  static constexpr bool kSums = kPass == Pass::kValue || kPass == Pass::kGradient;
+  static constexpr bool kSums = kPass != Pass::kMapsGradient;
   static constexpr int kLanes = sizeof(V) / sizeof(A);
   static constexpr int kBlock = kWindow > 0 ? kRows : 1;  // rows that share a centring row
 
@@ -172,7 +172,7 @@ struct TileState {
   A* const moments_ring;          // ring of rows: kMoments maps
   A* const partials_ring;         // ring of rows: kPartials maps
   A* const adjoints;  // blocks of kRows rows, between the vertical and the horizontal adjoint
-  A* const maps;  // two blocks of kRows rows: SSIM or its components, or their upstream gradients
+  A* const maps;      // kMaps blocks of kRows rows: maps, or their upstream gradients
   A *const x_buffer, *const y_buffer, *const out_row, *const out_row_y;
   A* const chunks;  // one row, chunk by chunk: input of the horizontal adjoint of s
   const int64_t chunk_pitch;
@@ -185,7 +185,7 @@ struct TileState {
       : problem(problem),
         images(images),
         tile(tile),
-        window(kWindow > 0 ? kWindow : problem.window),
+        window(kWindow > 0 ? kWindow : problem.window().size),
         halo(window / 2),
         ring(window + kRows - 1),
         pixel_ring(kGrad ? Workspace<A>::pixel_rows(window) : kRows),
@@ -194,8 +194,8 @@ struct TileState {
         columns(tile.column_end - tile.column_begin),
         stat_columns(columns + 2 * spread),
         first_stat(tile.column_begin - spread),
-        valid_begin(std::max<int64_t>(problem.margin - first_stat, 0)),
-        valid_end(std::min(problem.width - problem.margin - first_stat, stat_columns)),
+        valid_begin(std::max<int64_t>(problem.window().margin - first_stat, 0)),
+        valid_end(std::min(problem.width - problem.window().margin - first_stat, stat_columns)),
         own_begin(std::max(valid_begin, spread)),
         own_end(std::max(own_begin, std::min(valid_end, spread + columns))),
         vector_begin(valid_begin / kLanes * kLanes),
@@ -210,7 +210,7 @@ struct TileState {
         partials_ring(moments_ring + kMoments * ring * pitch),
         adjoints(partials_ring + kPartials * ring * pitch),
         maps(adjoints + kPartials * kRows * pitch),
-        x_buffer(maps + 2 * kRows * pitch),
+        x_buffer(maps + kMaps * kRows * pitch),
         y_buffer(x_buffer + pitch),
         out_row(y_buffer + pitch),
         out_row_y(out_row + pitch),
@@ -240,7 +240,14 @@ struct TileState {
   SSIMFAST_INLINE A* map_row(int map, int row) const { return maps + (map * kRows + row) * pitch; }
 
   SSIMFAST_INLINE bool is_centre(int64_t r) const {
-    return r >= problem.margin && r < problem.height - problem.margin && valid_begin < valid_end;
+    return r >= problem.window().margin && r < problem.height - problem.window().margin &&
+           valid_begin < valid_end;
+  }
+  // True if a forward pass needs the positions, not only pixels.
+  bool has_statistics() const {
+    bool has = problem.wanted[kSsim] || problem.wanted[kContrastStructure];
+    for (const View& map : problem.map) has = has || map.data != nullptr;
+    return has;
   }
   SSIMFAST_INLINE bool is_own_row(int64_t r) const {
     return r >= tile.row_begin && r < tile.row_end;

@@ -193,7 +193,7 @@ template <class State>
 SSIMFAST_INLINE void gradient(const State& t, int64_t g) {
   using A = typename State::A;
   constexpr int kBlock = State::kBlock;
-  const typename State::Taps taps(t.problem.taps);
+  const typename State::Taps taps(t.problem.window().taps);
   const Sink<A>&to_x = t.images.grad[0], &to_y = t.images.grad[1];
   const int64_t n = t.tile.n, channel = t.tile.c, first = t.tile.column_begin;
   for (int block = 0; block < kRows; block += kBlock) {

@@ -44,7 +44,7 @@ SSIMFAST_INLINE void filter_row(const State& t, int64_t r) {
     std::fill(to + kMeanS * t.pitch, to + (kMeanS + 1) * t.pitch, t.pad_s);
     return;
   }
-  const typename State::Taps taps(t.problem.taps);
+  const typename State::Taps taps(t.problem.window().taps);
   const A* const s = t.pixel_row(r);
   const A* const d = s + t.pitch;
   const char* const soon_x = t.images.x.address(t.x, r + kRows, t.first_stat);
@@ -102,7 +102,7 @@ template <class A>
 struct Place {
   const A* pixels;
   A* partials;
-  A* maps[2];
+  A* maps[kMaps];  // null if a map is not there
 };
 
 // (1 - SSIM) / 2 and (1 - contrast-structure) / 2.
@@ -118,14 +118,16 @@ SSIMFAST_INLINE Distances<V> position(const State& t, const Constants<V>& consta
                                       V var_s, V mean_d, V var_d,
                                       const Place<typename State::A>& place, int64_t c) {
   using A = typename State::A;
-  const bool components = t.problem.maps == 2;
   const Moments<V> m{mean_s - constants.pad_s, mean_d, var_s + constants.twice_c2, var_d};
   const Terms<V> terms(m, constants.twice_c1, Reciprocals<A>());
   const Distances<V> distances{terms.half_distance(), terms.half_contrast_distance};
-  if constexpr (State::kPass == Pass::kMaps) {
-    store(place.maps[0] + c,
-          similarity_of(components ? terms.half_luminance_distance : distances.whole));
-    if (components) store(place.maps[1] + c, similarity_of(distances.contrast));
+  if constexpr (State::kSums) {
+    const auto write = [&](Map map, V half_distance) SSIMFAST_INLINE_LAMBDA {
+      if (place.maps[map] != nullptr) store(place.maps[map] + c, similarity_of(half_distance));
+    };
+    write(kSsimMap, distances.whole);
+    write(kLuminanceMap, terms.half_luminance_distance);
+    write(kContrastMap, distances.contrast);
   }
   if constexpr (State::kGrad) {
     Slopes<V> by;
@@ -135,9 +137,10 @@ SSIMFAST_INLINE Distances<V> position(const State& t, const Constants<V>& consta
       by.contrast_structure =
           constants.weight_ssim * of_ssim.contrast_structure + constants.weight_cs;
     } else {
-      const V upstream = load<V>(place.maps[0] + c);
-      by = slopes(terms, components ? Upstream<V>{V{}, upstream, load<V>(place.maps[1] + c)}
-                                    : Upstream<V>{upstream, V{}, V{}});
+      const auto of_map = [&](Map map) SSIMFAST_INLINE_LAMBDA {
+        return place.maps[map] == nullptr ? V{} : load<V>(place.maps[map] + c);
+      };
+      by = slopes(terms, {of_map(kSsimMap), of_map(kLuminanceMap), of_map(kContrastMap)});
     }
     const Partials<V> p = partials(terms, by);
     const V own_s = p.by_var_s * (load<V>(place.pixels + c) - mean_s);
@@ -155,6 +158,14 @@ SSIMFAST_INLINE Distances<V> position(const State& t, const Constants<V>& consta
   return distances;
 }
 
+// Where a row of a map begins, from this column on; null if the map is not there.
+template <class State>
+SSIMFAST_INLINE typename State::A* map_place(const State& t, Map map, int row, int64_t column) {
+  constexpr bool kReads = State::kPass == Pass::kMapsGradient;
+  const View& view = kReads ? t.problem.upstream[map] : t.problem.map[map];
+  return view.data == nullptr ? nullptr : t.map_row(map, row) + column;
+}
+
 // Processes the positions in rows first .. first + kRows - 1, in steps of kStep columns, whose
 // moments stay in the level-1 cache.
 template <class State>
@@ -163,7 +174,7 @@ SSIMFAST_INLINE void positions(State& t, int64_t first) {
   using A = typename State::A;
   constexpr int kStep = 128;  // columns
   constexpr int kLanes = State::kLanes;
-  const typename State::Taps taps(t.problem.taps);
+  const typename State::Taps taps(t.problem.window().taps);
   const A* rows[kMaxRing];
   for (int64_t k = 0; k < t.ring; ++k) rows[k] = t.moments_row(first - t.halo + k);
   Compensated<V, A> distances, contrast_distances;
@@ -185,9 +196,11 @@ SSIMFAST_INLINE void positions(State& t, int64_t first) {
       const int64_t centre = first + b;
       if (!t.is_centre(centre)) continue;
       const bool counts = t.is_own_row(centre);
-      const Place<A> place{State::kGrad ? t.pixel_row(centre) + t.halo + column : nullptr,
-                           State::kGrad ? t.partial_row(centre) + column : nullptr,
-                           {t.map_row(0, b) + column, t.map_row(1, b) + column}};
+      const Place<A> place{
+          State::kGrad ? t.pixel_row(centre) + t.halo + column : nullptr,
+          State::kGrad ? t.partial_row(centre) + column : nullptr,
+          {map_place(t, kSsimMap, b, column), map_place(t, kLuminanceMap, b, column),
+           map_place(t, kContrastMap, b, column)}};
       V distance{}, contrast_distance{};  // of the step
       for (int64_t c = 0; c < some; c += kLanes) {
         const Distances<V> at =
@@ -227,7 +240,7 @@ template <class State>
 SSIMFAST_INLINE void read_upstream(const State& t, const Source<typename State::A>& upstream,
                                    int64_t centre, typename State::A* to) {
   using A = typename State::A;
-  const int64_t margin = t.problem.margin, count = t.valid_end - t.valid_begin;
+  const int64_t margin = t.problem.window().margin, count = t.valid_end - t.valid_begin;
   const A* from = upstream.row(upstream.plane(t.tile.n, t.tile.c), centre - margin,
                                t.first_stat + t.valid_begin - margin, count, t.out_row);
   std::copy(from, from + count, to + t.valid_begin);
@@ -237,10 +250,11 @@ SSIMFAST_INLINE void read_upstream(const State& t, const Source<typename State::
 
 template <class State>
 SSIMFAST_INLINE void write_maps(const State& t, int64_t centre, int row) {
-  const int64_t margin = t.problem.margin;
-  for (int i = 0; i < t.problem.maps; ++i)
-    t.images.map[i].row(t.tile.n, t.tile.c, centre - margin, t.first_stat + t.valid_begin - margin,
-                        t.valid_end - t.valid_begin, t.map_row(i, row) + t.valid_begin);
+  const int64_t margin = t.problem.window().margin, first = t.first_stat + t.own_begin - margin;
+  for (int i = 0; i < kMaps; ++i)
+    if (t.problem.map[i].data != nullptr)
+      t.images.map[i].row(t.tile.n, t.tile.c, centre - margin, first, t.own_end - t.own_begin,
+                          t.map_row(i, row) + t.own_begin);
 }
 
 // Sets the partial derivatives to 0 where no window is centred.
@@ -271,11 +285,13 @@ SSIMFAST_INLINE void statistics(State& t, int64_t first) {
       if (t.is_own_row(t.loaded)) finish_pixels(t, t.loaded);
     }
   }
-  if (first + kRows > t.problem.margin && first < t.problem.height - t.problem.margin) {
+  if (first + kRows > t.problem.window().margin &&
+      first < t.problem.height - t.problem.window().margin) {
     if constexpr (State::kPass == Pass::kMapsGradient) {
       for (int b = 0; b < kRows; ++b) {
-        for (int i = 0; i < t.problem.maps && t.is_centre(first + b); ++i)
-          read_upstream(t, t.images.upstream[i], first + b, t.map_row(i, b));
+        for (int i = 0; i < kMaps && t.is_centre(first + b); ++i)
+          if (t.problem.upstream[i].data != nullptr)
+            read_upstream(t, t.images.upstream[i], first + b, t.map_row(i, b));
       }
     }
     positions(t, first);
@@ -283,8 +299,8 @@ SSIMFAST_INLINE void statistics(State& t, int64_t first) {
   for (int b = 0; b < kRows; ++b) {
     const int64_t centre = first + b;
     if constexpr (State::kGrad) clear_outside(t, centre);
-    if constexpr (State::kPass == Pass::kMaps) {
-      if (t.is_centre(centre) && centre < t.tile.row_end) write_maps(t, centre, b);
+    if constexpr (State::kSums) {
+      if (t.is_centre(centre) && t.is_own_row(centre)) write_maps(t, centre, b);
     }
   }
 }

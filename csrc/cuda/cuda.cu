@@ -53,19 +53,21 @@ Kind kind_of(const Problem<float>& problem) {
 bool is_plain(const Problem<float>& problem) {
   return problem.pass == Pass::kGradient && !problem.wants_pixel_terms() &&
          !problem.has_pixel_slope() && !problem.wanted[kContrastStructure] &&
-         problem.weight[kContrastStructure] == 0 && problem.plane_weights == nullptr;
+         problem.weight[kContrastStructure] == 0 && problem.plane_weights == nullptr &&
+         std::none_of(problem.map, problem.map + kMaps, [](const View& map) { return map.data; });
 }
 
 // The fused kernel for a problem. `kernel` is null if there is none.
 Fused fused_of(const Problem<float>& problem) {
-  if (problem.has_mask() || problem.is_volume ||
-      problem.taps[problem.window / 2] >= float(kLargestCentreTap))
+  const Window<float>& window = problem.window();
+  if (problem.has_mask() || problem.is_volume || !problem.one_window || problem.y_step != 1 ||
+      window.taps[window.half()] >= float(kLargestCentreTap))
     return {};
   const Kind kind = kind_of(problem);
   const bool plain = is_plain(problem);
-  if (problem.window == 7) return select_sweep<7>(problem.x.dtype, kind, plain);
-  if (problem.window == 9) return select_sweep<9>(problem.x.dtype, kind, plain);
-  if (problem.window == 11) return select_sweep<11>(problem.x.dtype, kind, plain);
+  if (window.size == 7) return select_sweep<7>(problem.x.dtype, kind, plain);
+  if (window.size == 9) return select_sweep<9>(problem.x.dtype, kind, plain);
+  if (window.size == 11) return select_sweep<11>(problem.x.dtype, kind, plain);
   return {};
 }
 
@@ -115,17 +117,17 @@ int64_t stride_or_zero(const Tensor& tensor, int64_t dimension) {
 
 // Dimensions of a gradient, outermost in memory first. Merges two dimensions if, in both tensors,
 // the outer stride is the inner stride times the inner size.
-std::vector<Axis> axes_of(const Tensor& grad, const Tensor& upstream) {
-  std::vector<Axis> axes;
+std::vector<Dimension> axes_of(const Tensor& grad, const Tensor& upstream) {
+  std::vector<Dimension> axes;
   for (int64_t i = 0; i < grad.dim(); ++i)
     if (grad.size(i) > 1)
       axes.push_back({grad.size(i), grad.stride(i), stride_or_zero(upstream, i)});
   std::stable_sort(axes.begin(), axes.end(),
-                   [](const Axis& a, const Axis& b) { return a.grad > b.grad; });
-  std::vector<Axis> joined;
-  for (const Axis& axis : axes) {
+                   [](const Dimension& a, const Dimension& b) { return a.grad > b.grad; });
+  std::vector<Dimension> joined;
+  for (const Dimension& axis : axes) {
     if (!joined.empty()) {
-      Axis& outer = joined.back();
+      Dimension& outer = joined.back();
       if (outer.grad == axis.size * axis.grad && outer.upstream == axis.size * axis.upstream) {
         outer = {outer.size * axis.size, axis.grad, axis.upstream};
         continue;
@@ -140,7 +142,7 @@ std::vector<Axis> axes_of(const Tensor& grad, const Tensor& upstream) {
 template <class A>
 ScaleGrad<A> scale_grad_of(const ScaleRequest& request) {
   const Tensor& grad = request.grad;
-  std::vector<Axis> axes = axes_of(grad, request.upstream);
+  std::vector<Dimension> axes = axes_of(grad, request.upstream);
   ScaleGrad<A> p;
   p.grad = data<void>(grad);
   p.dtype = dtype_of(grad);
@@ -150,7 +152,7 @@ ScaleGrad<A> scale_grad_of(const ScaleRequest& request) {
   const int64_t piece = kPieceBytes / grad.element_size();
   if (axes.empty()) {
     p.run = 1;
-  } else if (const Axis& inner = axes.back();
+  } else if (const Dimension& inner = axes.back();
              inner.grad == 1 && inner.upstream == 0 &&
              (axes.size() == 1 || inner.size >= piece / 4)) {  // else most threads would idle
     p.run = inner.size;
@@ -217,6 +219,10 @@ Collapse<A> collapse_of(const CollapseRequest& request) {
   if (request.x.has_value()) {
     p.x = patches(view_of(*request.x));
     p.y = patches(view_of(*request.y));
+    if (request.y->scalar_type() != request.x->scalar_type()) {
+      p.y_low = request.low;
+      p.y_step = byte_step(request.scale);
+    }
   }
   p.slopes = numbers<double>(request.slopes);
   p.upstream = numbers<A>(request.upstream);
@@ -252,6 +258,8 @@ Pool<A> pool_of(const std::vector<Problem<A>>& problems, size_t first, size_t co
   p.images[1] = patches(source.y);
   p.low = source.low;
   p.scale = source.scale;
+  p.y_low = source.y_low;
+  p.y_step = source.y_step;
   p.height = static_cast<int>(source.height);
   p.width = static_cast<int>(source.width);
   p.channels = source.channels;
@@ -314,6 +322,7 @@ class CudaDevice {
 
   template <class A>
   std::vector<Records> sweep(const std::vector<Problem<A>>& problems) const {
+    STD_TORCH_CHECK(problems[0].mask_factors == nullptr, "ssimfast: no masked sums yet");
     check_size(problems[0], 0);
     pool(problems);
     std::vector<Records> records;
@@ -321,8 +330,8 @@ class CudaDevice {
       // One launch has the levels of float32 images with the same gradients: all but the finest of
       // a half type, or one that is swept again.
       const Problem<A>&finest = problems[0], &coarsest = problems.back();
-      const bool alone =
-          finest.x.dtype != Dtype::kFloat32 || finest.gradients != coarsest.gradients;
+      const bool alone = finest.x.dtype != Dtype::kFloat32 || finest.y.dtype != Dtype::kFloat32 ||
+                         finest.gradients != coarsest.gradients;
       if (problems.size() > 1 + size_t(alone) && fused_of(coarsest).kernel != nullptr &&
           Launcher::allows_large_parameters()) {
         if (alone) records.push_back(sweep_one(finest));
@@ -406,9 +415,9 @@ class CudaDevice {
 
   Job<float> fused_job(const Problem<float>& problem) const {
     Job<float> job{problem};
-    for (int i = 0; i < job.window; ++i)
-      job.weighted_taps[i] =
-          float(4 * double(job.weight[kSsim]) * double(job.grad_scale) * double(job.taps[i]));
+    for (int i = 0; i < job.window().size; ++i)
+      job.weighted_taps[i] = float(4 * double(job.weight[kSsim]) * double(job.grad_scale) *
+                                   double(job.window().taps[i]));
     job.load_width = std::min(access_width(job.x, job), access_width(job.y, job));
     job.store_width = 4;
     for (int i = 0; i < job.gradients; ++i)
@@ -417,8 +426,8 @@ class CudaDevice {
   }
 
   static Extent extent_of(const Problem<float>& problem) {
-    return {problem.planes, problem.channels, problem.height,   problem.width,
-            problem.margin, problem.window,   problem.gradients};
+    return {problem.planes,          problem.channels,      problem.height,   problem.width,
+            problem.window().margin, problem.window().size, problem.gradients};
   }
 
   Records sweep_fused(const Problem<float>& problem, const Fused& fused) const {
@@ -448,7 +457,7 @@ class CudaDevice {
     }
     check_size(problems[0], blocks);
     const int threads = plans[0].threads;
-    launch(levels_of(problems[0].window, kind_of(problems[0])), blocks, threads,
+    launch(levels_of(problems[0].window().size, kind_of(problems[0])), blocks, threads,
            shared_bytes(threads), all);
     return records;
   }
@@ -473,8 +482,8 @@ class CudaDevice {
     const bool gradient = job.gradients > 0;
     Intermediate<A> from = intermediate(), to{};
     if (gradient || job.is_volume) to = intermediate();
-    const Line in_row = line_of(job, Line::kInRow), in_column = line_of(job, Line::kInColumn);
-    const Line across_slices = line_of(job, Line::kAcrossSlices);
+    const Line in_row = line_of(job, kWidth), in_column = line_of(job, kHeight);
+    const Line across_slices = line_of(job, kDepth);
     launch(row_moments<A, kMasked>, blocks, kPixelThreads, 0, job, grid, in_row, from);
     if (job.is_volume) {
       launch(column_moments<A, kMasked>, blocks, kPixelThreads, 0, job, grid, in_column, from, to);

@@ -43,7 +43,7 @@ struct Reciprocals {
 
 // Calls body(T{}) with the element type of a floating dtype: any if kAny, else one whose arithmetic
 // type is A. All threads take the same branch, which costs next to nothing and lets one kernel
-// serve several dtypes.
+// serve several dtypes. for_source_dtype: of uint8, too, which is only read.
 template <class A, bool kAny = false, class Body>
 SSIMFAST_DEVICE void for_dtype(Dtype dtype, Body&& body) {
   if constexpr (sizeof(A) == sizeof(double) && !kAny) {
@@ -56,6 +56,15 @@ SSIMFAST_DEVICE void for_dtype(Dtype dtype, Body&& body) {
     body(__half{});
   } else {
     body(__nv_bfloat16{});
+  }
+}
+
+template <class A, bool kAny = false, class Body>
+SSIMFAST_DEVICE void for_source_dtype(Dtype dtype, Body&& body) {
+  if (dtype == Dtype::kUInt8) {
+    body(uint8_t{});
+  } else {
+    for_dtype<A, kAny>(dtype, body);
   }
 }
 
@@ -111,10 +120,8 @@ SSIMFAST_DEVICE void write_several(Packed<T, n>* to, const Several<T, n>& values
 
 template <class A, bool kAny = false>
 SSIMFAST_DEVICE A load(const View& image, int64_t offset) {
-  if (image.dtype == Dtype::kUInt8)
-    return to_arithmetic(read(static_cast<const uint8_t*>(image.data) + offset));
   A value{};
-  for_dtype<A, kAny>(image.dtype, [&](auto zero) {
+  for_source_dtype<A, kAny>(image.dtype, [&](auto zero) {
     using T = decltype(zero);
     value = to_arithmetic(read(static_cast<const T*>(image.data) + offset));
   });

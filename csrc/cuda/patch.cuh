@@ -34,7 +34,7 @@ struct Patches {
   }
 
   SSIMFAST_DEVICE void get(int64_t plane, const Patch& patch, A (&values)[kPatch][kPatch]) const {
-    for_dtype<A>(image.dtype, [&](auto zero) {
+    for_source_dtype<A>(image.dtype, [&](auto zero) {
       using T = decltype(zero);
       constexpr int n = kLanes<T>;
       const T* const from = static_cast<const T*>(image.data) + offset(plane, patch);

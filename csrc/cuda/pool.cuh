@@ -25,7 +25,8 @@ struct PooledLevel {
 template <class A>
 struct Pool {
   Patches<A> images[2];
-  A low = 0, scale = 1;  // unit range = (value - low) * scale
+  A low = 0, scale = 1;     // unit range = (value - low) * scale
+  A y_low = 0, y_step = 1;  // value of an element of the second image, as in Problem
   int height = 0, width = 0;
   int64_t channels = 1;
   bool replicate = false;
@@ -61,20 +62,11 @@ template <class A>
 SSIMFAST_DEVICE void load_patch(const Pool<A>& p, int image, int64_t plane, const Patch& patch,
                                 A (&values)[kPatch][kPatch]) {
   const Patches<A>& from = p.images[image];
-  const View& view = from.image;
-  const int64_t start = view.plane(plane / p.channels, plane % p.channels);
-  if (view.dtype != Dtype::kUInt8) {
-    from.get(start, patch, values);
-  } else {
-    for (int i = 0; i < kPatch; ++i)
-      for (int k = 0; k < kPatch; ++k)
-        if (patch.has_row(i) && patch.has_column(k))
-          values[i][k] =
-              load<A>(view, from.offset(start, patch) + i * view.by_row + k * view.by_column);
-  }
+  from.get(from.image.plane(plane / p.channels, plane % p.channels), patch, values);
   for (int i = 0; i < kPatch; ++i)
     for (int k = 0; k < kPatch; ++k) {
       const bool inside = patch.has_row(i) && patch.has_column(k);
+      if (image == 1) values[i][k] = p.y_low + p.y_step * values[i][k];
       values[i][k] = inside ? (values[i][k] - p.low) * p.scale : A(0);
     }
 }

@@ -21,7 +21,7 @@ namespace ssimfast::cuda {
 constexpr int kScaleThreads = 256;
 
 // A dimension of the gradient: its size, and its strides in the gradient and in `upstream`.
-struct Axis {
+struct Dimension {
   int64_t size = 1, grad = 0, upstream = 0;
 };
 
@@ -35,7 +35,7 @@ struct ScaleGrad {
   Dtype dtype = Dtype::kFloat32;
   const A* upstream = nullptr;
   double factor = 1;
-  Axis axes[5];  // outermost first
+  Dimension axes[5];  // outermost first
   int axis_count = 0;
   int64_t items = 0;  // pieces for blocks of scale_runs, elements for threads of scale_elements
   // scale_runs: number of contiguous elements that have one factor (a run), and number of pieces of
@@ -45,7 +45,7 @@ struct ScaleGrad {
   SSIMFAST_DEVICE Offsets offsets(int64_t index) const {
     Offsets offsets;
     for (int i = axis_count - 1; i >= 0; --i) {
-      const Axis& axis = axes[i];
+      const Dimension& axis = axes[i];
       const int64_t step = index % axis.size;
       index /= axis.size;
       offsets.grad += step * axis.grad;
@@ -156,6 +156,7 @@ struct Collapse {
   const A* upstream = nullptr;
   int64_t upstream_by_image = 0, upstream_by_channel = 0;
   double scale = 1;
+  double y_low = 0, y_step = 1;  // value of an element of y, as in Problem
   double pixel_weights[kPixelTerms] = {};
   const A* rows = nullptr;
   const A* columns = nullptr;
@@ -228,7 +229,7 @@ SSIMFAST_DEVICE void add_pixel_terms(const Collapse<A>& p, const PlaneState<A>& 
   A x[kPatch][kPatch] = {}, y[kPatch][kPatch] = {};
   p.x.get(plane.places[plane.kX], patch, x);
   p.y.get(plane.places[plane.kY], patch, y);
-  const A scale = A(p.scale);
+  const A scale = A(p.scale), y_low = A(p.y_low), y_step = A(p.y_step);
   A weights[kPixelTerms];
   for (int t = 0; t < kPixelTerms; ++t) weights[t] = plane.pixel_weights[t];
   for (int i = 0; i < kPatch; ++i) {
@@ -236,7 +237,8 @@ SSIMFAST_DEVICE void add_pixel_terms(const Collapse<A>& p, const PlaneState<A>& 
     for (int k = 0; k < kPatch; ++k) {
       const A column_count =
           p.rows != nullptr && patch.has_column(k) ? read(p.columns + patch.column + k) : A(0);
-      sums[i][k] += pixel_slope(weights, (x[i][k] - y[i][k]) * scale, row_count * column_count);
+      const A d = (x[i][k] - (y_low + y_step * y[i][k])) * scale;
+      sums[i][k] += pixel_slope(weights, d, row_count * column_count);
     }
   }
 }

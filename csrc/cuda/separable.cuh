@@ -23,18 +23,18 @@ constexpr int kPixelThreads = 256;
 
 // The axis that a pass filters along, and the strides along that axis.
 struct Line {
-  enum Axis { kInRow, kInColumn, kAcrossSlices } axis;
+  Axis axis;
   int size;
   int64_t step;  // in an intermediate image
   int64_t x_step, y_step, mask_step;
 };
 
 template <class A>
-Line line_of(const Problem<A>& problem, Line::Axis axis) {
+Line line_of(const Problem<A>& problem, Axis axis) {
   const View &x = problem.x, &y = problem.y, &mask = problem.mask;
   const int64_t width = problem.width, height = problem.height;
-  if (axis == Line::kInRow) return {axis, int(width), 1, x.by_column, y.by_column, mask.by_column};
-  if (axis == Line::kInColumn) return {axis, int(height), width, x.by_row, y.by_row, mask.by_row};
+  if (axis == kWidth) return {axis, int(width), 1, x.by_column, y.by_column, mask.by_column};
+  if (axis == kHeight) return {axis, int(height), width, x.by_row, y.by_row, mask.by_row};
   return {axis, int(problem.depth), height * width, x.by_slice, y.by_slice, mask.by_slice};
 }
 
@@ -99,18 +99,18 @@ class Pixel {
 
   // True if the pixel is a window centre on all axes before this one; is_centre: on this axis, too.
   SSIMFAST_DEVICE bool is_centre_before(const Line& line) const {
-    return inside && (line.axis == Line::kInRow || on_map(column, int(job.width))) &&
-           (line.axis != Line::kAcrossSlices || on_map(row, int(job.height)));
+    return inside && (line.axis == kWidth || on_map(kWidth, column, int(job.width))) &&
+           (line.axis != kDepth || on_map(kHeight, row, int(job.height)));
   }
   SSIMFAST_DEVICE bool is_centre(const Line& line) const {
-    return is_centre_before(line) && on_map(place_on(line), line.size);
+    return is_centre_before(line) && on_map(line.axis, place_on(line), line.size);
   }
-  SSIMFAST_DEVICE bool on_map(int place, int size) const {
-    const int margin = int(job.margin);
+  SSIMFAST_DEVICE bool on_map(Axis axis, int place, int size) const {
+    const int margin = int(job.windows[axis].margin);
     return place >= margin && place < size - margin;
   }
   SSIMFAST_DEVICE int place_on(const Line& line) const {
-    return line.axis == Line::kInRow ? column : line.axis == Line::kInColumn ? row : slice;
+    return line.axis == kWidth ? column : line.axis == kHeight ? row : slice;
   }
 
   // Offset of the pixel in an intermediate image; `in`: in a view; `in_map`: in a map, which has no
@@ -118,12 +118,14 @@ class Pixel {
   SSIMFAST_DEVICE int64_t place() const {
     return ((plane * job.depth + slice) * job.height + row) * job.width + column;
   }
-  SSIMFAST_DEVICE int64_t in(const View& image, int64_t margin = 0) const {
-    const int64_t slice_margin = job.is_volume ? margin : 0;
-    return image.plane(n, c) + (slice - slice_margin) * image.by_slice +
-           (row - margin) * image.by_row + (column - margin) * image.by_column;
+  SSIMFAST_DEVICE int64_t in(const View& image) const {
+    return image.plane(n, c) + slice * image.by_slice + row * image.by_row +
+           column * image.by_column;
   }
-  SSIMFAST_DEVICE int64_t in_map(const View& map) const { return in(map, job.margin); }
+  SSIMFAST_DEVICE int64_t in_map(const View& map) const {
+    return in(map)-job.windows[kDepth].margin * map.by_slice -
+           job.windows[kHeight].margin * map.by_row - job.windows[kWidth].margin * map.by_column;
+  }
 
   // Loads s, d and weight of the pixel `distance` further along a line. Hidden pixels get
   // s = d = 0, whatever the images hold there.
@@ -134,7 +136,8 @@ class Pixel {
       weight = load<A, kMasked>(job.mask, in(job.mask) + distance * line.mask_step);
     if (kMasked && weight == 0) return;
     const A x = load<A, kMasked>(job.x, in(job.x) + distance * line.x_step);
-    const A y = load<A, kMasked>(job.y, in(job.y) + distance * line.y_step);
+    const A y =
+        job.y_low + job.y_step * load<A, kMasked>(job.y, in(job.y) + distance * line.y_step);
     s = unit_range.s(x, y);
     d = unit_range.d(x, y);
   }
@@ -147,14 +150,15 @@ class Pixel {
     } else {
       const int lane = threadIdx.x % kWarp;
       const Sample sample(lane);
-      const View& image = lane % 2 == 0 ? job.x : job.y;
+      const bool of_x = lane % 2 == 0;
+      const View& image = of_x ? job.x : job.y;
       const int64_t slice = Sample::at<int64_t>((sample.row + sample.column) % 4, 0, job.depth);
       const int64_t row = Sample::at<int64_t>(sample.row, 0, job.height);
       const int64_t column = Sample::at<int64_t>(sample.column, 0, job.width);
       const A value = load<A>(image, image.plane(plane / job.channels, plane % job.channels) +
                                          slice * image.by_slice + row * image.by_row +
                                          column * image.by_column);
-      return choose_centre(job, value, lane);
+      return choose_centre(job, of_x ? value : job.y_low + job.y_step * value, lane);
     }
   }
 
@@ -165,19 +169,19 @@ class Pixel {
 // ---- moments ------------------------------------------------------------------------------------
 
 // Means, variances and total weight of a window. element(k, v, weight) sets the moments and the
-// weight of element k, 0 <= k < job.window.
+// weight of element k, 0 <= k < window.size.
 //
 // Without a mask, differences are relative to the element at the centre. A mask may hide the
 // centre: then the mean is computed first, and differences are relative to the mean.
 template <class A, bool kMasked, class Element>
-SSIMFAST_DEVICE Four<A> window_moments(const Job<A>& job, Element&& element, A& total) {
+SSIMFAST_DEVICE Four<A> window_moments(const Window<A>& window, Element&& element, A& total) {
   Four<A> v{}, near{}, sum{};
   A weight = 1;
   if constexpr (kMasked) {
     total = 0;
-    for (int k = 0; k < job.window; ++k) {
+    for (int k = 0; k < window.size; ++k) {
       element(k, v, weight);
-      weight *= job.taps[k];
+      weight *= window.taps[k];
       total += weight;
       near.s += weight * v.s;
       near.d += weight * v.d;
@@ -186,11 +190,11 @@ SSIMFAST_DEVICE Four<A> window_moments(const Job<A>& job, Element&& element, A& 
     near.s /= total;
     near.d /= total;
   } else {
-    element(job.window / 2, near, weight);
+    element(window.half(), near, weight);
   }
-  for (int k = 0; k < job.window; ++k) {
+  for (int k = 0; k < window.size; ++k) {
     element(k, v, weight);
-    const A tap = kMasked ? job.taps[k] * weight : job.taps[k];
+    const A tap = kMasked ? window.taps[k] * weight : window.taps[k];
     const A s = v.s - near.s, d = v.d - near.d;
     sum.s += tap * s;
     sum.s2 += tap * (s * s + v.s2);
@@ -211,10 +215,11 @@ __global__ void __launch_bounds__(kPixelThreads, 1)
   const Pixel<A, kMasked> p(job, grid);
   if (!p.is_centre(line)) return;
   A total = 1;
+  const Window<A>& window = job.windows[line.axis];
   const Four<A> moments = window_moments<A, kMasked>(
-      job,
+      window,
       [&](int k, Four<A>& v, A& weight) {
-        const int distance = k - job.window / 2, place = p.place_on(line) + distance;
+        const int distance = k - window.half(), place = p.place_on(line) + distance;
         v = {p.unit().black_s(), 0, p.unit().black_d(), 0};
         weight = 0;
         if (place >= 0 && place < line.size) p.load_pixel(line, distance, v.s, v.d, weight);
@@ -228,10 +233,11 @@ __global__ void __launch_bounds__(kPixelThreads, 1)
 template <class A, bool kMasked>
 SSIMFAST_DEVICE Four<A> moments_along(const Job<A>& job, const Pixel<A, kMasked>& p,
                                       const Line& line, const Intermediate<A>& from, A& total) {
+  const Window<A>& window = job.windows[line.axis];
   return window_moments<A, kMasked>(
-      job,
+      window,
       [&](int k, Four<A>& v, A& weight) {
-        const int distance = k - job.window / 2, place = p.place_on(line) + distance;
+        const int distance = k - window.half(), place = p.place_on(line) + distance;
         v = {p.unit().black_s(), 0, p.unit().black_d(), 0};
         weight = 0;
         if (place < 0 || place >= line.size) return;
@@ -271,9 +277,13 @@ SSIMFAST_DEVICE void add_pixel(const Job<A>& job, A d, int64_t row, int64_t colu
 // Upstream gradients at a position: those of the maps, or the weights of the loss.
 template <class A, bool kMasked>
 SSIMFAST_DEVICE Upstream<A> upstream_at(const Job<A>& job, const Pixel<A, kMasked>& p) {
-  const auto at = [&](const View& map) { return load<A, kMasked>(map, p.in_map(map)); };
-  if (job.maps == 2) return {0, at(job.upstream[0]), at(job.upstream[1])};
-  if (job.maps == 1) return {at(job.upstream[0]), 0, 0};
+  if (job.pass == Pass::kMapsGradient) {
+    const auto at = [&](const View& map) {
+      return map.data == nullptr ? A(0) : load<A, kMasked>(map, p.in_map(map));
+    };
+    return {at(job.upstream[kSsimMap]), at(job.upstream[kLuminanceMap]),
+            at(job.upstream[kContrastMap])};
+  }
   return {plane_weight(job, p.plane, kSsim), 0, plane_weight(job, p.plane, kContrastStructure)};
 }
 
@@ -281,14 +291,11 @@ template <class A, bool kMasked>
 SSIMFAST_DEVICE void write_maps(const Job<A>& job, const Pixel<A, kMasked>& p,
                                 const Terms<A>& terms) {
   const auto write_map = [&](const View& map, A half_distance) {
-    store<A, kMasked>(map, p.in_map(map), similarity_of(half_distance));
+    if (map.data != nullptr) store<A, kMasked>(map, p.in_map(map), similarity_of(half_distance));
   };
-  if (job.maps == 1) {
-    write_map(job.map[0], terms.half_distance());
-  } else if (job.maps == 2) {
-    write_map(job.map[0], terms.half_luminance_distance);
-    write_map(job.map[1], terms.half_contrast_distance);
-  }
+  write_map(job.map[kSsimMap], terms.half_distance());
+  write_map(job.map[kLuminanceMap], terms.half_luminance_distance);
+  write_map(job.map[kContrastMap], terms.half_contrast_distance);
 }
 
 // Filters along the last axis and computes the outputs of the pass from the moments: sums, maps,
@@ -316,7 +323,7 @@ __global__ void __launch_bounds__(kPixelThreads, 1)
     const Terms<A> terms(moments, job.twice_c1, Reciprocals());
     sums[kSsim].add(terms.half_distance());
     sums[kContrastStructure].add(terms.half_contrast_distance);
-    if (job.pass == Pass::kMaps) write_maps(job, p, terms);
+    write_maps(job, p, terms);
     if (to != nullptr) {
       Four<A> partial{};
       if (sees) {
@@ -346,16 +353,17 @@ template <class A, bool kMasked>
 SSIMFAST_DEVICE Four<A> adjoint_along(const Job<A>& job, const Pixel<A, kMasked>& p,
                                       const Line& line, const Four<A>* from, A s, A d) {
   Four<A> sum{};
-  for (int k = 0; k < job.window; ++k) {
-    const int distance = k - job.window / 2;
-    if (!p.on_map(p.place_on(line) + distance, line.size)) continue;
+  const Window<A>& window = job.windows[line.axis];
+  for (int k = 0; k < window.size; ++k) {
+    const int distance = k - window.half();
+    if (!p.on_map(line.axis, p.place_on(line) + distance, line.size)) continue;
     const Four<A> v = read_four(from + p.place() + distance * line.step);
     A their_s, their_d, weight;
     p.load_pixel(line, distance, their_s, their_d, weight);
-    sum.s += job.taps[k] * (v.s + (s - their_s) * v.s2);
-    sum.s2 += job.taps[k] * v.s2;
-    sum.d += job.taps[k] * (v.d + (d - their_d) * v.d2);
-    sum.d2 += job.taps[k] * v.d2;
+    sum.s += window.taps[k] * (v.s + (s - their_s) * v.s2);
+    sum.s2 += window.taps[k] * v.s2;
+    sum.d += window.taps[k] * (v.d + (d - their_d) * v.d2);
+    sum.d2 += window.taps[k] * v.d2;
   }
   return sum;
 }

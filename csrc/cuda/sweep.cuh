@@ -187,7 +187,7 @@ class Sweep {
              column),
         exchange(Shared<float4>::dynamic() + (quad_row * exchange_pitch + column)),
         exchange_column(Shared<float4>::dynamic() + (thread + Size::kPadBefore)) {
-    const int height = job.height, width = job.width, margin = job.margin;
+    const int height = job.height, width = job.width, margin = job.window().margin;
     own_row_end = least(kFirstOwnRow + plan.run_rows, height - first_row);
     own_column_begin = strip == 0 ? -first_column : kFirstOwnColumn;
     own_column_end =
@@ -269,7 +269,7 @@ class Sweep {
 
   // The window is symmetric: its first half has all taps, which need fewer registers.
   static SSIMFAST_DEVICE constexpr int unlike(int k) { return k <= kHalo ? k : K - 1 - k; }
-  SSIMFAST_DEVICE float tap(int k) const { return job.taps[unlike(k)]; }
+  SSIMFAST_DEVICE float tap(int k) const { return job.window().taps[unlike(k)]; }
 
   // Rows of the ring from this thread's first column on.
   SSIMFAST_DEVICE Shared<float> row_s(int slot) const { return ring + 2 * slot * pitch; }
@@ -516,7 +516,7 @@ class Sweep {
       if constexpr (!kPlain) {
         if (own) contrast_distance += terms.half_contrast_distance;
       }
-      if constexpr (kKind == Kind::kForward) {
+      if constexpr (!kPlain) {
         if (own) write_maps(terms, r, kHalo + thread);
       }
       if constexpr (kGradient) set_partials(terms, r, wanted, m[i].a, m[i].b, partial[i]);
@@ -598,7 +598,7 @@ class Sweep {
 
   // Offset of a position in a map, which has no margin.
   SSIMFAST_DEVICE int64_t in_map(const View& map, int row, int column) const {
-    const int margin = job.margin;
+    const int margin = job.window().margin;
     return offset_of(map, row - margin) + (first_column + column - margin) * map.by_column;
   }
 
@@ -606,14 +606,13 @@ class Sweep {
                                           bool wanted) const {
     if constexpr (kPlain) {
       return slopes_of_ssim(terms);  // weighted_taps has the weight
-    } else if (job.maps > 0) {
-      float by_map[2] = {};
+    } else if (job.pass == Pass::kMapsGradient) {
+      float by_map[kMaps] = {};
 #pragma unroll
-      for (int i = 0; i < 2; ++i)
-        if (wanted && i < job.maps)
+      for (int i = 0; i < kMaps; ++i)
+        if (wanted && job.upstream[i].data != nullptr)
           by_map[i] = load<float>(job.upstream[i], in_map(job.upstream[i], row, column));
-      return job.maps == 1 ? slopes(terms, {by_map[0], 0, 0})
-                           : slopes(terms, {0, by_map[0], by_map[1]});
+      return slopes(terms, {by_map[kSsimMap], by_map[kLuminanceMap], by_map[kContrastMap]});
     }
     return slopes(
         terms, {plane_weight(job, plane, kSsim), 0, plane_weight(job, plane, kContrastStructure)});
@@ -621,14 +620,12 @@ class Sweep {
 
   SSIMFAST_DEVICE void write_maps(const Terms<float>& terms, int row, int column) const {
     const auto write_map = [&](const View& map, float half_distance) {
-      store<float>(map, in_map(map, row, column), similarity_of(half_distance));
+      if (map.data != nullptr)
+        store<float>(map, in_map(map, row, column), similarity_of(half_distance));
     };
-    if (job.maps == 1) {
-      write_map(job.map[0], terms.half_distance());
-    } else if (job.maps == 2) {
-      write_map(job.map[0], terms.half_luminance_distance);
-      write_map(job.map[1], terms.half_contrast_distance);
-    }
+    write_map(job.map[kSsimMap], terms.half_distance());
+    write_map(job.map[kLuminanceMap], terms.half_luminance_distance);
+    write_map(job.map[kContrastMap], terms.half_contrast_distance);
   }
 
   // ---- D: the horizontal adjoint, and rows of gradients

@@ -34,9 +34,18 @@ def _spatial_dims(image: Tensor) -> tuple[int, ...]:
     return tuple(range(2 - image.dim(), 0))
 
 
-def _filter(image: Tensor, window: list[float]) -> Tensor:
-    """Correlates (N, C, ...) with the K taps of the window; each axis loses K - 1 elements."""
-    for dim in _spatial_dims(image):
+def _floating(x: Tensor, y: Tensor, low: float, scale: float) -> tuple[Tensor, Tensor]:
+    """Both images in the dtype of the arithmetic, in the value range of ``x``."""
+    dtype = widest_dtype(x)
+    if x.dtype == y.dtype:
+        return x.to(dtype), y.to(dtype)
+    return x.to(dtype), y.to(dtype) * (1 / (255 * scale)) + low
+
+
+def _filter(image: Tensor, windows: list[list[float]]) -> Tensor:
+    """Correlates (N, C, ...) with a window along each axis; windows of K taps cost the axis K - 1
+    elements."""
+    for dim, window in zip(_spatial_dims(image), windows, strict=True):
         image = _filter_along(dim, image, window)
     return image
 
@@ -49,11 +58,12 @@ def _filter_along(dim: int, image: Tensor, window: list[float]) -> Tensor:
     return out
 
 
-def _pad(image: Tensor, halo: int, value: Tensor) -> Tensor:
-    """The image with a border of ``halo`` pixels; ``value`` holds one number per plane."""
-    sizes = image.shape[2:]
-    padded = value.expand(*image.shape[:2], *(size + 2 * halo for size in sizes)).clone()
-    inside = [slice(halo, halo + size) for size in sizes]
+def _pad(image: Tensor, halos: list[int], value: Tensor) -> Tensor:
+    """The image with a border of as many pixels along each axis; ``value`` holds one number per
+    plane."""
+    sizes = list(zip(image.shape[2:], halos, strict=True))
+    padded = value.expand(*image.shape[:2], *(size + 2 * halo for size, halo in sizes)).clone()
+    inside = [slice(halo, halo + size) for size, halo in sizes]
     padded[(slice(None), slice(None), *inside)] = image
     return padded
 
@@ -61,18 +71,18 @@ def _pad(image: Tensor, halo: int, value: Tensor) -> Tensor:
 class _Windows(NamedTuple):
     """Taps, padding and mask: what all images of a call share."""
 
-    taps: list[float]
+    taps: list[list[float]]  # along each axis
     same: bool
     mask: Tensor | None
     support: Tensor | None  # result of `_support`: 1 / (sum of the mask in each window), or 0
 
     def padded(self, image: Tensor, black: Tensor) -> Tensor:
-        return _pad(image, len(self.taps) // 2, black) if self.same else image
+        return _pad(image, [len(taps) // 2 for taps in self.taps], black) if self.same else image
 
-    def margin(self) -> int:
-        """Width of the border of zeros around a map for which the adjoint filter gives one value
-        for each pixel of the image."""
-        return len(self.taps) // 2 if self.same else len(self.taps) - 1
+    def margins(self) -> list[int]:
+        """Width of the border of zeros around a map, along each axis, for which the adjoint filter
+        gives one value for each pixel of the image."""
+        return [len(taps) // 2 if self.same else len(taps) - 1 for taps in self.taps]
 
 
 class _Moments:
@@ -103,7 +113,7 @@ class _Moments:
         return self._adjoint(by_mean) + self.image * self._adjoint(by_variance)
 
     def _adjoint(self, values: Tensor) -> Tensor:
-        pads = [self.windows.margin()] * (2 * len(_spatial_dims(values)))
+        pads = [margin for margin in reversed(self.windows.margins()) for _ in range(2)]
         return _filter(torch.nn.functional.pad(values, pads), self.windows.taps)
 
 
@@ -122,16 +132,20 @@ class _CentredMoments:
         mean = windows.padded(image, black)
         variance = torch.zeros_like(mean)
         self.means = [mean]
-        for dim in _spatial_dims(image):
-            mean, variance, weight = self._along(dim, mean, variance, weight)
+        for dim, taps in zip(_spatial_dims(image), windows.taps, strict=True):
+            mean, variance, weight = self._along(dim, taps, mean, variance, weight)
             self.means.append(mean)
         self.mean, self.variance = mean, variance
 
     def _along(
-        self, dim: int, means: Tensor, variances: Tensor, weights: Tensor | None
+        self,
+        dim: int,
+        taps: list[float],
+        means: Tensor,
+        variances: Tensor,
+        weights: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Means, variances and total weights of windows along ``dim``, from those of elements."""
-        taps = self.windows.taps
         size = means.shape[dim] - len(taps) + 1
         total = inverse = None
         if weights is not None:
@@ -154,14 +168,15 @@ class _CentredMoments:
         return mean, variance, total
 
     def gradient(self, by_mean: Tensor, by_variance: Tensor) -> Tensor:
-        taps, margin = self.windows.taps, self.windows.margin()
+        margins = self.windows.margins()
         *inner, mean = self.means
         for axis, means in reversed(list(enumerate(inner))):
-            dim = axis - len(inner)
+            dim, taps = axis - len(inner), self.windows.taps[axis]
             if self.windows.same:  # removes the border, which needs no gradient
                 for outer in range(dim, 0):
+                    margin = margins[outer]
                     means = means.narrow(outer, margin, means.shape[outer] - 2 * margin)
-            pads = [0, 0] * (-1 - dim) + [margin, margin]
+            pads = [0, 0] * (-1 - dim) + [margins[axis]] * 2
             mean, by_mean, by_variance = (
                 torch.nn.functional.pad(values, pads) for values in (mean, by_mean, by_variance)
             )
@@ -181,10 +196,10 @@ class _LocalStatistics:
     def __init__(
         self, x: Tensor, y: Tensor, statistic: Statistic, mask: Tensor | None = None
     ) -> None:
-        window, c1, c2, low, scale, same = statistic
+        _, _, c1, c2, low, scale, same = statistic
         self.out_dtype = value_dtype(x.dtype)
         dtype = widest_dtype(x)
-        x, y = x.to(dtype), y.to(dtype)
+        x, y = _floating(x, y, low, scale)
         self.c1, self.c2, self.scale = c1, c2, scale
         self.mask = mask if mask is None else mask.to(dtype)
         if mask is not None:  # pixels with weight 0 may be NaN
@@ -193,8 +208,9 @@ class _LocalStatistics:
         level_s = 2 * (level - low) * scale
         self.s = ((x - level) + (y - level)) * scale
         self.d = (x - y) * scale
-        self.support = None if self.mask is None else _support(self.mask, window, same)
-        windows = _Windows(window, same, self.mask, self.support)
+        taps = statistic.windows(x.dim() - 2)
+        self.support = None if self.mask is None else _support(self.mask, taps, same)
+        windows = _Windows(taps, same, self.mask, self.support)
         moments = _Moments if dtype == torch.float64 else _CentredMoments
         # The padding is black (`low`): s = -level_s and d = 0 there.
         self.of_s = moments(self.s, -level_s, windows)
@@ -223,15 +239,17 @@ class _LocalStatistics:
         return torch.where(far, level, low)
 
     def ssim(self) -> Tensor:
-        ssim = (self.n1 * self.n2) / (self.d1 * self.d2)
-        # A window without visible pixels has SSIM 1, even if C1 = C2 = 0 give 0 / 0.
-        return ssim if self.support is None else ssim.where(self.support > 0, 1)
+        return self._or_one((self.n1 * self.n2) / (self.d1 * self.d2))
 
     def luminance(self) -> Tensor:
-        return self.n1 / self.d1
+        return self._or_one(self.n1 / self.d1)
 
     def contrast_structure(self) -> Tensor:
-        return self.n2 / self.d2
+        return self._or_one(self.n2 / self.d2)
+
+    def _or_one(self, values: Tensor) -> Tensor:
+        """1 for windows without visible pixels, even if C1 = C2 = 0 give 0 / 0."""
+        return values if self.support is None else values.where(self.support > 0, 1)
 
     def as_map(self, values: Tensor) -> Tensor:
         return values.to(self.out_dtype).contiguous()
@@ -263,10 +281,10 @@ class _LocalStatistics:
         return tuple((values * self.support).where(self.support > 0, 0) for values in maps)
 
 
-def _support(mask: Tensor, window: list[float], same: bool) -> Tensor:
+def _support(mask: Tensor, taps: list[list[float]], same: bool) -> Tensor:
     """1 / (the sum of taps times mask in each window); 0 where that sum is 0."""
     zero = mask.new_zeros(()).expand(*mask.shape[:2], *[1] * (mask.dim() - 2))
-    through = _filter(_pad(mask, len(window) // 2, zero) if same else mask, window)
+    through = _filter(_pad(mask, [len(along) // 2 for along in taps], zero) if same else mask, taps)
     return torch.where(through > 0, 1 / through, 0)
 
 
@@ -314,6 +332,8 @@ def maps_grad(
 def sweep(
     x: Tensor,
     y: Tensor,
+    mask: Tensor | None,
+    mask_factors: Tensor | None,
     statistic: Statistic,
     loss: Loss,
     kept: int,
@@ -324,9 +344,10 @@ def sweep(
     grad_count: int,
     plane_weights: Tensor | None,
     pooling: int,
-) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    map_term: int,
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
     weights, constant, rows, columns = loss
-    local = _LocalStatistics(x, y, statistic)
+    local = _LocalStatistics(x, y, statistic, mask)
     d = local.d
     positions_per_pixel = local.n1[0, 0].numel() / d[0, 0].numel() if d.numel() else 1.0
     counts = _pixel_counts(d, rows, columns)
@@ -337,12 +358,21 @@ def sweep(
         L2: lambda: d.square() * positions_per_pixel,
         BLURRED_L1: lambda: d.abs() * counts * positions_per_pixel,
     }
+    at_positions = at_pixels = None
+    if mask is not None and mask_factors is not None:
+        of_positions, of_pixels = (_by_plane(f, d) for f in mask_factors.to(d.dtype).unbind(-1))
+        at_positions = _at_positions(mask, statistic) * of_positions
+        at_pixels = mask * of_pixels
     dims = tuple(range(kept, x.dim()))
     terms = d.new_zeros(*x.shape[:kept], TERMS)
     value = d.new_zeros(x.shape[:kept])
     for term, quantity in quantities.items():
         if wanted >> term & 1:
-            terms[..., term] = quantity().sum(dims) / count
+            values = quantity()
+            if at_positions is not None and at_pixels is not None:
+                # The weights at positions are 1 on average, or all 0: the mean is then that of 1.
+                values = 1 - at_positions * (1 - values) if term < L1 else at_pixels * values
+            terms[..., term] = values.sum(dims) / count
         if weights[term] != 0:
             value = value + weights[term] * terms[..., term]
     grads = []
@@ -353,15 +383,29 @@ def sweep(
         by_ssim, by_cs, *by_pixels = (weight * factor for weight in weights)
         if plane_weights is not None:
             by_ssim, by_cs = (factor * plane_weights.to(d.dtype))[..., None, None].unbind(2)
-        by_x, by_y = local.gradients(ssim=by_ssim, contrast_structure=by_cs)
         by_d = _by_difference(d, by_pixels, counts) * positions_per_pixel
+        if at_positions is not None and at_pixels is not None:
+            by_ssim, by_cs = by_ssim * at_positions, by_cs * at_positions
+            by_d = by_d * at_pixels
+        by_x, by_y = local.gradients(ssim=by_ssim, contrast_structure=by_cs)
         grads = _gradients_like((x, y), (by_x + by_d, by_y - by_d), gradients)
     pooled = []
     if pooling != POOLINGS["none"]:
-        for image in (x, y):
-            unit = (image.to(d.dtype) - statistic.low) * statistic.scale
+        for image in _floating(x, y, statistic.low, statistic.scale):
+            unit = (image - statistic.low) * statistic.scale
             pooled.append(local.as_map(pool(unit, pooling)))
-    return (value + constant).to(local.out_dtype), terms, grads, pooled
+    maps = []
+    if map_term >= 0:
+        values = local.ssim() if map_term == SSIM else local.contrast_structure()
+        maps.append(local.as_map(values))
+    return (value + constant).to(local.out_dtype), terms, grads, pooled, maps
+
+
+def _at_positions(mask: Tensor, statistic: Statistic) -> Tensor:
+    """The mask at the pixels at which windows are centred."""
+    for dim, margin in enumerate(statistic.margins(mask.dim() - 2), start=2):
+        mask = mask.narrow(dim, margin, mask.shape[dim] - 2 * margin)
+    return mask
 
 
 def _pixel_counts(d: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor | float:
@@ -415,6 +459,7 @@ def collapse_(
     coarser: list[Tensor],
     slopes: Tensor,
     upstream: Tensor,
+    low: float,
     scale: float,
     pooling: int,
     x: Tensor | None,
@@ -430,7 +475,8 @@ def collapse_(
         below = _pool_adjoint(total, height, width, pooling)
         total = grad.to(slopes.dtype) * slope[..., None, None] + below
     if x is not None and y is not None:
-        d = (x.to(total.dtype) - y.to(total.dtype)) * scale
+        x, y = _floating(x, y, low, scale)
+        d = (x - y) * scale
         by_d = _by_difference(d, pixel_weights, _pixel_counts(d, rows, columns))
         total = total + by_d * (upstream.numel() / d.numel() if d.numel() else 1.0)
     finest.copy_(total * _by_plane(upstream, total) * scale)

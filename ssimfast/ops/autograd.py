@@ -116,7 +116,7 @@ class _Sweep(torch.autograd.Function):
             largest = max(1.0, *map(abs, loss.weights))
             grad_scale, grad_count = 1 / largest, 1
             ctx.factor, ctx.count = statistic.scale * largest, count
-        value, terms, grads, _ = library.sweep(
+        value, terms, grads, *_ = library.sweep(
             x,
             y,
             statistic,
@@ -188,6 +188,7 @@ class _SweepLevels(torch.autograd.Function):
                 coarser,
                 slopes,
                 upstream,
+                low=statistic.low,
                 scale=statistic.scale,
                 pooling=levels.pooling,
                 x=x,

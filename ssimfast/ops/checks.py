@@ -56,27 +56,38 @@ def _positive(name: str, count: int) -> None:
 def _pair(x: Tensor, y: Tensor, statistic: Statistic, ranks: tuple[int, ...]) -> None:
     if x.dim() not in ranks:
         raise _error(f"images must have {' or '.join(map(str, ranks))} dimensions, got {x.dim()}")
-    if x.shape != y.shape or x.dtype != y.dtype or x.device != y.device:
-        raise _error(f"x and y differ: {_kind(x)}, {_kind(y)}")
     if x.dtype not in _FLOATING and x.dtype != torch.uint8:
         raise _error(f"images must be floating point or uint8, got {x.dtype}")
-    window, size = statistic.window, len(statistic.window)
-    if size % 2 == 0 or size > constants.MAX_WINDOW_SIZE:
-        raise _error(f"window must have 1, 3, ... {constants.MAX_WINDOW_SIZE} taps, got {size}")
-    if window[: size // 2] != window[: size // 2 : -1]:
-        raise _error("window must be symmetric")
+    beside_bytes = y.dtype == torch.uint8 and x.dtype != torch.float64
+    if x.shape != y.shape or x.device != y.device or not (x.dtype == y.dtype or beside_bytes):
+        raise _error(f"x and y differ: {_kind(x)}, {_kind(y)}")
+    _window(statistic, x.dim() - 2)
     _window_fits(x.shape, statistic)
 
 
+def _window(statistic: Statistic, axes: int) -> None:
+    sizes, most = statistic.sizes, constants.MAX_WINDOW_SIZE
+    if len(sizes) not in (1, axes) or sum(sizes) != len(statistic.window):
+        raise _error(f"sizes must divide the {len(statistic.window)} taps, got {sizes}")
+    if any(not 1 <= size <= most or size % 2 == 0 for size in sizes):
+        raise _error(f"windows must have 1, 3, ... {most} taps, got {sizes}")
+    if any(taps != taps[::-1] for taps in statistic.windows(axes)):
+        raise _error("window must be symmetric")
+
+
 def _window_fits(shape: Sequence[int], statistic: Statistic) -> None:
-    size = len(statistic.window)
-    if not statistic.same and min(shape[2:]) < size:
-        raise _error(f"image {tuple(shape[2:])} is smaller than the window of {size}")
+    if min(statistic.map_sizes(shape[2:])) < (0 if statistic.same else 1):
+        raise _error(f"image {tuple(shape[2:])} is smaller than the window of {statistic.sizes}")
 
 
-def _gradients(gradients: int, x: Tensor, least: int = 0) -> None:
+def _one_window(statistic: Statistic) -> None:
+    if len(statistic.sizes) > 1:
+        raise _error(f"there must be one window for all axes, got {statistic.sizes}")
+
+
+def _gradients(gradients: int, x: Tensor, y: Tensor, least: int = 0) -> None:
     _within("gradients", gradients, least, 2)
-    if gradients > 0 and x.dtype == torch.uint8:
+    if torch.uint8 in [image.dtype for image in (x, y)[:gradients]]:
         raise _error("8-bit images have no gradient")
 
 
@@ -112,7 +123,7 @@ def _maps_grad(
 ) -> None:
     _within("the number of upstream gradients", len(upstream), 1, 2)
     _maps(x, y, mask, statistic, len(upstream) == 2)
-    _gradients(gradients, x, least=1)
+    _gradients(gradients, x, y, least=1)
     shape = (*x.shape[:2], *statistic.map_sizes(x.shape[2:]))
     for by_map in upstream:
         _tensor("the gradient of the map", by_map, shape, value_dtype(x.dtype), x)
@@ -121,6 +132,8 @@ def _maps_grad(
 def _sweep(
     x: Tensor,
     y: Tensor,
+    mask: Tensor | None,
+    mask_factors: Tensor | None,
     statistic: Statistic,
     loss: Loss,
     kept: int,
@@ -130,6 +143,7 @@ def _sweep(
     grad_count: int,
     plane_weights: Tensor | None,
     pooling: int,
+    map_term: int,
     **_: Any,
 ) -> None:
     weights, rows, columns = loss.weights, loss.rows, loss.columns
@@ -139,12 +153,19 @@ def _sweep(
     _positive("count", count)
     _positive("grad_count", grad_count)
     _within("kept", kept, 0, 2)
-    _gradients(gradients, x)
+    _gradients(gradients, x, y)
     _pooling(pooling)
-    if x.dim() == 5:
+    _within("map_term", map_term, -1, constants.CONTRAST_STRUCTURE)
+    if (mask is None) != (mask_factors is None):
+        raise _error("mask and mask_factors come in pairs")
+    _tensor("mask", mask, x.shape, value_dtype(x.dtype), x)
+    _tensor("mask_factors", mask_factors, (*x.shape[:kept], 2), widest_dtype(x), x)
+    if mask is not None and (pooling or plane_weights is not None):
+        raise _error("masked images have no plane_weights and are not pooled")
+    if x.dim() == 5 or len(statistic.sizes) > 1:
         others = wanted >> 1 or any(weights[1:]) or pooling or plane_weights is not None
         if others or rows is not None or columns is not None:
-            raise _error("volumes have SSIM only")
+            raise _error("volumes and images with several windows have SSIM only")
         return
     _tensor("plane_weights", plane_weights, (*x.shape[:2], 2), value_dtype(x.dtype), x)
     term = constants.BLURRED_L1
@@ -165,8 +186,9 @@ def _sweep_levels(
     _within("negative", levels.negative, 0, 1)
     _length("weights", loss.weights, constants.TERMS)
     _within("kept", kept, 0, 2)
-    _gradients(gradients, x)
+    _gradients(gradients, x, y)
     _pair(x, y, statistic, (4,))
+    _one_window(statistic)
     _pixel_counts(loss.rows, loss.columns, x, loss.weights[constants.BLURRED_L1])
     shape: Sequence[int] = x.shape
     for level in range(len(levels.exponents)):
@@ -242,8 +264,9 @@ def _collapse(
         raise _error("x and y come in pairs")
     if x is None and any(pixel_weights):
         raise _error("pixel_weights need x and y")
+    beside_bytes = y is not None and y.dtype == torch.uint8 and finest.dtype != torch.float64
     _tensor("x", x, finest.shape, finest.dtype, finest)
-    _tensor("y", y, finest.shape, finest.dtype, finest)
+    _tensor("y", y, finest.shape, torch.uint8 if beside_bytes else finest.dtype, finest)
     _pixel_counts(rows, columns, finest, pixel_weights[-1])
     shape: Sequence[int] = finest.shape
     for level, grad in enumerate(coarser, start=1):

@@ -193,13 +193,21 @@ def _fake_maps(
 
 
 def _fake_sweep(
-    x: Tensor, y: Tensor, kept: int, gradients: int, pooling: int, **_: Any
-) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    x: Tensor,
+    y: Tensor,
+    statistic: Statistic,
+    kept: int,
+    gradients: int,
+    pooling: int,
+    map_term: int,
+    **_: Any,
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
     value = x.new_empty(x.shape[:kept], dtype=value_dtype(x.dtype))
     terms = x.new_empty((*value.shape, constants.TERMS), dtype=widest_dtype(x))
     images = 0 if pooling == constants.POOLINGS["none"] else 2
     pooled = [new_pooled(x, pooling) for _ in range(images)]
-    return value, terms, _fake_grads(x, y, gradients), pooled
+    maps = _fake_maps(x, y, None, statistic, components=False) if map_term >= 0 else []
+    return value, terms, _fake_grads(x, y, gradients), pooled, maps
 
 
 def _fake_sweep_levels(
@@ -251,6 +259,7 @@ class Swept(NamedTuple):
     terms: Tensor
     grads: list[Tensor]
     pooled: list[Tensor]
+    maps: list[Tensor]
 
 
 class SweptLevels(NamedTuple):
@@ -287,6 +296,8 @@ def sweep(
     statistic: Statistic,
     loss: Loss,
     *,
+    mask: Tensor | None = None,
+    mask_factors: Tensor | None = None,
     kept: int,
     gradients: int,
     wanted: int,
@@ -295,9 +306,11 @@ def sweep(
     grad_count: int = 1,
     plane_weights: Tensor | None = None,
     pooling: int = constants.POOLINGS["none"],
+    map_term: int = -1,
 ) -> Swept:
-    rest = (kept, gradients, wanted, count, grad_scale, grad_count, plane_weights, pooling)
-    return Swept(*OPS["sweep"](x, y, *statistic, *loss, *rest))
+    rest = (wanted, count, grad_scale, grad_count, plane_weights, pooling, map_term)
+    images = (x, y, mask, mask_factors)
+    return Swept(*OPS["sweep"](*images, *statistic, *loss, kept, gradients, *rest))
 
 
 def sweep_levels(
@@ -341,6 +354,7 @@ def collapse_(
     slopes: Tensor,
     upstream: Tensor,
     *,
+    low: float,
     scale: float,
     pooling: int,
     x: Tensor | None,
@@ -350,4 +364,4 @@ def collapse_(
     columns: Tensor | None,
 ) -> None:
     pixels = (x, y, pixel_weights, rows, columns)
-    OPS["collapse_"](finest, coarser, slopes, upstream, scale, pooling, *pixels)
+    OPS["collapse_"](finest, coarser, slopes, upstream, low, scale, pooling, *pixels)

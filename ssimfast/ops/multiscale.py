@@ -73,16 +73,19 @@ def sweep_levels(
         wanted = 1 << mean
         if finest:
             wanted |= wanted_bits(weights) & ~(1 << MS_SSIM)
-        halo = len(statistic.window) // 2 if level == coarsest and reflect else 0
+        halo = statistic.sizes[0] // 2 if level == coarsest and reflect else 0
         dtype = images[0].dtype
         if halo:
             images = reflected(images[0], halo), reflected(images[1], halo)
         on_level = statistic if finest else statistic._replace(low=0.0, scale=1.0)
         positions.append(on_level.positions(images[0].shape, kept=2))
-        _, term, by_images, pooled = sweep(
-            *images,
-            on_level,
-            loss._replace(weights=only(mean), constant=0.0) if finest else Loss(only(mean)),
+        _, term, by_images, pooled, _ = sweep(
+            x=images[0],
+            y=images[1],
+            mask=None,
+            mask_factors=None,
+            statistic=on_level,
+            loss=loss._replace(weights=only(mean), constant=0.0) if finest else Loss(only(mean)),
             kept=2,
             gradients=0 if finest and twice else gradients,
             wanted=wanted,
@@ -91,6 +94,7 @@ def sweep_levels(
             grad_count=1,
             plane_weights=None,
             pooling=POOLINGS["none"] if level == coarsest else levels.pooling,
+            map_term=-1,
         )
         if halo:
             by_images = [folded(grad, halo).to(dtype) for grad in by_images]
@@ -111,10 +115,12 @@ def sweep_levels(
         each = statistic.positions(x.shape, kept)
         plane_weights, slopes = _weights_of_finest(slopes, weights[SSIM], each)
         by_images = sweep(
-            x,
-            y,
-            statistic,
-            Loss([0.0] * TERMS),
+            x=x,
+            y=y,
+            mask=None,
+            mask_factors=None,
+            statistic=statistic,
+            loss=Loss([0.0] * TERMS),
             kept=0,
             gradients=gradients,
             wanted=0,
@@ -123,6 +129,7 @@ def sweep_levels(
             grad_count=1,
             plane_weights=plane_weights.to(value_dtype(x.dtype)),
             pooling=POOLINGS["none"],
+            map_term=-1,
         )[2]
         grads = [*by_images, *grads]
     return value.to(value_dtype(x.dtype)), means, slopes, grads

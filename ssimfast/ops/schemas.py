@@ -5,12 +5,18 @@ Arguments that several ops share:
 
 - ``x``, ``y``: images (N, C, H, W) or volumes (N, C, D, H, W) of one dtype, with any strides.
   Values and maps are float64 for float64 images and float32 for float16, bfloat16, float32 and
-  uint8. Gradients have the dtype of the images; uint8 has none.
+  uint8. Gradients have the dtype of the images; uint8 has none. Beside a half or float32 ``x``,
+  ``y`` may be uint8: its range [0, 255] is then the value range of ``x``.
 - ``mask``: weights of the pixels, with the shape of ``x`` and the dtype of a map.
+- ``mask_factors``: float64, in the shape of the values with one more dimension of size 2. They are
+  given with a mask and make its weights means: positions / (sum of the weights at the positions)
+  for SSIM and contrast-structure, pixels / (sum of all weights) for the pixel terms; 0 if the sum
+  is 0, for which the value is that of equal images.
 - ``Statistic``, ``Loss`` and ``Levels``: see the classes below.
 - ``gradients``: number of gradients: 0, 1 (w.r.t. ``x``) or 2 (w.r.t. ``x`` and ``y``). For the
   gradient w.r.t. ``y`` alone, swap the images: SSIM is symmetric.
 - ``wanted``: terms to sum; bit t stands for term t.
+- ``map_term``: term whose map ``sweep`` returns, SSIM or CONTRAST_STRUCTURE; -1 for no map.
 - ``kept``: number of leading dimensions that values keep: shape () for 0, (N,) for 1, (N, C) for 2.
 - ``pooling``, ``negative``: numbers from ``constants.POOLINGS`` and ``constants.NEGATIVES``.
 
@@ -26,9 +32,11 @@ therefore means if ``count`` is the number of positions. The op returns
 - the gradients of the sum of ``weights`` times *undivided* terms w.r.t. the images in unit range,
   times ``grad_scale / grad_count``, which the caller chooses such that gradients fit float16. In
   the gradient, ``plane_weights`` (N, C, 2) replaces the first two weights, plane by plane;
-- both images of the next pyramid level in unit range, unless ``pooling`` is "none".
+- both images of the next pyramid level in unit range, unless ``pooling`` is "none";
+- the map of ``map_term``, if any, which is not weighted by the mask.
 
-Volumes have the first term only and are not pooled.
+Volumes, and images with different windows along their axes, have the first term only. They are not
+pooled, and neither are masked images.
 
 ``sweep_levels`` sweeps all levels of a pyramid and combines their terms. The op returns the value,
 the terms, the slopes (N, C, levels) and the gradients of each level, finest level first. A slope is
@@ -44,6 +52,7 @@ of the means L1, L2 and blurred L1 (``pixel_weights``), and multiplies by ``upst
 """
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -51,30 +60,39 @@ from typing import Any, NamedTuple
 class Statistic(NamedTuple):
     """Window, constants and value range of the SSIM statistic."""
 
-    window: list[float]  # taps of the separable filter: odd in number, symmetric, with sum 1
+    # Taps of the separable filter, axis after axis: of one window for all spatial axes, or of one
+    # for each. Windows are odd in size, symmetric, with sum 1.
+    window: list[float]
+    sizes: list[int]  # number of taps of each window
     c1: float  # C1 and C2 of Wang et al. 2004, for the unit range
     c2: float
     low: float  # (value - low) * scale maps the value range to the unit range [0, 1]
     scale: float
     same: bool  # True: pads with black (`low`); False: uses only windows inside the image
 
-    @property
-    def lost(self) -> int:
-        """Number of pixels by which a map is smaller than the images along each spatial axis."""
-        return 0 if self.same else len(self.window) - 1
+    def windows(self, axes: int) -> list[list[float]]:
+        """The window along each of so many spatial axes."""
+        if len(self.sizes) == 1:
+            return [self.window] * axes
+        ends = list(itertools.accumulate(self.sizes))
+        return [self.window[end - size : end] for size, end in zip(self.sizes, ends, strict=True)]
+
+    def margins(self, axes: int) -> list[int]:
+        """Number of pixels at either end of each spatial axis that are no positions."""
+        sizes = self.sizes * axes if len(self.sizes) == 1 else self.sizes
+        return [0 if self.same else size // 2 for size in sizes]
 
     def map_sizes(self, sizes: Sequence[int]) -> list[int]:
         """Spatial sizes of the map of images with these spatial sizes."""
-        return [size - self.lost for size in sizes]
+        margins = self.margins(len(sizes))
+        return [size - 2 * margin for size, margin in zip(sizes, margins, strict=True)]
 
     def positions(self, shape: Sequence[int], kept: int) -> int:
         """Number of positions that contribute to one value, for images of this shape and values
         that keep ``kept`` leading dimensions."""
-        count, lost = 1, self.lost
-        for size in shape[kept:2]:
+        count = 1
+        for size in (*shape[kept:2], *self.map_sizes(shape[2:])):
             count = count * size
-        for size in shape[2:]:
-            count = count * (size - lost)
         return count
 
 
@@ -98,7 +116,7 @@ class Levels(NamedTuple):
     joint: bool  # True: averages the means over the channels before it takes powers
 
 
-_STATISTIC = "float[] window, float c1, float c2, float low, float scale, bool same"
+_STATISTIC = "float[] window, int[] sizes, float c1, float c2, float low, float scale, bool same"
 _LOSS = "float[] weights, float constant, Tensor? rows, Tensor? columns, int kept, int gradients"
 SCHEMAS = {
     "maps": f"(Tensor x, Tensor y, Tensor? mask, {_STATISTIC}, bool components) -> Tensor[]",
@@ -107,9 +125,9 @@ SCHEMAS = {
         "-> Tensor[]"
     ),
     "sweep": (
-        f"(Tensor x, Tensor y, {_STATISTIC}, {_LOSS}, int wanted, SymInt count, float grad_scale, "
-        "SymInt grad_count, Tensor? plane_weights, int pooling) "
-        "-> (Tensor, Tensor, Tensor[], Tensor[])"
+        f"(Tensor x, Tensor y, Tensor? mask, Tensor? mask_factors, {_STATISTIC}, {_LOSS}, "
+        "int wanted, SymInt count, float grad_scale, SymInt grad_count, Tensor? plane_weights, "
+        "int pooling, int map_term) -> (Tensor, Tensor, Tensor[], Tensor[], Tensor[])"
     ),
     "sweep_levels": (
         f"(Tensor x, Tensor y, {_STATISTIC}, {_LOSS}, float[] exponents, int pooling, "
@@ -121,9 +139,9 @@ SCHEMAS = {
     ),
     "scale_": "(Tensor(a!) grad, Tensor upstream, float factor, SymInt count) -> ()",
     "collapse_": (
-        "(Tensor(a!) finest, Tensor[] coarser, Tensor slopes, Tensor upstream, float scale, "
-        "int pooling, Tensor? x, Tensor? y, float[] pixel_weights, Tensor? rows, Tensor? columns) "
-        "-> ()"
+        "(Tensor(a!) finest, Tensor[] coarser, Tensor slopes, Tensor upstream, float low, "
+        "float scale, int pooling, Tensor? x, Tensor? y, float[] pixel_weights, Tensor? rows, "
+        "Tensor? columns) -> ()"
     ),
 }
 

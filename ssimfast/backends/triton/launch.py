@@ -122,7 +122,7 @@ class _Sweep:
         self.given = x, y
         self.x, self.y = _alike(x, y)
         self.statistic, self.gradients = statistic, gradients
-        self.window = tuple(statistic.window)
+        self.window = tuple(statistic.window)  # one for both axes
         self.arithmetic = value_dtype(x.dtype)
         self.halo = len(self.window) // 2
         self.margin = 0 if statistic.same else self.halo
@@ -200,7 +200,7 @@ class _Sweep:
                     planes * self.tiles,
                 ),
                 *(self.strips, self.runs, self.run_rows, channels, height, width, self.margin),
-                *(*x.stride(), *self.statistic[1:5], *self.weights, self.grad_scale),
+                *(*x.stride(), *self.statistic[2:6], *self.weights, self.grad_scale),
                 TAPS=self.window,
                 COLUMNS=self.lanes,
                 ROWS=self.step,
@@ -226,13 +226,18 @@ class _Sweep:
         return promised
 
 
+def _is_fused(x: Tensor, y: Tensor, mask: Tensor | None, statistic: Statistic) -> bool:
+    """True if ``kernels.sweep`` serves the call."""
+    return mask is None and x.dim() == 4 and len(statistic.sizes) == 1 and x.dtype == y.dtype
+
+
 # ---- maps ---------------------------------------------------------------------------------------
 
 
 def maps(
     x: Tensor, y: Tensor, mask: Tensor | None, statistic: Statistic, components: bool
 ) -> list[Tensor]:
-    if mask is not None or x.dim() == 5:
+    if not _is_fused(x, y, mask, statistic):
         return reference.maps(x, y, mask, statistic, components)
     launch = _Sweep(x, y, statistic)
     out = launch.new_maps(1 + components)
@@ -248,7 +253,7 @@ def maps_grad(
     statistic: Statistic,
     gradients: int,
 ) -> list[Tensor]:
-    if mask is not None or x.dim() == 5:
+    if not _is_fused(x, y, mask, statistic):
         return reference.maps_grad(upstream, x, y, mask, statistic, gradients)
     launch = _Sweep(x, y, statistic, gradients)
     launch.upstreams = [by_map.contiguous() for by_map in upstream]
@@ -263,6 +268,8 @@ def maps_grad(
 def sweep(
     x: Tensor,
     y: Tensor,
+    mask: Tensor | None,
+    mask_factors: Tensor | None,
     statistic: Statistic,
     loss: Loss,
     kept: int,
@@ -273,10 +280,12 @@ def sweep(
     grad_count: int,
     plane_weights: Tensor | None,
     pooling: int,
-) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-    if x.dim() == 5:
-        rest = (wanted, count, grad_scale, grad_count, plane_weights, pooling)
-        return reference.sweep(x, y, statistic, loss, kept, gradients, *rest)
+    map_term: int,
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    if map_term >= 0 or not _is_fused(x, y, mask, statistic):
+        images = (x, y, mask, mask_factors, statistic, loss, kept, gradients, wanted)
+        rest = (count, grad_scale, grad_count, plane_weights, pooling, map_term)
+        return reference.sweep(*images, *rest)
     weights, constant, rows, columns = loss
     launch = _Sweep(x, y, statistic, gradients)
     value = x.new_empty(x.shape[:kept], dtype=launch.arithmetic)
@@ -293,7 +302,7 @@ def sweep(
     ]
     records = launch.launch()
     if records is None:
-        return value.fill_(constant), terms.zero_(), launch.gradients_as_promised(), pooled
+        return value.fill_(constant), terms.zero_(), launch.gradients_as_promised(), pooled, []
     groups = value.numel()
     positions = float(per_plane * (x.shape[0] * x.shape[1] // groups))
     with _on(x.device):
@@ -304,7 +313,7 @@ def sweep(
             MEANS=False,
             LANES=_LANES,
         )
-    return value, terms, launch.gradients_as_promised(), pooled
+    return value, terms, launch.gradients_as_promised(), pooled, []
 
 
 def _pooled(launch: _Sweep, pooling: int) -> list[Tensor]:
@@ -397,6 +406,7 @@ def collapse_(
     coarser: list[Tensor],
     slopes: Tensor,
     upstream: Tensor,
+    low: float,
     scale: float,
     pooling: int,
     x: Tensor | None,
@@ -405,6 +415,8 @@ def collapse_(
     rows: Tensor | None,
     columns: Tensor | None,
 ) -> None:
+    if y is not None and y.dtype != finest.dtype:  # uint8 in the value range of x
+        y = (y.to(value_dtype(finest.dtype)) * (1 / (255 * scale)) + low).to(finest.dtype)
     out = _dense(finest)
     if out.numel() > 0:
         if x is not None and y is not None:
