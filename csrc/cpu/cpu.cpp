@@ -57,7 +57,7 @@ bool concerns_every_pixel(const Problem<A>& problem) {
   return problem.gradients > 0 || problem.pooling != Pooling::kNone || problem.wants_pixel_terms();
 }
 
-// Sum of a term over the planes [begin, end). The records are ordered by plane.
+// Sum of a term over the planes [begin, end), as in TileSums. The records are ordered by plane.
 double sum_of(const CpuDevice::Records& records, int64_t planes, int64_t begin, int64_t end,
               int term) {
   const int64_t each = static_cast<int64_t>(records.size()) / planes;
@@ -81,12 +81,15 @@ void set_value(const Reduction<A>& reduction, int64_t group, const double* means
 template <class A>
 void reduce_sweep(const CpuDevice::Records& records, const Reduction<A>& reduction) {
   const int64_t planes = reduction.planes, each = planes / reduction.groups;
+  const double positions = reduction.positions[0] * double(each);
   for (int64_t group = 0; group < reduction.groups; ++group) {
-    double terms[kTerms];
+    double terms[kTerms] = {};
     for (int t = 0; t < kTerms; ++t) {
-      double sum = sum_of(records, planes, group * each, (group + 1) * each, t);
-      if (t >= kL1) sum *= reduction.positions_per_pixel;
-      terms[t] = sum / reduction.count;
+      if ((reduction.wanted >> t & 1) == 0) continue;
+      const double sum = mask_factor(reduction.mask_factors, group, t) *
+                         sum_of(records, planes, group * each, (group + 1) * each, t);
+      terms[t] = t < kL1 ? positions - 2 * sum : sum * reduction.positions_per_pixel;
+      terms[t] /= reduction.count;
     }
     set_value(reduction, group, terms);
   }
@@ -103,8 +106,8 @@ void combine_planes(const std::vector<CpuDevice::Records>& records, const Reduct
   for (int level = 0; level < levels; ++level) {
     const double sum =
         sum_of(records[level], reduction.planes, first, first + count, reduction.mean_of(level));
-    const LevelPower power = level_power(sum / (reduction.positions[level] * double(count)),
-                                         reduction.exponents[level], reduction.absolute);
+    const double mean = 1 - 2 * sum / (reduction.positions[level] * double(count));
+    const LevelPower power = level_power(mean, reduction.exponents[level], reduction.absolute);
     values[level] = power.value;
     slopes[level] = power.slope;
   }
@@ -112,8 +115,11 @@ void combine_planes(const std::vector<CpuDevice::Records>& records, const Reduct
   for (int64_t plane = first; plane < first + count; ++plane) {
     double* const terms = plane_terms + plane * kTerms;
     for (int t = 0; t < kTerms; ++t) {
-      const double sum = sum_of(records[0], reduction.planes, plane, plane + 1, t);
-      terms[t] = sum / reduction.positions[0] * (t >= kL1 ? reduction.positions_per_pixel : 1);
+      terms[t] = 0;
+      if ((reduction.wanted >> t & 1) == 0) continue;
+      const double mean =
+          sum_of(records[0], reduction.planes, plane, plane + 1, t) / reduction.positions[0];
+      terms[t] = t < kL1 ? 1 - 2 * mean : mean * reduction.positions_per_pixel;
     }
     terms[kContrastStructure] = product_except(values, levels, -1);
     for (int level = 0; level < levels; ++level)
@@ -150,15 +156,14 @@ void reduce_levels(const std::vector<CpuDevice::Records>& records, const Reducti
 template <class A>
 CpuDevice::Records sweep_one(const Problem<A>& problem) {
   if constexpr (std::is_same_v<A, double>)
-    if (problem.is_volume || !problem.one_window || problem.has_mask())
-      return sweep_separable(problem);
+    if (problem.is_volume || !problem.one_window) return sweep_separable(problem);
   const Cut cut(problem.planes, problem.height, problem.width,
                 concerns_every_pixel(problem) ? 0 : problem.window().margin);
   const Images<A> images(problem);
   CpuDevice::Records records(cut.count());
   const RunTile<A> run = select_tile(problem);
   const int64_t pitch = Workspace<A>::pitch(cut.width(), problem.window().size);
-  const int64_t size = Workspace<A>::size(cut.width(), problem.window().size);
+  const int64_t size = Workspace<A>::size(cut.width(), problem.window().size, problem.has_mask());
   torch::stable::parallel_for(0, cut.count(), 1, [&](int64_t begin, int64_t end) {
     A* const scratch = workspace<A>(size);
     for (int64_t i = begin; i < end; ++i)
@@ -171,7 +176,6 @@ CpuDevice::Records sweep_one(const Problem<A>& problem) {
 
 template <class A>
 std::vector<CpuDevice::Records> CpuDevice::sweep(const std::vector<Problem<A>>& problems) {
-  STD_TORCH_CHECK(problems[0].mask_factors == nullptr, "ssimfast: no masked sums yet");
   std::vector<Records> records(problems.size());
   const Problem<A>& finest = problems[0];
   const bool finest_last = problems.size() > 1 && finest.gradients > 0;  // see Levels

@@ -37,7 +37,7 @@ class CpuDevice {
   explicit CpuDevice(const Tensor&) {}
 
   // The separable path computes in double (separable.cpp says why).
-  static bool computes_in_double(bool by_axis, bool has_mask) { return by_axis || has_mask; }
+  static bool computes_in_double(bool by_axis, bool) { return by_axis; }
 
   template <class A>
   std::vector<Records> sweep(const std::vector<Problem<A>>& problems);
@@ -47,8 +47,8 @@ class CpuDevice {
   void collapse(const CollapseRequest& request);
 };
 
-// Sweeps volumes and masked images (separable.cpp). Returns one record per plane if sums are
-// wanted, else none.
+// Sweeps volumes, and images with different windows along their axes (separable.cpp). Returns one
+// record per plane if sums are wanted, else none.
 CpuDevice::Records sweep_separable(const Problem<double>& problem);
 
 }  // namespace ssimfast::cpu

@@ -240,11 +240,11 @@ struct Sink {
 // The tensors of a problem.
 template <class A>
 struct Images {
-  Source<A> x, y, upstream[kMaps];
+  Source<A> x, y, mask, upstream[kMaps];
   Sink<A> map[kMaps], grad[2];
 
   explicit Images(const Problem<A>& problem)
-      : x(problem.x), y(problem.y, problem.y_low, problem.y_step) {
+      : x(problem.x), y(problem.y, problem.y_low, problem.y_step), mask(problem.mask) {
     for (int i = 0; i < kMaps; ++i) {
       upstream[i] = Source<A>(problem.upstream[i]);
       map[i] = Sink<A>(problem.map[i]);

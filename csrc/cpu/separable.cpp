@@ -104,7 +104,9 @@ struct Task {
   double c1, c2, low, scale, grad_scale;
   bool masked, is_volume;
   int gradients;
-  double* row_sums;  // sums of SSIM, ordered by plane; null if not wanted
+  double* row_sums;            // sums of (1 - SSIM) / 2, ordered by plane; null if not wanted
+  const double* mask_factors;  // see Problem
+  int64_t group_planes;
   int64_t planes, channels;
   Box pixels, centres;
 
@@ -129,6 +131,8 @@ Task::Task(const Problem<double>& problem)
       is_volume(problem.is_volume),
       gradients(problem.gradients),
       row_sums(nullptr),
+      mask_factors(problem.mask_factors),
+      group_planes(problem.group_planes),
       planes(problem.planes),
       channels(problem.channels) {
   const auto set = [&](Axis axis, int64_t size, const Window<double>& window) {
@@ -368,6 +372,8 @@ class Stream {
     double* const ssim = windows + kTogether * kSums * pitch;
     double *const upstream = ssim + pitch, *const nowhere = upstream + pitch;
     double* const contrast = task.contrast_map.is_there() ? nowhere + pitch : nullptr;
+    double* const weights = nowhere + 2 * pitch;  // of the centre pixels
+    std::copy(ones.begin(), ones.end(), weights);
     for (int map = 0; map < task.sums(); ++map) {
       std::array<double*, kTogether> to{};
       for (int b = 0; b < slices.size(); ++b) to[b] = windows + (b * kSums + map) * pitch;
@@ -382,8 +388,9 @@ class Stream {
       const int64_t z = slices.begin + b;
       const Row row = row_of(z, r);
       const Windows of{windows + b * kSums * pitch, pitch, task.masked, offset_s, task.c1, task.c2};
+      if (task.masked) task.mask.read(row, weights, columns.begin, columns.size());
       if (task.gradients > 0) {
-        const double* by = ones.data();
+        const double* by = weights;
         if (task.upstream.is_there()) {
           task.upstream.read(row, upstream);
           by = upstream;
@@ -404,9 +411,16 @@ class Stream {
       if (is_own && task.row_sums != nullptr) {
         const int64_t height = task.pixels[kHeight].end;
         task.row_sums[(part.plane * task.pixels[kDepth].end + z) * height + r] =
-            std::accumulate(ssim, ssim + columns.size(), 0.0);
+            sum_of_distances(ssim, weights);
       }
     }
+  }
+
+  // Sum of (1 - SSIM) / 2 over a row of window centres, weighted by the mask.
+  double sum_of_distances(const double* ssim, const double* weights) const {
+    double sum = 0;
+    for (int64_t i = 0; i < columns.size(); ++i) sum += weights[i] * (0.5 * (1 - ssim[i]));
+    return sum;
   }
 
   // Writes the gradients of some slices. The ring must have the slopes of all windows that cover
@@ -461,8 +475,10 @@ class Stream {
       sweep(Correlate{line, 1, task.windows[kWidth].taps, half, slope[map]}, width);
     }
     const double* const rest_d = task.gradients == 2 ? slope[kConstantD] : zeros.data();
+    const double of_group =
+        mask_factor(task.mask_factors, part.plane / task.group_planes, kSsim) * task.grad_scale;
     for (int64_t i = 0; i < width; ++i) {
-      const double factor = w[i] * task.grad_scale;
+      const double factor = w[i] * of_group;
       const double by_s = (slope[kConstantS][i] + slope[kByVarS][i] * s[i]) * factor;
       const double by_d = (rest_d[i] + slope[kByVarD][i] * d[i]) * factor;
       // Hidden pixels have a gradient of 0, even if a window that covers them has a NaN.

@@ -19,6 +19,7 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
 #include "cpu/rows.h"
@@ -38,13 +39,25 @@ struct Tile {
   int64_t row_begin, row_end, column_begin, column_end;
 };
 
-// Sums over a tile's own positions and pixels.
+// Sums over a tile's own positions and pixels, weighted by the mask: for kSsim and
+// kContrastStructure of (1 - SSIM) / 2 and (1 - contrast-structure) / 2, for the other terms of
+// pixel_term (terms.h).
 struct TileSums {
   double term[kTerms] = {};
 };
 
-// Maps that the filters compute: means and variances of s and of d.
-enum Moment { kMeanS, kVarS, kMeanD, kVarD, kMoments };
+// Maps of pixels. Only masked tiles have the last one. Their hidden pixels have weight 0.
+enum PixelMap { kS, kD, kWeight, kPixelMaps };
+
+// Maps that the filters compute: means and variances of s and of d. Masked tiles have the coverage
+// of a window as well: the sum of taps times weights. Windows along rows then have sums of squared
+// distances from the mean in place of variances, and whole windows have 1 / coverage, or 0 if they
+// see nothing.
+enum Moment { kMeanS, kVarS, kMeanD, kVarD, kCoverage, kMoments };
+
+// Numbers of these maps.
+constexpr int pixel_map_count(bool masked) { return masked ? kPixelMaps : kWeight; }
+constexpr int moment_count(bool masked) { return masked ? kMoments : kCoverage; }
 
 // Maps of partial derivatives that the statistics compute for the gradient. The derivative of a
 // window's SSIM with respect to a pixel is tap * [by variance * (pixel - centre pixel of the
@@ -69,10 +82,11 @@ struct Workspace {
   static int64_t chunk_pitch(int window) {
     return (kChunk + 2 * (window / 2) + kMaxLanes - 1) / kMaxLanes * kMaxLanes;
   }
-  static int64_t size(int64_t tile_width, int window) {
+  static int64_t size(int64_t tile_width, int window, bool masked) {
     const int64_t ring = window + kRows - 1;
-    const int64_t rows = 2 * pixel_rows(window) + (int(kMoments) + int(kPartials)) * ring +
-                         (int(kPartials) + int(kMaps)) * kRows + 4;
+    const int64_t rows = pixel_map_count(masked) * pixel_rows(window) +
+                         (moment_count(masked) + int(kPartials)) * ring +
+                         (int(kPartials) + int(kMaps)) * kRows + 5;
     const int64_t chunks = (tile_width + kChunk - 1) / kChunk;
     return rows * pitch(tile_width, window) + chunks * chunk_pitch(window);
   }
@@ -99,15 +113,32 @@ A offset_of_tile(const Problem<A>& problem, const Images<A>& images, const Tile&
   const char* const x = images.x.plane(tile.n, tile.c);
   const char* const y = images.y.plane(tile.n, tile.c);
   std::array<A, 2 * kSamples * kSamples> pixels;
+  pixels.fill(std::numeric_limits<A>::quiet_NaN());  // samples that the mask hides
+  const auto is_hidden = [&](int64_t r, int64_t c) {
+    return problem.has_mask() && images.mask.at(images.mask.plane(tile.n, tile.c), r, c) == 0;
+  };
+  const auto sample = [&](int i, int64_t r, int64_t c) {
+    pixels[2 * i] = images.x.at(x, r, c);
+    pixels[2 * i + 1] = images.y.at(y, r, c);
+  };
+  bool any = false;
   for (int i = 0; i < kSamples * kSamples; ++i) {
     const auto at = [](int64_t begin, int64_t end, int64_t k) {
       return begin + (2 * k + 1) * (end - begin) / (2 * kSamples);
     };
     const int64_t r = at(tile.row_begin, tile.row_end, i / kSamples);
     const int64_t c = at(tile.column_begin, tile.column_end, i % kSamples);
-    pixels[2 * i] = images.x.at(x, r, c);
-    pixels[2 * i + 1] = images.y.at(y, r, c);
+    if (is_hidden(r, c)) continue;
+    sample(i, r, c);
+    any = true;
   }
+  // The mask hid all samples: uses the first visible pixel instead.
+  for (int64_t r = tile.row_begin; r < tile.row_end && !any; ++r)
+    for (int64_t c = tile.column_begin; c < tile.column_end && !any; ++c)
+      if (!is_hidden(r, c)) {
+        sample(0, r, c);
+        any = true;
+      }
   return offset_of(pixels, problem.low, problem.scale);
 }
 
@@ -137,14 +168,16 @@ struct AnyTaps {
 // V_ is a vector of A_. kWindow > 0: the kernel is unrolled for that window and filters kRows
 // output rows at a time. One loaded vector serves kRows vertical sums, which all subtract the row
 // in the middle; that row is near every centre only if the window is wide. kWindow = 0: any window,
-// row by row, each centred on itself. kBoth: both images need a gradient.
-template <class V_, class A_, int kWindow_, Pass kPass_, bool kBoth_>
+// row by row, each centred on itself. kBoth: both images need a gradient. kMasked: pixels have
+// weights.
+template <class V_, class A_, int kWindow_, Pass kPass_, bool kBoth_, bool kMasked_>
 struct TileState {
   using V = V_;
   using A = A_;
   static constexpr int kWindow = kWindow_;
   static constexpr Pass kPass = kPass_;
   static constexpr bool kBoth = kBoth_;
+  static constexpr bool kMasked = kMasked_;
   using Taps = std::conditional_t<(kWindow > 0), FixedTaps<V, A, kWindow>, AnyTaps<A>>;
   static constexpr bool kGrad = kPass == Pass::kGradient || kPass == Pass::kMapsGradient;
   static constexpr bool kSums = kPass != Pass::kMapsGradient;
@@ -165,15 +198,15 @@ struct TileState {
   const int64_t own_begin, own_end;      // window centres that are the tile's own
   const int64_t vector_begin;            // valid_begin, rounded down to whole vectors
   const int64_t first_centre, first_row;
-  const char *const x, *const y;  // the planes
-  const A offset;                 // subtracted from both images
-  const A pad_s;                  // s of the padding
-  A* const pixels;                // ring of rows: s, d
-  A* const moments_ring;          // ring of rows: kMoments maps
-  A* const partials_ring;         // ring of rows: kPartials maps
+  const char *const x, *const y, *const mask;  // the planes
+  const A offset;                              // subtracted from both images
+  const A pad_s;                               // s of the padding
+  A* const pixels;                             // ring of rows: kPixelMaps maps
+  A* const moments_ring;                       // ring of rows: kMoments maps
+  A* const partials_ring;                      // ring of rows: kPartials maps
   A* const adjoints;  // blocks of kRows rows, between the vertical and the horizontal adjoint
   A* const maps;      // kMaps blocks of kRows rows: maps, or their upstream gradients
-  A *const x_buffer, *const y_buffer, *const out_row, *const out_row_y;
+  A *const x_buffer, *const y_buffer, *const mask_buffer, *const out_row, *const out_row_y;
   A* const chunks;  // one row, chunk by chunk: input of the horizontal adjoint of s
   const int64_t chunk_pitch;
   const A weight_ssim, weight_cs;  // four times the weights, as in Slopes
@@ -188,7 +221,7 @@ struct TileState {
         window(kWindow > 0 ? kWindow : problem.window().size),
         halo(window / 2),
         ring(window + kRows - 1),
-        pixel_ring(kGrad ? Workspace<A>::pixel_rows(window) : kRows),
+        pixel_ring(kGrad || kMasked ? Workspace<A>::pixel_rows(window) : kRows),
         pitch(pitch),
         spread(kGrad ? halo : 0),
         columns(tile.column_end - tile.column_begin),
@@ -203,16 +236,18 @@ struct TileState {
         first_row(first_centre - halo),
         x(images.x.plane(tile.n, tile.c)),
         y(images.y.plane(tile.n, tile.c)),
+        mask(images.mask.plane(tile.n, tile.c)),
         offset(offset_of_tile(problem, images, tile)),
         pad_s(2 * (problem.low - offset) * problem.scale),
         pixels(workspace),
-        moments_ring(pixels + 2 * pixel_ring * pitch),
-        partials_ring(moments_ring + kMoments * ring * pitch),
+        moments_ring(pixels + pixel_map_count(kMasked) * pixel_ring * pitch),
+        partials_ring(moments_ring + moment_count(kMasked) * ring * pitch),
         adjoints(partials_ring + kPartials * ring * pitch),
         maps(adjoints + kPartials * kRows * pitch),
         x_buffer(maps + kMaps * kRows * pitch),
         y_buffer(x_buffer + pitch),
-        out_row(y_buffer + pitch),
+        mask_buffer(y_buffer + pitch),
+        out_row(mask_buffer + pitch),
         out_row_y(out_row + pitch),
         chunks(out_row_y + pitch),
         chunk_pitch(Workspace<A>::chunk_pitch(window)),
@@ -220,16 +255,20 @@ struct TileState {
         weight_cs(4 * weight_of(kContrastStructure)),
         loaded(first_row) {}
 
-  A weight_of(Term term) const {
-    if (problem.plane_weights == nullptr) return problem.weight[term];
-    return problem.plane_weights[2 * (tile.n * problem.channels + tile.c) + term];
+  A weight_of(int term) const {
+    const int64_t plane = tile.n * problem.channels + tile.c;
+    if (problem.plane_weights != nullptr && term < kL1)
+      return problem.plane_weights[2 * plane + term];
+    if (!kMasked) return problem.weight[term];
+    return A(problem.weight[term] *
+             mask_factor(problem.mask_factors, plane / problem.group_planes, term));
   }
 
   SSIMFAST_INLINE A* pixel_row(int64_t r) const {
-    return pixels + (r - first_row) % pixel_ring * 2 * pitch;
+    return pixels + (r - first_row) % pixel_ring * pixel_map_count(kMasked) * pitch;
   }
   SSIMFAST_INLINE A* moments_row(int64_t r) const {
-    return moments_ring + (r - first_row) % ring * kMoments * pitch;
+    return moments_ring + (r - first_row) % ring * moment_count(kMasked) * pitch;
   }
   SSIMFAST_INLINE A* partial_row(int64_t centre) const {
     return partials_ring + (centre - first_centre) % ring * kPartials * pitch;

@@ -169,10 +169,10 @@ SSIMFAST_INLINE void add_pixel_gradient(const State& t, int64_t r, typename Stat
                                         typename State::A* by_y) {
   using A = typename State::A;
   if (!t.problem.has_pixel_slope()) return;
-  A weight[kTerms - kL1];  // a copy: stores to the gradients could change the original
-  std::copy_n(t.problem.weight + kL1, kTerms - kL1, weight);
+  A weight[kTerms - kL1];
+  for (int term = kL1; term < kTerms; ++term) weight[term - kL1] = t.weight_of(term);
   const A grad_scale = t.problem.grad_scale;
-  const A* const d = t.pixel_row(r) + t.pitch + 2 * t.halo;
+  const A* const d = t.pixel_row(r) + kD * t.pitch + 2 * t.halo;
   const auto add = [&](int64_t c, A count) SSIMFAST_INLINE_LAMBDA {
     const A by_d = pixel_slope(weight, d[c], count) * grad_scale;
     by_x[c] += by_d;
@@ -185,6 +185,15 @@ SSIMFAST_INLINE void add_pixel_gradient(const State& t, int64_t r, typename Stat
     const A row = t.problem.rows[r];
     for (int64_t c = 0; c < t.columns; ++c) add(c, row * counts[c]);
   }
+}
+
+// Multiplies one row of gradients by the weights of its pixels. Hidden pixels get 0, even if a
+// window that covers them has a NaN.
+template <class State>
+SSIMFAST_INLINE void weigh_gradient(const State& t, int64_t r, typename State::A* grad) {
+  using A = typename State::A;
+  const A* const weights = t.pixel_row(r) + kWeight * t.pitch + 2 * t.halo;
+  for (int64_t c = 0; c < t.columns; ++c) grad[c] = weights[c] > 0 ? grad[c] * weights[c] : A(0);
 }
 
 // Writes gradient rows g .. g + kRows - 1, from the partial derivatives of the positions in rows
@@ -212,6 +221,10 @@ SSIMFAST_INLINE void gradient(const State& t, int64_t g) {
         row_adjoint(t, taps, b, near, own, c, some, by_x, by_y);
       });
       if constexpr (State::kPass == Pass::kGradient) add_pixel_gradient(t, g + b, by_x, by_y);
+      if constexpr (State::kMasked) {
+        weigh_gradient(t, g + b, by_x);
+        if constexpr (State::kBoth) weigh_gradient(t, g + b, by_y);
+      }
       if (by_x == t.out_row) to_x.row(n, channel, g + b, first, t.columns, t.out_row);
       if (State::kBoth && by_y == t.out_row_y)
         to_y.row(n, channel, g + b, first, t.columns, t.out_row_y);

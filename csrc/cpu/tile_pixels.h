@@ -6,6 +6,38 @@
 
 namespace ssimfast::cpu {
 
+// load_row for masked tiles, of `count` pixels from column `begin` on. Pixels outside the image
+// have no weight.
+template <class State>
+SSIMFAST_INLINE void load_masked_row(const State& t, int64_t r, int64_t begin, int64_t count,
+                                     int64_t left, int64_t width) {
+  using V = typename State::V;
+  using A = typename State::A;
+  A* const s = t.pixel_row(r);
+  A* const d = s + kD * t.pitch;
+  A* const w = s + kWeight * t.pitch;
+  const A* const xr = t.images.x.row(t.x, r, begin, count, t.x_buffer);
+  const A* const yr = t.images.y.row(t.y, r, begin, count, t.y_buffer);
+  const A* const wr = t.images.mask.row(t.mask, r, begin, count, t.mask_buffer);
+  const A offset = t.offset, scale = t.problem.scale;
+  const auto load_at = [&](auto lane, int64_t i) SSIMFAST_INLINE_LAMBDA {
+    using W = decltype(lane);
+    const W x = load<W>(xr + i), y = load<W>(yr + i), weight = load<W>(wr + i);
+    const W zero{};
+    const W sum = ((x - offset) + (y - offset)) * scale, difference = (x - y) * scale;
+    store(s + left + i, weight > zero ? sum : zero);
+    store(d + left + i, weight > zero ? difference : zero);
+    store(w + left + i, weight);
+  };
+  int64_t i = 0;
+  for (; i + State::kLanes <= count; i += State::kLanes) load_at(V{}, i);
+  for (; i < count; ++i) load_at(A{}, i);
+  for (A* const row : {s, d, w}) {
+    std::fill(row, row + left, A(0));
+    std::fill(row + left + count, row + width, A(0));
+  }
+}
+
 // Fills one ring row of s and d, in unit range minus the offset, from image row r. Pixels outside
 // the image are black (`low`).
 template <class State>
@@ -13,16 +45,18 @@ SSIMFAST_INLINE void load_row(const State& t, int64_t r) {
   using V = typename State::V;
   using A = typename State::A;
   A* const s = t.pixel_row(r);
-  A* const d = s + t.pitch;
+  A* const d = s + kD * t.pitch;
   const int64_t first = t.first_stat - t.halo, width = t.stat_columns + 2 * t.halo;
   const int64_t begin = std::max<int64_t>(first, 0);
   const int64_t end = std::min(first + width, t.problem.width);
   if (r < 0 || r >= t.problem.height || begin >= end) {
-    std::fill(s, s + width, t.pad_s);
+    std::fill(s, s + width, State::kMasked ? A(0) : t.pad_s);
     std::fill(d, d + width, A(0));
+    if (State::kMasked) std::fill_n(s + kWeight * t.pitch, width, A(0));
     return;
   }
   const int64_t count = end - begin, left = begin - first;
+  if constexpr (State::kMasked) return load_masked_row(t, r, begin, count, left, width);
   const A* xr = t.images.x.row(t.x, r, begin, count, t.x_buffer);
   const A* yr = t.images.y.row(t.y, r, begin, count, t.y_buffer);
   std::fill(s, s + left, t.pad_s);
@@ -62,14 +96,17 @@ SSIMFAST_INLINE double sum_of_columns(int64_t count, Body&& body) {
 template <class State>
 SSIMFAST_INLINE void sum_pixel_terms(State& t, int64_t r) {
   using A = typename State::A;
-  const A* const d = t.pixel_row(r) + t.pitch + t.spread + t.halo;
+  const A* const d = t.pixel_row(r) + kD * t.pitch + t.spread + t.halo;
+  const A* const weights = d + (kWeight - kD) * t.pitch;
   const A* const counts = t.problem.columns + t.tile.column_begin;  // read for counted terms only
   for (int term = kL1; term < kTerms; ++term) {
     if (!t.problem.wanted[term]) continue;
     const double sum = sum_of_columns<typename State::V, A>(
         t.columns, [&](auto lane, int64_t c) SSIMFAST_INLINE_LAMBDA {
           using W = decltype(lane);
-          return pixel_term(term, load<W>(d + c), is_counted(term) ? load<W>(counts + c) : W{});
+          const W value =
+              pixel_term(term, load<W>(d + c), is_counted(term) ? load<W>(counts + c) : W{});
+          return State::kMasked ? W(value * load<W>(weights + c)) : value;
         });
     t.sums.term[term] += is_counted(term) ? double(t.problem.rows[r]) * sum : sum;
   }

@@ -2,6 +2,8 @@
 // SSIM. SSIM goes to the sums or the maps, its partial derivatives go to their ring.
 #pragma once
 
+#include <limits>
+
 #include "cpu/tile_pixels.h"
 
 namespace ssimfast::cpu {
@@ -34,14 +36,91 @@ SSIMFAST_INLINE void row_moments(const State& t, const typename State::Taps& tap
   store(to + kVarD * t.pitch, squares_d - sum_d * sum_d);
 }
 
+// 1 / v; 0 if v is so small that the quotient overflows: a window of such weights sees nothing.
+template <class A, class V>
+SSIMFAST_INLINE V reciprocal_or_zero(V v) {
+  const V least = broadcast<V>(std::numeric_limits<A>::min());
+  return v < least ? V{} : A(1) / v;
+}
+
+// row_moments for masked tiles, with sums of squares in place of variances, and the coverage. If
+// the mask has holes, the visible column nearest to the centre is subtracted.
+template <bool kHoles, class State>
+SSIMFAST_INLINE void masked_row_moments(const State& t, const typename State::Taps& taps,
+                                        const typename State::A* from, typename State::A* to) {
+  using V = typename State::V;
+  using A = typename State::A;
+  const int half = (State::kWindow > 0 ? State::kWindow : t.window) / 2;
+  const A *const s = from, *const d = from + kD * t.pitch, *const w = from + kWeight * t.pitch;
+  V near_s = load<V>(s + half), near_d = load<V>(d + half);
+  if constexpr (kHoles) {
+    near_s = near_d = V{};
+#pragma GCC unroll 16
+    for (int i = 0; i <= half; ++i) {
+      for (const int k : {i, 2 * half - i}) {
+        const V weight = load<V>(w + k);
+        near_s = weight > V{} ? load<V>(s + k) : near_s;
+        near_d = weight > V{} ? load<V>(d + k) : near_d;
+      }
+    }
+  }
+  V coverage = taps[half] * load<V>(w + half);
+  V sum_s{}, squares_s{}, sum_d{}, squares_d{};
+#pragma GCC unroll 16
+  for (int j = 0; j < half; ++j) {
+    const int k = 2 * half - j;
+    const V left = load<V>(w + j), right = load<V>(w + k);
+    const V left_s = load<V>(s + j) - near_s, right_s = load<V>(s + k) - near_s;
+    const V left_d = load<V>(d + j) - near_d, right_d = load<V>(d + k) - near_d;
+    const V first_s = left * left_s, last_s = right * right_s;
+    const V first_d = left * left_d, last_d = right * right_d;
+    coverage += taps[j] * (left + right);
+    sum_s += taps[j] * (first_s + last_s);
+    sum_d += taps[j] * (first_d + last_d);
+    squares_s += taps[j] * (first_s * left_s + last_s * right_s);
+    squares_d += taps[j] * (first_d * left_d + last_d * right_d);
+  }
+  const V share = reciprocal_or_zero<A>(coverage);
+  const V away_s = sum_s * share, away_d = sum_d * share;
+  store(to + kMeanS * t.pitch, near_s + away_s);
+  store(to + kVarS * t.pitch, squares_s - sum_s * away_s);
+  store(to + kMeanD * t.pitch, near_d + away_d);
+  store(to + kVarD * t.pitch, squares_d - sum_d * away_d);
+  store(to + kCoverage * t.pitch, coverage);
+}
+
+// Filters a row of a masked tile in runs of columns, most of which see no pixel or no hole.
+template <class State>
+SSIMFAST_INLINE void filter_masked_row(const State& t, const typename State::Taps& taps,
+                                       const typename State::A* s, typename State::A* to) {
+  using A = typename State::A;
+  constexpr int64_t kRun = 64;
+  const A* const w = s + kWeight * t.pitch;
+  for (int64_t run = t.vector_begin; run < t.valid_end; run += kRun) {
+    const int64_t end = std::min(run + kRun, t.valid_end), last = end + 2 * t.halo;
+    int64_t visible = 0;
+    for (int64_t c = run; c < last; ++c) visible += w[c] > 0;
+    if (visible == 0) {
+      for (int i = 0; i < kMoments; ++i)
+        std::fill(to + i * t.pitch + run, to + i * t.pitch + end, A(0));
+    } else if (visible == last - run) {
+      for (int64_t c = run; c < end; c += State::kLanes)
+        masked_row_moments<false>(t, taps, s + c, to + c);
+    } else {
+      for (int64_t c = run; c < end; c += State::kLanes)
+        masked_row_moments<true>(t, taps, s + c, to + c);
+    }
+  }
+}
+
 // Computes the horizontal means and variances of pixel row r, at the window centres.
 template <class State>
 SSIMFAST_INLINE void filter_row(const State& t, int64_t r) {
   using A = typename State::A;
   A* const to = t.moments_row(r);
   if (r < 0 || r >= t.problem.height) {
-    std::fill(to, to + kMoments * t.pitch, A(0));
-    std::fill(to + kMeanS * t.pitch, to + (kMeanS + 1) * t.pitch, t.pad_s);
+    std::fill(to, to + moment_count(State::kMasked) * t.pitch, A(0));
+    if (!State::kMasked) std::fill(to + kMeanS * t.pitch, to + (kMeanS + 1) * t.pitch, t.pad_s);
     return;
   }
   const typename State::Taps taps(t.problem.window().taps);
@@ -52,8 +131,9 @@ SSIMFAST_INLINE void filter_row(const State& t, int64_t r) {
   for (int64_t c = t.vector_begin; c < t.valid_end; c += State::kLanes) {
     prefetch(soon_x + c * t.images.x.element_size);
     prefetch(soon_y + c * t.images.y.element_size);
-    row_moments(t, taps, s + c, d + c, to + c);
+    if constexpr (!State::kMasked) row_moments(t, taps, s + c, d + c, to + c);
   }
+  if constexpr (State::kMasked) filter_masked_row(t, taps, s, to);
 }
 
 // Computes the means and variances of kBlock vertical windows: window b covers
@@ -87,6 +167,79 @@ SSIMFAST_INLINE void column_moments(const State& t, const typename State::Taps& 
   }
 }
 
+// For kBlock neighbouring windows along columns: 1 / coverage of each, and the means of the visible
+// row nearest to the middle, on which all centre.
+template <class V, int kBlock>
+struct Seen {
+  V share[kBlock];
+  V near_s, near_d;
+};
+
+// `at` is the offset in a row of moments.
+template <class State>
+SSIMFAST_INLINE Seen<typename State::V, State::kBlock> seen_along_columns(
+    const State& t, const typename State::Taps& taps, const typename State::A* const* rows,
+    int64_t at) {
+  using V = typename State::V;
+  using A = typename State::A;
+  constexpr int kBlock = State::kBlock, kWindow = State::kWindow;
+  const int count = (kWindow > 0 ? kWindow : t.window) + kBlock - 1;
+  const auto moment = [&](int k, Moment map)
+                          SSIMFAST_INLINE_LAMBDA { return load<V>(rows[k] + map * t.pitch + at); };
+  Seen<V, kBlock> seen{};
+  V sum[kBlock] = {};
+  const auto take = [&](int k) SSIMFAST_INLINE_LAMBDA {
+    const V coverage = moment(k, kCoverage);
+    seen.near_s = coverage > V{} ? moment(k, kMeanS) : seen.near_s;
+    seen.near_d = coverage > V{} ? moment(k, kMeanD) : seen.near_d;
+#pragma GCC unroll 4
+    for (int b = 0; b < kBlock; ++b) {
+      if (kBlock > 1 && (k - b < 0 || k - b >= kWindow)) continue;
+      sum[b] += taps[k - b] * coverage;
+    }
+  };
+  // From the outer rows to the middle: the last visible row is the nearest.
+#pragma GCC unroll 16
+  for (int i = 0; i < count / 2; ++i) {
+    take(i);
+    if (i + 1 < count - i) take(count - 1 - i);
+  }
+  if (count % 2 == 1) take(count / 2);
+#pragma GCC unroll 4
+  for (int b = 0; b < kBlock; ++b) seen.share[b] = reciprocal_or_zero<A>(sum[b]);
+  return seen;
+}
+
+// column_moments for masked tiles. `at` is the offset of a mean in a row; its squares follow.
+template <class State>
+SSIMFAST_INLINE void masked_column_moments(const State& t, const typename State::Taps& taps,
+                                           const typename State::A* const* rows, int64_t at,
+                                           int64_t coverage_at, typename State::V near,
+                                           const typename State::V* share, typename State::A* means,
+                                           typename State::A* variances, int64_t step) {
+  using V = typename State::V;
+  constexpr int kBlock = State::kBlock, kWindow = State::kWindow;
+  const int count = (kWindow > 0 ? kWindow : t.window) + kBlock - 1;
+  V sum[kBlock] = {}, squares[kBlock] = {};
+#pragma GCC unroll 16
+  for (int k = 0; k < count; ++k) {
+    const V e = load<V>(rows[k] + at) - near, weighted = load<V>(rows[k] + coverage_at) * e;
+    const V e2 = weighted * e + load<V>(rows[k] + at + t.pitch);
+#pragma GCC unroll 4
+    for (int b = 0; b < kBlock; ++b) {
+      if (kBlock > 1 && (k - b < 0 || k - b >= kWindow)) continue;
+      sum[b] += taps[k - b] * weighted;
+      squares[b] += taps[k - b] * e2;
+    }
+  }
+#pragma GCC unroll 4
+  for (int b = 0; b < kBlock; ++b) {
+    const V away = sum[b] * share[b];
+    store(means + b * step, near + away);
+    store(variances + b * step, non_negative<V>(squares[b] * share[b] - away * away));
+  }
+}
+
 // ---- positions ----------------------------------------------------------------------------------
 
 // Constants that all positions share. This copy stays in registers; a store could change the
@@ -105,7 +258,7 @@ struct Place {
   A* maps[kMaps];  // null if a map is not there
 };
 
-// (1 - SSIM) / 2 and (1 - contrast-structure) / 2.
+// (1 - SSIM) / 2 and (1 - contrast-structure) / 2, times the weight of the centre pixel.
 template <class V>
 struct Distances {
   V whole, contrast;
@@ -115,12 +268,20 @@ struct Distances {
 // derivatives of the positions.
 template <class State, class V = typename State::V>
 SSIMFAST_INLINE Distances<V> position(const State& t, const Constants<V>& constants, V mean_s,
-                                      V var_s, V mean_d, V var_d,
+                                      V var_s, V mean_d, V var_d, V share,
                                       const Place<typename State::A>& place, int64_t c) {
   using A = typename State::A;
-  const Moments<V> m{mean_s - constants.pad_s, mean_d, var_s + constants.twice_c2, var_d};
+  Moments<V> m{mean_s - constants.pad_s, mean_d, var_s + constants.twice_c2, var_d};
+  if constexpr (State::kMasked) {
+    // Windows that see nothing get the moments of two equal images. Those of s are 1, not 0,
+    // because C1 = C2 = 0 would lead to a division by 0.
+    const V one = broadcast<V>(A(1));
+    m.mu_s = share > V{} ? m.mu_s : one;
+    m.mu_d = share > V{} ? m.mu_d : V{};
+    m.vs = share > V{} ? m.vs : one;
+  }
   const Terms<V> terms(m, constants.twice_c1, Reciprocals<A>());
-  const Distances<V> distances{terms.half_distance(), terms.half_contrast_distance};
+  Distances<V> distances{terms.half_distance(), terms.half_contrast_distance};
   if constexpr (State::kSums) {
     const auto write = [&](Map map, V half_distance) SSIMFAST_INLINE_LAMBDA {
       if (place.maps[map] != nullptr) store(place.maps[map] + c, similarity_of(half_distance));
@@ -128,6 +289,11 @@ SSIMFAST_INLINE Distances<V> position(const State& t, const Constants<V>& consta
     write(kSsimMap, distances.whole);
     write(kLuminanceMap, terms.half_luminance_distance);
     write(kContrastMap, distances.contrast);
+  }
+  if constexpr (State::kMasked && State::kSums) {
+    const V weight = load<V>(place.pixels + kWeight * t.pitch + c);
+    distances = {weight * distances.whole, weight * distances.contrast};
+    share *= weight;
   }
   if constexpr (State::kGrad) {
     Slopes<V> by;
@@ -144,15 +310,17 @@ SSIMFAST_INLINE Distances<V> position(const State& t, const Constants<V>& consta
     }
     const Partials<V> p = partials(terms, by);
     const V own_s = p.by_var_s * (load<V>(place.pixels + c) - mean_s);
-    const V own_d = p.by_var_d * (load<V>(place.pixels + t.pitch + c) - mean_d);
-    A* const to = place.partials + c;
-    store(to + kByVarS * t.pitch, p.by_var_s);
-    store(to + kByVarD * t.pitch, p.by_var_d);
+    const V own_d = p.by_var_d * (load<V>(place.pixels + kD * t.pitch + c) - mean_d);
+    const auto store_partial = [&](Partial map, V value) SSIMFAST_INLINE_LAMBDA {
+      store(place.partials + map * t.pitch + c, State::kMasked ? V(value * share) : value);
+    };
+    store_partial(kByVarS, p.by_var_s);
+    store_partial(kByVarD, p.by_var_d);
     if constexpr (State::kBoth) {
-      store(to + kConstantS * t.pitch, p.by_mu_s + own_s);
-      store(to + kConstantD * t.pitch, p.by_mu_d + own_d);
+      store_partial(kConstantS, p.by_mu_s + own_s);
+      store_partial(kConstantD, p.by_mu_d + own_d);
     } else {
-      store(to + kConstantS * t.pitch, by_both_means(terms, by) + own_s + own_d);
+      store_partial(kConstantS, by_both_means(terms, by) + own_s + own_d);
     }
   }
   return distances;
@@ -166,13 +334,49 @@ SSIMFAST_INLINE typename State::A* map_place(const State& t, Map map, int row, i
   return view.data == nullptr ? nullptr : t.map_row(map, row) + column;
 }
 
+constexpr int kStep = 128;  // columns whose moments stay in the level-1 cache
+
+template <class A>
+using MomentsOfStep = A[kMoments][kRows][kStep];
+
+// Computes the moments of whole windows in kRows rows and `some` columns from `column` on. `rows`
+// are the rows of moments that the windows cover.
+template <class State>
+SSIMFAST_INLINE void filter_columns(const State& t, const typename State::Taps& taps,
+                                    const typename State::A* const* rows, int64_t column,
+                                    int64_t some, MomentsOfStep<typename State::A>& moments) {
+  using V = typename State::V;
+  constexpr int kBlock = State::kBlock;
+  if constexpr (State::kMasked) {
+    const int64_t coverage_at = kCoverage * t.pitch + column;
+    for (int b = 0; b < kRows; b += kBlock) {
+      for (int64_t c = 0; c < some; c += State::kLanes) {
+        const Seen<V, kBlock> seen = seen_along_columns(t, taps, rows + b, column + c);
+        for (int i = 0; i < kBlock; ++i) store(moments[kCoverage][b + i] + c, seen.share[i]);
+        for (int i : {kMeanS, kMeanD})
+          masked_column_moments(t, taps, rows + b, i * t.pitch + column + c, coverage_at + c,
+                                i == kMeanS ? seen.near_s : seen.near_d, seen.share,
+                                moments[i][b] + c, moments[i + 1][b] + c, kStep);
+      }
+    }
+  } else {
+    for (int i : {kMeanS, kMeanD}) {  // the variance follows its mean
+      for (int b = 0; b < kRows; b += kBlock) {
+        for (int64_t c = 0; c < some; c += State::kLanes)
+          column_moments(t, taps, rows + b, i * t.pitch + column + c,
+                         (i + 1) * t.pitch + column + c, moments[i][b] + c, moments[i + 1][b] + c,
+                         kStep);
+      }
+    }
+  }
+}
+
 // Processes the positions in rows first .. first + kRows - 1, in steps of kStep columns, whose
 // moments stay in the level-1 cache.
 template <class State>
 SSIMFAST_INLINE void positions(State& t, int64_t first) {
   using V = typename State::V;
   using A = typename State::A;
-  constexpr int kStep = 128;  // columns
   constexpr int kLanes = State::kLanes;
   const typename State::Taps taps(t.problem.window().taps);
   const A* rows[kMaxRing];
@@ -181,23 +385,16 @@ SSIMFAST_INLINE void positions(State& t, int64_t first) {
   const Constants<V> constants{broadcast<V>(t.problem.twice_c1), broadcast<V>(t.problem.twice_c2),
                                broadcast<V>(t.pad_s), broadcast<V>(t.weight_ssim),
                                broadcast<V>(t.weight_cs)};
-  alignas(64) A moments[kMoments][kRows][kStep];
+  alignas(64) MomentsOfStep<A> moments;
   for (int64_t column = t.vector_begin; column < t.valid_end; column += kStep) {
     const int64_t some = std::min<int64_t>(kStep, t.valid_end - column);
-    for (int i : {kMeanS, kMeanD}) {  // the variance follows its mean
-      for (int b = 0; b < kRows; b += State::kBlock) {
-        for (int64_t c = 0; c < some; c += kLanes)
-          column_moments(t, taps, rows + b, i * t.pitch + column + c,
-                         (i + 1) * t.pitch + column + c, moments[i][b] + c, moments[i + 1][b] + c,
-                         kStep);
-      }
-    }
+    filter_columns(t, taps, rows, column, some, moments);
     for (int b = 0; b < kRows; ++b) {
       const int64_t centre = first + b;
       if (!t.is_centre(centre)) continue;
       const bool counts = t.is_own_row(centre);
       const Place<A> place{
-          State::kGrad ? t.pixel_row(centre) + t.halo + column : nullptr,
+          State::kGrad || State::kMasked ? t.pixel_row(centre) + t.halo + column : nullptr,
           State::kGrad ? t.partial_row(centre) + column : nullptr,
           {map_place(t, kSsimMap, b, column), map_place(t, kLuminanceMap, b, column),
            map_place(t, kContrastMap, b, column)}};
@@ -205,7 +402,8 @@ SSIMFAST_INLINE void positions(State& t, int64_t first) {
       for (int64_t c = 0; c < some; c += kLanes) {
         const Distances<V> at =
             position(t, constants, load<V>(moments[kMeanS][b] + c), load<V>(moments[kVarS][b] + c),
-                     load<V>(moments[kMeanD][b] + c), load<V>(moments[kVarD][b] + c), place, c);
+                     load<V>(moments[kMeanD][b] + c), load<V>(moments[kVarD][b] + c),
+                     State::kMasked ? load<V>(moments[kCoverage][b] + c) : V{}, place, c);
         if constexpr (State::kSums) {
           const int64_t begin = t.own_begin - column - c, end = t.own_end - column - c;
           if (begin <= 0 && end >= kLanes) {
@@ -224,12 +422,8 @@ SSIMFAST_INLINE void positions(State& t, int64_t first) {
     }
   }
   if constexpr (State::kSums) {
-    double count = 0;
-    for (int64_t r = first; r < first + kRows; ++r)
-      count += t.is_centre(r) && t.is_own_row(r) ? t.own_end - t.own_begin : 0;
-    if (t.problem.wanted[kSsim]) t.sums.term[kSsim] += count - 2 * distances.total();
-    if (t.problem.wanted[kContrastStructure])
-      t.sums.term[kContrastStructure] += count - 2 * contrast_distances.total();
+    t.sums.term[kSsim] += distances.total();
+    t.sums.term[kContrastStructure] += contrast_distances.total();
   }
 }
 

@@ -1,0 +1,6 @@
+#include "cpu/instances.h"
+
+namespace ssimfast::cpu {
+template RunTile<float> instance<float, 0, false>(Pass, bool);
+template RunTile<double> instance<double, 0, false>(Pass, bool);
+}  // namespace ssimfast::cpu
