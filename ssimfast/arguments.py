@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import has_static_value
 
 from ssimfast.backends.constants import MAX_WINDOW_SIZE
+from ssimfast.ops.transforms import has_tangent
 from ssimfast.typing import Padding, Window
 
 # Largest accepted magnitude. Squares and quotients of such numbers are finite in float32.
@@ -221,8 +222,9 @@ def mask_like(mask: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     if mask.dtype != torch.bool and not mask.dtype.is_floating_point:
         hint = "" if mask.dtype.is_complex else "; `mask > 0` makes it bool"
         raise TypeError(f"mask must be bool or floating point, got {mask.dtype}{hint}")
-    if mask.requires_grad:
-        raise ValueError("mask is not differentiated: give mask.detach(), got requires_grad=True")
+    if mask.requires_grad or has_tangent(mask):
+        what = "requires_grad=True" if mask.requires_grad else "a dual tensor"
+        raise ValueError(f"mask is not differentiated: give mask.detach(), got {what}")
     if mask.device != x.device:
         raise ValueError(f"mask must be on the device of x, got {mask.device} and {x.device}")
     if not _broadcastable(mask, x):

@@ -58,7 +58,8 @@ def ssim(
               \quad C_i = (k_i L)^2
 
     where :math:`L` is the width of the value range. Values lie in [-1, 1]; equal images give 1.
-    The function is differentiable once, with respect to ``x`` and ``y``.
+    The function is differentiable with respect to ``x`` and ``y``. Second derivatives, forward mode
+    and the transforms of ``torch.func`` work, too, but as PyTorch operations, which are slower.
 
     For means and sums without a mask, the forward pass also computes the gradient. For maps and
     masks, the backward pass computes the statistics again. The CPU kernels compute volumes and
@@ -141,7 +142,7 @@ def ssim_components(
 
     Luminance is equation 6 of Wang et al. 2004 and depends on the means. Contrast-structure is the
     product of equations 9 and 10 and depends on the variances and the covariance. Both maps are
-    differentiable once, with respect to ``x`` and ``y``.
+    differentiable with respect to ``x`` and ``y``, as those of :func:`ssim` are.
 
     Args:
         x: images (N, C, H, W); all arguments are as in :func:`ssim`.
@@ -198,8 +199,8 @@ def ms_ssim(
     where :math:`cs_j` is the mean of contrast-structure at pyramid level j and :math:`S_M` is the
     mean of SSIM at the coarsest level M. Each level is the 2 x 2 mean pooling of the one before.
 
-    Values lie in [0, 1]; equal images give 1. The function is differentiable once, with respect to
-    ``x`` and ``y``.
+    Values lie in [0, 1]; equal images give 1. The function is differentiable with respect to ``x``
+    and ``y``, as :func:`ssim` is.
 
     A window must fit into the coarsest level. With the default arguments, images need at least
     176 x 176 pixels. Smaller images need fewer weights or a smaller window.
@@ -317,7 +318,8 @@ def similarity_loss(
 
     The overline is the mean over all pixels. All terms are computed in the unit range [0, 1]: with
     ``value_range=(-1, 1)``, the L1 term is half of ``nn.L1Loss``. docs/losses.md lists the factors
-    of named losses. The loss is differentiable once, with respect to ``x`` and ``y``.
+    of named losses. The loss is differentiable with respect to ``x`` and ``y``, as :func:`ssim`
+    is.
 
     Args:
         x: images (N, C, H, W); float16, bfloat16, float32, float64 or uint8, any strides.

@@ -31,6 +31,7 @@ from ssimfast.ops import autograd
 from ssimfast.ops.multiscale import only
 from ssimfast.ops.reflection import differentiable_reflected
 from ssimfast.ops.schemas import Levels, Loss, Statistic
+from ssimfast.ops.transforms import in_func_transform
 from ssimfast.typing import (
     Channels,
     LossPadding,
@@ -401,7 +402,8 @@ class MixtureMeasure(Pyramid):
 
     def _inside(self, size: int, scales: int, like: Tensor) -> Tensor:
         """Pixel weights along an axis in the blurred L1, from ``_COUNTS`` if they are there."""
-        if torch.compiler.is_compiling() or type(like) not in (Tensor, torch.nn.Parameter):
+        plain = type(like) in (Tensor, torch.nn.Parameter) and not in_func_transform()
+        if torch.compiler.is_compiling() or not plain:
             return _inside(size, self._blurs[scales], like)
         key = (size, tuple(self._blurs[scales]), like.device, like.dtype)
         counts = _COUNTS.get(key)

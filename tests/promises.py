@@ -110,6 +110,9 @@ FUNCTIONS = {
     ),
     "pixels": Function(mixture, PYRAMIDS, {**_ALL, "ssim": 0.0, "ms_ssim": 0.0}),
 }
+# One function for each autograd Function, and the compositions of them.
+DERIVATIVES = {"ssim", "map", "reflected", "components", "masked_map", "volume"}
+DERIVATIVES |= {"ms_ssim_joint", "ms_ssim_or_raise", "mixture"}
 
 # Examples of hypothesis: the same ones every time, and few, for each runs kernels.
 few = settings(

@@ -6,6 +6,7 @@ under autocast, as meta tensors, and compiled in one graph.
 import pytest
 import torch
 from promises import (
+    DERIVATIVES,
     FUNCTIONS,
     LAYOUTS,
     assert_compiles,
@@ -16,13 +17,9 @@ from promises import (
     pair,
 )
 from torch import Tensor
-from torch.autograd import forward_ad
 
 EVERY_FUNCTION = [pytest.param(function, id=name) for name, function in FUNCTIONS.items()]
 of_every_function = pytest.mark.parametrize("function", EVERY_FUNCTION)
-# One function for each autograd Function, and the compositions of them.
-DERIVATIVES = {"ssim", "map", "reflected", "components", "masked_map", "volume"}
-DERIVATIVES |= {"ms_ssim_joint", "ms_ssim_or_raise", "mixture"}
 of_every_derivative = pytest.mark.parametrize(
     "function", [function for function in EVERY_FUNCTION if function.id in DERIVATIVES]
 )
@@ -203,28 +200,6 @@ def test_an_image_changed_before_backward_is_noticed(backend, function):
         assert "modified by an inplace operation" in str(error)
     else:
         assert torch.equal(got, want)
-
-
-@on_the_cpu
-@of_every_derivative
-def test_second_derivative_is_refused(backend, function):
-    x, y = pair(*function.shape)
-    values = [value for value in function(x.requires_grad_(), y) if value.requires_grad]
-    assert values
-    for value in values:
-        with pytest.raises(RuntimeError, match="differentiable once.*create_graph"):
-            torch.autograd.grad(value.sum(), x, create_graph=True)
-
-
-@pytest.mark.filterwarnings("ignore:.torch.jit")  # deprecated, and used by forward_ad itself
-@on_the_cpu
-@of_every_derivative
-def test_forward_mode_is_refused(backend, function):
-    x, y = pair(*function.shape)
-    with forward_ad.dual_level():
-        dual = forward_ad.make_dual(x, torch.ones_like(x))
-        with pytest.raises(NotImplementedError, match="forward mode AD|jvp"):
-            function(dual, y)
 
 
 # ---- PyTorch around it --------------------------------------------------------------------------

@@ -1,5 +1,5 @@
-"""The losses under autocast, export, checkpointing, DDP, FSDP and the transforms of torch.func;
-tensors and tools that are refused."""
+"""The losses under autocast, export, checkpointing, DDP and FSDP; tensors and tools that are
+refused."""
 
 import sys
 import threading
@@ -321,83 +321,6 @@ def test_fully_sharded(loss, a_group_of_one):
     fully_shard(step, mesh=init_device_mesh("cpu", (1,)))
     got = [grad.full_tensor() for grad in grads_of(step, *images)]
     torch.testing.assert_close(got, want)
-
-
-# ---- torch.func ---------------------------------------------------------------------------------
-
-
-@pytest.mark.filterwarnings("ignore:.torch.jit")  # deprecated, and used by jvp itself
-@of_every_loss
-def test_transforms_are_refused(loss):
-    """torch itself refuses them."""
-    x, y = pair()
-    for call in (
-        lambda: torch.func.grad(lambda image: loss(image, y).mean())(x),
-        lambda: torch.func.vmap(lambda a, b: loss(a[None], b[None]))(x, y),
-        lambda: torch.func.jvp(lambda image: loss(image, y), (x,), (x,)),
-    ):
-        with pytest.raises(RuntimeError, match="setup_context|Batching rule not implemented"):
-            call()
-
-
-@pytest.mark.filterwarnings("ignore:.torch.jit")
-@pytest.mark.parametrize("transform", ["vmap", "jvp"])
-def test_transforms_by_the_mask_are_refused(transform):
-    x, y = pair()
-    mask = torch.rand(2, *x.shape[2:])
-
-    def by_mask(mask):
-        return ssimfast.ssim(x, y, mask=mask)
-
-    call = {
-        "vmap": lambda: torch.func.vmap(by_mask)(mask),
-        "jvp": lambda: torch.func.jvp(by_mask, (mask[0],), (mask[1],)),
-    }[transform]
-    with pytest.raises(RuntimeError, match="Batching rule not implemented|setup_context"):
-        call()
-
-
-@of_every_loss
-def test_batches_of_upstream_gradients_are_refused(loss):
-    x, y = pair()
-    batch = torch.rand(4)
-    x.requires_grad_()
-    for call in (
-        lambda value: torch.autograd.grad(value, x, batch, is_grads_batched=True),
-        lambda value: torch.func.vmap(lambda up: torch.autograd.grad(value, x, up))(batch),
-    ):
-        value = loss(x, y).sum()
-        with pytest.raises(RuntimeError, match="Batching rule not implemented"):
-            call(value)
-
-
-@of_every_loss
-def test_transforms_are_refused_when_compiled(loss):
-    torch._dynamo.reset()
-    x, y = pair()
-    for call in (
-        lambda x, y: torch.func.grad(lambda image: loss(image, y).mean())(x),
-        torch.func.vmap(lambda a, b: loss(a[None], b[None])),
-    ):
-        with pytest.raises(RuntimeError, match="setup_context|Batching rule not implemented"):
-            torch.compile(call, backend="aot_eager")(x, y)
-
-
-def test_transforms_of_something_else_are_not_refused():
-    x, y = pair()
-    want = ssimfast.ssim(x, y)
-    by_factor = torch.func.grad(lambda factor: factor * ssimfast.ssim(x, y))(torch.ones(()))
-    torch.testing.assert_close(by_factor, want)
-    torch.testing.assert_close(torch.func.functionalize(ssimfast.ssim)(x, y), want)
-
-
-def test_what_to_do_for_a_gradient_of_each_image():
-    x, y = pair(3)
-    x.requires_grad_()
-    (together,) = torch.autograd.grad(ssimfast.ssim(x, y, reduction="batch").sum(), x)
-    for i in range(3):
-        (alone,) = torch.autograd.grad(ssimfast.ssim(x[i : i + 1], y[i : i + 1]), x)
-        torch.testing.assert_close(together[i], alone[i])
 
 
 # ---- tools and tensors that are refused ---------------------------------------------------------

@@ -3,6 +3,9 @@
 docs/mathematics.md derives the formulas: s = x + y and d = x - y in unit range, and ``by_q`` is a
 derivative w.r.t. q. Filters are sums of shifted slices, not convolutions, because a convolution may
 round its inputs to TF32.
+
+PyTorch differentiates and transforms the code that computes values (``ops/differentiable.py``).
+That code therefore writes in place to new tensors only, and no branch in Python depends on values.
 """
 
 import math
@@ -54,18 +57,18 @@ def _filter_along(dim: int, image: Tensor, window: list[float]) -> Tensor:
     size = image.shape[dim] - len(window) + 1
     out = image.narrow(dim, 0, size) * window[0]
     for offset, tap in enumerate(window[1:], start=1):
-        out.add_(image.narrow(dim, offset, size), alpha=tap)
+        # Not in place: forward mode may have a tangent of zeros here, which is immutable.
+        out = out.add(image.narrow(dim, offset, size), alpha=tap)
     return out
 
 
 def _pad(image: Tensor, halos: list[int], value: Tensor) -> Tensor:
     """The image with a border of as many pixels along each axis; ``value`` holds one number per
     plane."""
-    sizes = list(zip(image.shape[2:], halos, strict=True))
-    padded = value.expand(*image.shape[:2], *(size + 2 * halo for size, halo in sizes)).clone()
-    inside = [slice(halo, halo + size) for size, halo in sizes]
-    padded[(slice(None), slice(None), *inside)] = image
-    return padded
+    pads = [halo for halo in reversed(halos) for _ in range(2)]
+    pixels = torch.ones(image.shape[2:], dtype=torch.bool, device=image.device)
+    inside = torch.nn.functional.pad(pixels, pads)
+    return torch.nn.functional.pad(image, pads).where(inside, value)
 
 
 class _Windows(NamedTuple):
@@ -103,8 +106,9 @@ class _Moments:
                 * windows.support
                 for part in (image, image.square())
             )
-        # Only rounding makes a variance negative. clamp_min keeps NaN.
-        self.mean, self.variance = mean, (square - mean.square()).clamp_min(0)
+        variance = square - mean.square()
+        # Only rounding makes a variance negative. It becomes 0 and keeps its derivative; NaN stays.
+        self.mean, self.variance = mean, variance - variance.detach().clamp_max(0)
 
     def gradient(self, by_mean: Tensor, by_variance: Tensor) -> Tensor:
         """For each pixel, the weighted sum of ``by_mean + by_variance * (pixel - mean)`` over its
@@ -156,14 +160,14 @@ class _CentredMoments:
             out = torch.zeros_like(means.narrow(dim, 0, size))
             for j, tap in enumerate(taps):
                 if weights is None:
-                    out.add_(values(j), alpha=tap)
+                    out = out.add(values(j), alpha=tap)
                 else:
-                    out.addcmul_(values(j), weights.narrow(dim, j, size), value=tap)
+                    out = out.addcmul(values(j), weights.narrow(dim, j, size), value=tap)
             return out if inverse is None else out * inverse
 
         mean = average(lambda j: means.narrow(dim, j, size))
         variance = average(
-            lambda j: (means.narrow(dim, j, size) - mean).square_() + variances.narrow(dim, j, size)
+            lambda j: (means.narrow(dim, j, size) - mean).square() + variances.narrow(dim, j, size)
         )
         return mean, variance, total
 
@@ -204,7 +208,7 @@ class _LocalStatistics:
         self.mask = mask if mask is None else mask.to(dtype)
         if mask is not None:  # pixels with weight 0 may be NaN
             x, y = x.where(mask != 0, low), y.where(mask != 0, low)
-        level = self._level(x, low)
+        level = self._level(x.detach(), low)
         level_s = 2 * (level - low) * scale
         self.s = ((x - level) + (y - level)) * scale
         self.d = (x - y) * scale
@@ -222,6 +226,11 @@ class _LocalStatistics:
         self.n1, self.d1 = (mu_s2 - mu_d2) * 0.5 + c1, (mu_s2 + mu_d2) * 0.5 + c1
         self.n2 = (self.var_s - self.var_d) * 0.5 + c2
         self.d2 = (self.var_s + self.var_d) * 0.5 + c2
+        if self.support is not None:
+            # Windows without visible pixels are similar, even if C1 = C2 = 0 give 0 / 0.
+            self.n1, self.d1, self.n2, self.d2 = (
+                factor.where(self.support > 0, 1) for factor in (self.n1, self.d1, self.n2, self.d2)
+            )
 
     def _level(self, x: Tensor, low: float) -> Tensor:
         """The constant that is subtracted from both images of a plane, shape (N, C, 1, ...).
@@ -239,17 +248,13 @@ class _LocalStatistics:
         return torch.where(far, level, low)
 
     def ssim(self) -> Tensor:
-        return self._or_one((self.n1 * self.n2) / (self.d1 * self.d2))
+        return (self.n1 * self.n2) / (self.d1 * self.d2)
 
     def luminance(self) -> Tensor:
-        return self._or_one(self.n1 / self.d1)
+        return self.n1 / self.d1
 
     def contrast_structure(self) -> Tensor:
-        return self._or_one(self.n2 / self.d2)
-
-    def _or_one(self, values: Tensor) -> Tensor:
-        """1 for windows without visible pixels, even if C1 = C2 = 0 give 0 / 0."""
-        return values if self.support is None else values.where(self.support > 0, 1)
+        return self.n2 / self.d2
 
     def as_map(self, values: Tensor) -> Tensor:
         return values.to(self.out_dtype).contiguous()
@@ -275,10 +280,8 @@ class _LocalStatistics:
         return by_s + by_d, by_s - by_d
 
     def _of_seen(self, *maps: Tensor) -> tuple[Tensor, ...]:
-        """Multiplies derivatives w.r.t. masked statistics by ``support``; 0 for empty windows."""
-        if self.support is None:
-            return maps
-        return tuple((values * self.support).where(self.support > 0, 0) for values in maps)
+        """Multiplies derivatives w.r.t. masked statistics by ``support``."""
+        return maps if self.support is None else tuple(values * self.support for values in maps)
 
 
 def _support(mask: Tensor, taps: list[list[float]], same: bool) -> Tensor:
@@ -502,8 +505,8 @@ def combine_levels(
             f'negative="raise": a mean of contrast-structure is {means.min().item():.4g}; '
             'negative="relu" or "abs" accept it'
         )
-    size = means.abs() if negative == NEGATIVES["abs"] else means.clamp_min(0)
-    powers = size**powers_of
+    size = means.abs() if negative == NEGATIVES["abs"] else means.relu()
+    powers = _power(size, powers_of)
     ms_ssim = powers.prod(-1)
     batch, channels = terms[0].shape[:2]
     planes = math.prod((batch, channels)[kept:])  # number of planes that a value averages
@@ -521,11 +524,24 @@ def combine_levels(
     return value + constant, out, slopes
 
 
+def _power(size: Tensor, exponents: Tensor) -> Tensor:
+    """``size ** exponents``, which autograd differentiates with the slopes of ``_slopes``."""
+    fixed = size.detach()
+    # At 0, the derivatives of other powers may be infinite; that of `size` is 0 there.
+    bounded = _too_steep(fixed, exponents) | (fixed == 0)
+    line = fixed**exponents + exponents * LEAST_MEAN ** (exponents - 1) * (size - fixed)
+    return torch.where(bounded, line, size.where(~bounded, 1) ** exponents)
+
+
+def _too_steep(size: Tensor, exponents: Tensor) -> Tensor:
+    return (exponents < 1) & (size < LEAST_MEAN)
+
+
 def _slopes(means: Tensor, size: Tensor, powers: Tensor, exponents: Tensor) -> Tensor:
     """Derivative of the product of all powers w.r.t. the mean of each level."""
     own = torch.eye(len(exponents), dtype=torch.bool, device=means.device)
     others = powers[..., None, :].masked_fill(own, 1).prod(-1)  # product of all other powers
-    too_steep = (exponents < 1) & (size < LEAST_MEAN)
-    by_size = exponents * torch.where(too_steep, LEAST_MEAN ** (exponents - 1), powers / size)
+    least = LEAST_MEAN ** (exponents - 1)
+    by_size = exponents * torch.where(_too_steep(size, exponents), least, powers / size)
     by_size = by_size.masked_fill(size == 0, 0)
     return others * torch.where(means < 0, -by_size, by_size)

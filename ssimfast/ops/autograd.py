@@ -1,16 +1,20 @@
-"""Autograd Functions around the ops, and the functions that the measures call."""
+"""Autograd Functions around the ops, and the functions that the measures call.
+
+The Functions compute first derivatives by reverse mode. ``differentiable.py`` computes everything
+else: gradients with ``create_graph=True``, forward mode, and the transforms of ``torch.func``.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ssimfast.backends.constants import L1, NEGATIVES, value_dtype
-from ssimfast.ops import library, multiscale
+from ssimfast.ops import differentiable, library, multiscale
 from ssimfast.ops.multiscale import wanted_bits
 from ssimfast.ops.schemas import Levels, Loss, Statistic
+from ssimfast.ops.transforms import is_batch_of_gradients, is_transformed
 
 _ValueAndTerms = Callable[..., tuple[Tensor, Tensor]]
 
@@ -30,9 +34,10 @@ _saved_tensors_hooks: Callable[[bool], Any] = getattr(
 )
 
 
-def _save_gradients(ctx: Any, *tensors: Tensor | None) -> None:
-    """Saves gradients, and whether backward may overwrite them because nobody else holds them."""
-    ctx.save_for_backward(*tensors)
+def _save_for_backward(ctx: Any, x: Tensor, y: Tensor, *gradients: Tensor) -> None:
+    """Saves the images for second derivatives, and the gradients; also notes whether backward may
+    overwrite the gradients because nobody else holds them."""
+    ctx.save_for_backward(x, y, *gradients)
     # A saved-tensor hook may keep the tensor that it receives.
     ctx.owns_saved = torch.compiler.is_compiling() or _saved_tensors_hooks(True) is None
 
@@ -56,17 +61,10 @@ def _by_need(
     return grads[0] if needs[0] else None, grads[-1] if needs[1] else None
 
 
-def _refuse_second_derivative() -> None:
-    """Raises RuntimeError in a backward pass with create_graph=True.
-
-    torch's once_differentiable would only detach the gradient, so a penalty on the gradient would
-    silently have no effect.
-    """
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            "ssimfast is differentiable once: call backward or torch.autograd.grad without "
-            "create_graph=True"
-        )
+def _is_first_order(upstream: Tensor) -> bool:
+    """False in a backward pass that ops cannot compute: for a gradient that may be differentiated
+    again (``create_graph=True``), or for a batch of upstream gradients."""
+    return not (torch.is_grad_enabled() or is_batch_of_gradients(upstream))
 
 
 # ---- autograd Functions -------------------------------------------------------------------------
@@ -85,16 +83,24 @@ class _Maps(torch.autograd.Function):
         components: bool,
     ) -> Any:
         ctx.save_for_backward(x, y, mask)
-        ctx.statistic = statistic
+        ctx.call = (statistic, components)
         return tuple(library.maps(x, y, mask, statistic, components))
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        _refuse_second_derivative()
         needs = ctx.needs_input_grad[:2]
         x, y, mask = ctx.saved_tensors
+        statistic, components = ctx.call
+        if not all(map(_is_first_order, upstream)):
+            by_images = differentiable.gradients_of(
+                lambda x, y: differentiable.maps(x, y, mask, statistic, components),
+                (x, y),
+                needs,
+                upstream,
+            )
+            return *_by_need(by_images, needs), None, None, None
         x, y = _in_order(x, y, needs)
-        grads = library.maps_grad(list(upstream), x, y, mask, ctx.statistic, sum(needs))
+        grads = library.maps_grad(list(upstream), x, y, mask, statistic, sum(needs))
         return *_by_need(grads, needs), None, None, None
 
 
@@ -106,7 +112,7 @@ class _Sweep(torch.autograd.Function):
         ctx: Any, x: Tensor, y: Tensor, statistic: Statistic, loss: Loss, count: int, kept: int
     ) -> Any:
         needs = ctx.needs_input_grad[:2]
-        x, y = _in_order(x, y, needs)
+        first, second = _in_order(x, y, needs)
         # For float32 and float64, the sweep writes the gradient of the value itself. In half types,
         # that gradient may underflow (a mean over many pixels) or overflow (a large weight), so
         # backward applies these factors.
@@ -117,8 +123,8 @@ class _Sweep(torch.autograd.Function):
             grad_scale, grad_count = 1 / largest, 1
             ctx.factor, ctx.count = statistic.scale * largest, count
         value, terms, grads, *_ = library.sweep(
-            x,
-            y,
+            first,
+            second,
             statistic,
             loss,
             kept=kept,
@@ -128,7 +134,8 @@ class _Sweep(torch.autograd.Function):
             grad_scale=grad_scale,
             grad_count=grad_count,
         )
-        _save_gradients(ctx, *grads)
+        ctx.call = (statistic, loss, count, kept)
+        _save_for_backward(ctx, x, y, *grads)
         ctx.mark_non_differentiable(terms)
         ctx.set_materialize_grads(False)  # backward gets None, not zeros, for the terms
         return value, terms
@@ -137,11 +144,19 @@ class _Sweep(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor | None, _: None) -> Any:
         if upstream is None:  # the value has no gradient
             return (None,) * 6
-        _refuse_second_derivative()
-        grads = [_ready_to_change(ctx, grad) for grad in ctx.saved_tensors]
+        needs = ctx.needs_input_grad[:2]
+        x, y, *grads = ctx.saved_tensors
+        if not _is_first_order(upstream):
+            by_images = differentiable.gradients_of(
+                lambda x, y: differentiable.loss_of(x, y, *ctx.call), (x, y), needs, [upstream]
+            )
+            return *_by_need(by_images, needs), *[None] * 4
+        if torch.compiler.is_compiling():
+            upstream = library.depend_on(upstream, [x, y])
+        grads = [_ready_to_change(ctx, grad) for grad in grads]
         for grad in grads:
             library.scale_(grad, upstream, ctx.factor, ctx.count)
-        return *_by_need(grads, ctx.needs_input_grad[:2]), *[None] * 4
+        return *_by_need(grads, needs), *[None] * 4
 
 
 class _SweepLevels(torch.autograd.Function):
@@ -159,13 +174,11 @@ class _SweepLevels(torch.autograd.Function):
         kept: int,
     ) -> Any:
         needs = ctx.needs_input_grad[:2]
-        x, y = _in_order(x, y, needs)
         value, terms, slopes, grads = _sweep_levels(
-            x, y, statistic, loss, levels, reflect, kept, gradients=sum(needs)
+            *_in_order(x, y, needs), statistic, loss, levels, reflect, kept, gradients=sum(needs)
         )
-        ctx.call = (statistic, loss.weights, levels)
-        images = (x, y) if any(loss.weights[L1:]) else (None, None)
-        _save_gradients(ctx, slopes, *images, loss.rows, loss.columns, *grads)
+        ctx.call = (statistic, loss, levels, reflect, kept)
+        _save_for_backward(ctx, x, y, slopes, *grads)
         ctx.mark_non_differentiable(terms)
         ctx.set_materialize_grads(False)  # backward gets None, not zeros, for the terms
         return value, terms
@@ -174,11 +187,22 @@ class _SweepLevels(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor | None, _: None) -> Any:
         if upstream is None:  # the value has no gradient
             return (None,) * 7
-        _refuse_second_derivative()
         needs = ctx.needs_input_grad[:2]
+        x, y, slopes, *grads = ctx.saved_tensors
+        if not _is_first_order(upstream):
+            by_images = differentiable.gradients_of(
+                lambda x, y: differentiable.multi_scale_loss_of(x, y, *ctx.call),
+                (x, y),
+                needs,
+                [upstream],
+            )
+            return *_by_need(by_images, needs), *[None] * 5
+        if torch.compiler.is_compiling():
+            upstream = library.depend_on(upstream, [x, y])
+        statistic, loss, levels, *_ = ctx.call
+        pixel_weights = loss.weights[L1:]
+        first, second = _in_order(x, y, needs) if any(pixel_weights) else (None, None)
         images = sum(needs)
-        slopes, x, y, rows, columns, *grads = ctx.saved_tensors
-        statistic, weights, levels = ctx.call
         out = []
         for image in range(images):  # the pixel terms depend on x - y: for y the sign changes
             finest, *coarser = grads[image::images]
@@ -191,11 +215,11 @@ class _SweepLevels(torch.autograd.Function):
                 low=statistic.low,
                 scale=statistic.scale,
                 pooling=levels.pooling,
-                x=x,
-                y=y,
-                pixel_weights=[weight * (1 - 2 * image) for weight in weights[L1:]],
-                rows=rows,
-                columns=columns,
+                x=first,
+                y=second,
+                pixel_weights=[weight * (1 - 2 * image) for weight in pixel_weights],
+                rows=loss.rows,
+                columns=loss.columns,
             )
             out.append(finest)
         return *_by_need(out, needs), *[None] * 5
@@ -220,28 +244,21 @@ def _sweep_levels(
 # ---- functions that the measures call -----------------------------------------------------------
 
 
-def _is_differentiated(*images: Tensor) -> bool:
-    """True if a result of the images needs an autograd Function.
-
-    True for dual tensors of forward-mode AD as well: the Functions do not support them, so torch
-    raises an error.
-    """
-    if torch.is_grad_enabled():
-        for image in images:
-            if image.requires_grad:
-                return True
-    unpack: Callable[[Tensor], Any] = forward_ad.unpack_dual
-    return any(unpack(image).tangent is not None for image in images)
+def _is_differentiated(x: Tensor, y: Tensor) -> bool:
+    """True if a result of the images needs an autograd Function."""
+    return torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
 
 
 def maps(
     x: Tensor, y: Tensor, mask: Tensor | None, statistic: Statistic, components: bool = False
 ) -> Sequence[Tensor]:
     """The SSIM map; with ``components``, the maps of luminance and contrast-structure."""
-    if not _is_differentiated(x, y, *([] if mask is None else [mask])):
-        return library.maps(x, y, mask, statistic, components)
-    differentiable: Callable[..., Sequence[Tensor]] = _Maps.apply
-    return differentiable(x, y, mask, statistic, components)
+    if is_transformed(x, y):
+        return differentiable.maps(x, y, mask, statistic, components)
+    if _is_differentiated(x, y):
+        apply: Callable[..., Sequence[Tensor]] = _Maps.apply
+        return apply(x, y, mask, statistic, components)
+    return library.maps(x, y, mask, statistic, components)
 
 
 def loss_of(
@@ -252,9 +269,11 @@ def loss_of(
     A term is a sum divided by ``count``. The loss has its own constant (as in 1 - SSIM) because
     another autograd node would take as long as a small image.
     """
+    if is_transformed(x, y):
+        return differentiable.loss_of(x, y, statistic, loss, count, kept)
     if _is_differentiated(x, y):
-        differentiable: _ValueAndTerms = _Sweep.apply
-        return differentiable(x, y, statistic, loss, count, kept)
+        apply: _ValueAndTerms = _Sweep.apply
+        return apply(x, y, statistic, loss, count, kept)
     value, terms, *_ = library.sweep(
         x,
         y,
@@ -281,8 +300,11 @@ def multi_scale_loss_of(
 
     All terms are means. ``reflect`` gives the coarsest level a reflected border.
     """
+    call = (x, y, statistic, loss, levels, reflect, kept)
+    if is_transformed(x, y):
+        return differentiable.multi_scale_loss_of(*call)
     if _is_differentiated(x, y):
-        differentiable: _ValueAndTerms = _SweepLevels.apply
-        return differentiable(x, y, statistic, loss, levels, reflect, kept)
-    value, terms, *_ = _sweep_levels(x, y, statistic, loss, levels, reflect, kept, gradients=0)
+        apply: _ValueAndTerms = _SweepLevels.apply
+        return apply(*call)
+    value, terms, *_ = _sweep_levels(*call, gradients=0)
     return value, terms

@@ -365,3 +365,28 @@ def collapse_(
 ) -> None:
     pixels = (x, y, pixel_weights, rows, columns)
     OPS["collapse_"](finest, coarser, slopes, upstream, low, scale, pooling, *pixels)
+
+
+# ---- second derivatives under torch.compile -----------------------------------------------------
+
+torch.library.define(
+    "ssimfast::depend_on",
+    "(Tensor upstream, Tensor[] images) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.impl("ssimfast::depend_on", "CompositeExplicitAutograd")(
+    lambda upstream, images: upstream.clone()
+)
+torch.library.register_fake("ssimfast::depend_on")(
+    lambda upstream, images: torch.empty_like(upstream)
+)
+
+
+def depend_on(upstream: Tensor, images: list[Tensor]) -> Tensor:
+    """A copy of ``upstream`` for which torch.compile keeps the images until the backward pass.
+
+    torch.compile refuses second derivatives only w.r.t. tensors that it keeps. It would take the
+    gradient for a constant w.r.t. others.
+    """
+    copy: Tensor = torch.ops.ssimfast.depend_on(upstream, images)
+    return copy

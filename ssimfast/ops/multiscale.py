@@ -18,7 +18,7 @@ from ssimfast.backends.constants import (
     TERMS,
     value_dtype,
 )
-from ssimfast.ops.reflection import folded, reflected
+from ssimfast.ops.reflection import differentiable_reflected, folded
 from ssimfast.ops.schemas import Levels, Loss, Statistic
 
 
@@ -76,7 +76,8 @@ def sweep_levels(
         halo = statistic.sizes[0] // 2 if level == coarsest and reflect else 0
         dtype = images[0].dtype
         if halo:
-            images = reflected(images[0], halo), reflected(images[1], halo)
+            first, second = images
+            images = differentiable_reflected(first, halo), differentiable_reflected(second, halo)
         on_level = statistic if finest else statistic._replace(low=0.0, scale=1.0)
         positions.append(on_level.positions(images[0].shape, kept=2))
         _, term, by_images, pooled, _ = sweep(

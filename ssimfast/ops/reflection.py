@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ssimfast.backends.constants import value_dtype
+from ssimfast.ops.transforms import is_transformed
 
 
 class _Reflected(torch.autograd.Function):
@@ -28,7 +29,7 @@ def differentiable_reflected(image: Tensor, halo: int) -> Tensor:
     pixel is a sum over its reflections, which would lose digits in half precision."""
     if image.is_floating_point():
         image = image.to(value_dtype(image.dtype))
-    if not image.requires_grad or _torch_folds_well(image):
+    if not image.requires_grad or _torch_folds_well(image) or is_transformed(image):
         return reflected(image, halo)
     differentiable: Callable[..., Tensor] = _Reflected.apply
     return differentiable(image, halo)
