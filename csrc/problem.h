@@ -120,8 +120,8 @@ struct Problem {
 };
 
 // Element of mask_factors for a term of a group of planes; 1 without a mask.
-inline double mask_factor(const double* factors, int64_t group, int term) {
-  return factors == nullptr ? 1 : factors[2 * group + (term >= kL1 ? 1 : 0)];
+inline double mask_factor(const double* of_groups, int64_t group, int term) {
+  return of_groups == nullptr ? 1 : of_groups[2 * group + (term >= kL1 ? 1 : 0)];
 }
 
 // Parameters that turn sums into values, for one sweep or for all levels of MS-SSIM.

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import has_static_value
 
-from ssimfast.backends.constants import MAX_WINDOW_SIZE
-from ssimfast.ops.transforms import has_tangent
-from ssimfast.typing import Padding, Window
+from ssimfast.backends.constants import CONTRAST_STRUCTURE, MAX_WINDOW_SIZE, SSIM
+from ssimfast.ops.transforms import has_tangent, in_func_transform
+from ssimfast.typing import Padding, ReturnMap, Window
 
 # Largest accepted magnitude. Squares and quotients of such numbers are finite in float32.
 _LARGEST = 1e15
@@ -51,6 +51,18 @@ def flag(name: str, value: bool) -> bool:
     return value
 
 
+def map_term_of(return_map: ReturnMap) -> int:
+    """The argument ``map_term`` of the op ``sweep``."""
+    if isinstance(return_map, bool):
+        return SSIM if return_map else -1
+    names = ("ssim", "contrast_structure")
+    if return_map not in names:
+        raise ValueError(
+            f"return_map must be True, False or one of {', '.join(names)}, got {return_map!r}"
+        )
+    return (SSIM, CONTRAST_STRUCTURE)[names.index(return_map)]
+
+
 def choice(name: str, value: _Choice, choices: Sequence[_Choice]) -> _Choice:
     if not isinstance(value, (str, NoneType)) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
@@ -58,11 +70,15 @@ def choice(name: str, value: _Choice, choices: Sequence[_Choice]) -> _Choice:
 
 
 def value_range_of(
-    value_range: tuple[float, float] | None, data_range: float | None
+    value_range: tuple[float, float] | None, data_range: float | Tensor | None
 ) -> tuple[float, float] | None:
-    """Returns (low, high), the values of black and white; None if neither argument is given."""
+    """Returns (low, high), the values of black and white; None if neither argument is given, or if
+    ``data_range`` is a tensor, which is only checked."""
     if value_range is None:
         if data_range is None:
+            return None
+        if isinstance(data_range, Tensor):
+            _check_range(data_range)
             return None
         high = variable("data_range", data_range)
         if high < 1 / _LARGEST:
@@ -80,6 +96,43 @@ def value_range_of(
     if high - low < 1 / _LARGEST:
         raise ValueError(f"value_range must be at least {1 / _LARGEST:g} wide, got {value_range!r}")
     return low, high
+
+
+def _check_range(data_range: Tensor) -> None:
+    """Checks a tensor of one number, or of one for each image."""
+    if data_range.dim() > 1 or data_range.dtype == torch.bool or data_range.is_complex():
+        raise ValueError(
+            "data_range must be a number, or a tensor of shape () or (N,), got "
+            f"{tuple(data_range.shape)} {data_range.dtype}"
+        )
+    if is_readable(data_range) and not (data_range >= 1 / _LARGEST).all():
+        raise ValueError(f"data_range must be greater than 0, got {data_range.tolist()}")
+
+
+def is_readable(tensor: Tensor) -> bool:
+    """True if the numbers of a tensor can be checked without waiting for a device."""
+    return tensor.is_cpu and type(tensor) is Tensor and not is_traced_or_transformed()
+
+
+def is_traced_or_transformed() -> bool:
+    return torch.compiler.is_compiling() or in_func_transform()
+
+
+def windows_of(
+    window: Window, window_size: int | Sequence[int], sigma: float | Sequence[float]
+) -> list[list[float]]:
+    """Checks the arguments of the window. Returns the taps of its separable filter along each
+    axis, or along all axes if sizes and sigma are single numbers."""
+    sizes: list[Any] = [*window_size] if isinstance(window_size, (tuple, list)) else [window_size]
+    sigmas: list[Any] = [*sigma] if isinstance(sigma, (tuple, list)) else [sigma]
+    axes = max(len(sizes), len(sigmas))
+    if not 1 <= axes <= 3 or not {len(sizes), len(sigmas)} <= {1, axes}:
+        raise ValueError(
+            "window_size and sigma must be single numbers, or one for each spatial axis, got "
+            f"{window_size!r} and {sigma!r}"
+        )
+    sizes, sigmas = sizes * (axes // len(sizes)), sigmas * (axes // len(sigmas))
+    return [taps_of(window, size, s) for size, s in zip(sizes, sigmas, strict=True)]
 
 
 def taps_of(window: Window, window_size: int, sigma: float) -> list[float]:
@@ -130,10 +183,8 @@ _SHAPES = {4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
 
 
 def checked_images(x: Tensor, y: Tensor, ranks: tuple[int, ...] = (4,)) -> tuple[Tensor, Tensor]:
-    """Checks a pair of images and returns it in one dtype.
-
-    Under autocast two floating dtypes are allowed, because the output of a layer is then half and
-    the target is not; both images are converted to the wider dtype.
+    """Checks a pair of images. Returns it in one dtype, as torch promotes two floating dtypes, or
+    as a floating image and an 8-bit one, in this order: SSIM is symmetric.
     """
     if _jit.is_tracing():
         raise RuntimeError(
@@ -145,7 +196,10 @@ def checked_images(x: Tensor, y: Tensor, ranks: tuple[int, ...] = (4,)) -> tuple
             _check_kind(name, image)
         if image.dim() not in ranks:
             wanted = " or ".join(_SHAPES[rank] for rank in ranks)
-            hint = {3: f"; a single image is {name}[None]", 5: "; only ssim takes volumes"}
+            hint = {
+                3: f"; a single image is {name}[None]",
+                5: f"; only ssim takes volumes; give video (N, T, C, H, W) as {name}.flatten(0, 1)",
+            }
             raise ValueError(
                 f"{name} must have shape {wanted}, got {tuple(image.shape)}"
                 + hint.get(image.dim(), "")
@@ -159,19 +213,16 @@ def checked_images(x: Tensor, y: Tensor, ranks: tuple[int, ...] = (4,)) -> tuple
         raise ValueError(
             f"x and y must have the same shape, got {tuple(x.shape)} and {tuple(y.shape)}"
         )
-    if x.dtype != y.dtype and x.is_floating_point() and y.is_floating_point():
-        kind = x.device.type
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-            wider = torch.promote_types(x.dtype, y.dtype)
-            x, y = x.to(wider), y.to(wider)
-    if x.dtype != y.dtype:
-        raise ValueError(
-            f"x and y must have the same dtype, got {x.dtype} and {y.dtype}; convert one, for "
-            "example with .float() where autocast made it half (uint8 has another range)"
-        )
     if x.device != y.device:
         raise ValueError(f"x and y must be on the same device, got {x.device} and {y.device}")
-    return x, y
+    if x.dtype == y.dtype:
+        return x, y
+    if y.dtype == torch.uint8:
+        return x, y
+    if x.dtype == torch.uint8:
+        return y, x
+    wider = torch.promote_types(x.dtype, y.dtype)
+    return x.to(wider), y.to(wider)
 
 
 def _check_kind(name: str, tensor: Tensor) -> None:
@@ -198,9 +249,18 @@ def _check_kind(name: str, tensor: Tensor) -> None:
         )
 
 
-def check_size(x: Tensor, window_size: int, padding: Padding) -> None:
-    least = {"valid": window_size, "same": 0, "reflect": window_size // 2 + 1}[padding]
-    if min(x.shape[2:]) < least:
+def check_size(x: Tensor, window_sizes: list[int], padding: Padding) -> None:
+    axes = x.dim() - 2
+    if len(window_sizes) not in (1, axes):
+        raise ValueError(
+            f"window_size and sigma must be one number or {axes} for {_SHAPES[x.dim()]}, got "
+            f"{len(window_sizes)}"
+        )
+    each = window_sizes * axes if len(window_sizes) == 1 else window_sizes
+    leasts = [{"valid": n, "same": 0, "reflect": n // 2 + 1}[padding] for n in each]
+    if any(size < least for size, least in zip(x.shape[2:], leasts, strict=True)):
+        least = max(leasts)
+        window_size = window_sizes[0] if len(window_sizes) == 1 else tuple(window_sizes)
         size = " x ".join(str(size) for size in x.shape[2:])
         reason = "" if padding == "valid" else ' allows with padding="reflect"'
         raise ValueError(
@@ -217,11 +277,13 @@ def hint_of_layout(x: Tensor, least: int) -> str:
 
 
 def mask_like(mask: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Checks the mask and returns it in ``dtype``, expanded to the shape of ``x``."""
+    """Checks the mask and returns its weights in ``dtype``. They have as many dimensions as ``x``,
+    of the same size or of size 1."""
     _check_kind("mask", mask)
-    if mask.dtype != torch.bool and not mask.dtype.is_floating_point:
+    is_bytes = mask.dtype == torch.uint8
+    if mask.dtype != torch.bool and not mask.dtype.is_floating_point and not is_bytes:
         hint = "" if mask.dtype.is_complex else "; `mask > 0` makes it bool"
-        raise TypeError(f"mask must be bool or floating point, got {mask.dtype}{hint}")
+        raise TypeError(f"mask must be bool, uint8 or floating point, got {mask.dtype}{hint}")
     if mask.requires_grad or has_tangent(mask):
         what = "requires_grad=True" if mask.requires_grad else "a dual tensor"
         raise ValueError(f"mask is not differentiated: give mask.detach(), got {what}")
@@ -234,7 +296,12 @@ def mask_like(mask: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
             f"mask must be broadcastable to the shape of x, got {tuple(mask.shape)} and "
             f"{tuple(x.shape)}{hint}"
         )
-    return mask.to(dtype).expand(x.shape)
+    if mask.dtype.is_floating_point and mask.numel() > 0 and is_readable(mask):
+        least, most = mask.aminmax()
+        if not (least >= 0 and most <= 1):  # NaN, too
+            raise ValueError(f"mask must lie in [0, 1], got {least.item():g} to {most.item():g}")
+    weights = mask.to(dtype) / 255 if is_bytes else mask.to(dtype)
+    return weights[(None,) * (x.dim() - mask.dim())]
 
 
 def _broadcastable(mask: Tensor, x: Tensor) -> bool:

@@ -1,6 +1,7 @@
 """The public functions: signatures, argument meanings and sources."""
 
-from typing import Literal, overload
+from collections.abc import Sequence
+from typing import Any, Literal, overload
 
 from torch import Tensor
 from typing_extensions import Unpack
@@ -23,10 +24,35 @@ from ssimfast.typing import (
     Padding,
     Preset,
     Reduction,
+    ReturnMap,
+    Shown,
     SimilarityLossArguments,
+    SSIMArguments,
     Weights,
     Window,
 )
+
+
+@overload
+def ssim(
+    x: Tensor,
+    y: Tensor,
+    *,
+    mask: Tensor | None = None,
+    return_map: Literal[False] = False,
+    **arguments: Unpack[SSIMArguments],
+) -> Tensor: ...
+
+
+@overload
+def ssim(
+    x: Tensor,
+    y: Tensor,
+    *,
+    mask: Tensor | None = None,
+    return_map: Shown,
+    **arguments: Unpack[SSIMArguments],
+) -> tuple[Tensor, Tensor]: ...
 
 
 @with_presets
@@ -35,18 +61,19 @@ def ssim(
     y: Tensor,
     *,
     value_range: tuple[float, float] | None = None,
-    data_range: float | None = None,
+    data_range: float | Tensor | None = None,
     window: Window = "gaussian",
-    window_size: int = 11,
-    sigma: float = 1.5,
+    window_size: int | Sequence[int] = 11,
+    sigma: float | Sequence[float] = 1.5,
     k1: float = 0.01,
     k2: float = 0.03,
     sample_covariance: bool = False,
     padding: Padding = "valid",
     reduction: Reduction = "mean",
     mask: Tensor | None = None,
+    return_map: ReturnMap = False,
     preset: Preset | None = None,
-) -> Tensor:
+) -> Any:
     r"""Structural similarity (SSIM) of two batches of images or volumes, with a sliding window.
 
     Equation 13 of Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment: from error
@@ -119,6 +146,7 @@ def ssim(
         sample_covariance=sample_covariance,
         padding=padding,
         reduction=reduction,
+        return_map=return_map,
     )(x, y, mask)
 
 
@@ -128,7 +156,7 @@ def ssim_components(
     y: Tensor,
     *,
     value_range: tuple[float, float] | None = None,
-    data_range: float | None = None,
+    data_range: float | Tensor | None = None,
     window: Window = "gaussian",
     window_size: int = 11,
     sigma: float = 1.5,
@@ -175,7 +203,7 @@ def ms_ssim(
     *,
     weights: Weights = WANG_WEIGHTS,
     value_range: tuple[float, float] | None = None,
-    data_range: float | None = None,
+    data_range: float | Tensor | None = None,
     window: Window = "gaussian",
     window_size: int = 11,
     sigma: float = 1.5,
@@ -187,6 +215,7 @@ def ms_ssim(
     negative: Negative = "relu",
     channels: Channels = "separate",
     reduction: Reduction = "mean",
+    mask: Tensor | None = None,
     preset: Preset | None = None,
 ) -> Tensor:
     r"""Multi-scale structural similarity (MS-SSIM) of two batches of images.
@@ -240,7 +269,7 @@ def ms_ssim(
         ValueError: the images are too small for the number of levels; shapes, devices or dtypes
             differ; or a value is out of range.
     """
-    return MSSSIMMeasure(
+    value: Tensor = MSSSIMMeasure(
         weights=weights,
         value_range=value_range,
         data_range=data_range,
@@ -255,7 +284,8 @@ def ms_ssim(
         negative=negative,
         channels=channels,
         reduction=reduction,
-    )(x, y)
+    )(x, y, mask)
+    return value
 
 
 @overload
@@ -263,7 +293,9 @@ def similarity_loss(
     x: Tensor,
     y: Tensor,
     *,
+    mask: Tensor | None = None,
     return_terms: Literal[False] = False,
+    return_map: Literal[False] = False,
     **arguments: Unpack[SimilarityLossArguments],
 ) -> Tensor: ...
 
@@ -273,15 +305,59 @@ def similarity_loss(
     x: Tensor,
     y: Tensor,
     *,
+    mask: Tensor | None = None,
     return_terms: Literal[True],
+    return_map: Literal[False] = False,
     **arguments: Unpack[SimilarityLossArguments],
 ) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
 @overload
 def similarity_loss(
-    x: Tensor, y: Tensor, *, return_terms: bool, **arguments: Unpack[SimilarityLossArguments]
+    x: Tensor,
+    y: Tensor,
+    *,
+    mask: Tensor | None = None,
+    return_terms: bool,
+    return_map: Literal[False] = False,
+    **arguments: Unpack[SimilarityLossArguments],
 ) -> Tensor | tuple[Tensor, dict[str, Tensor]]: ...
+
+
+@overload
+def similarity_loss(
+    x: Tensor,
+    y: Tensor,
+    *,
+    mask: Tensor | None = None,
+    return_terms: Literal[False] = False,
+    return_map: Shown,
+    **arguments: Unpack[SimilarityLossArguments],
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def similarity_loss(
+    x: Tensor,
+    y: Tensor,
+    *,
+    mask: Tensor | None = None,
+    return_terms: Literal[True],
+    return_map: Shown,
+    **arguments: Unpack[SimilarityLossArguments],
+) -> tuple[Tensor, dict[str, Tensor], Tensor]: ...
+
+
+@overload
+def similarity_loss(
+    x: Tensor,
+    y: Tensor,
+    *,
+    mask: Tensor | None = None,
+    return_terms: bool = False,
+    return_map: ReturnMap = False,
+    **arguments: Unpack[SimilarityLossArguments],
+) -> Any: ...
 
 
 @with_presets
@@ -296,7 +372,7 @@ def similarity_loss(
     gaussian_l1: float = 0.0,
     weights: Weights = WANG_WEIGHTS,
     value_range: tuple[float, float] | None = None,
-    data_range: float | None = None,
+    data_range: float | Tensor | None = None,
     window: Window = "gaussian",
     window_size: int = 11,
     sigma: float = 1.5,
@@ -308,9 +384,11 @@ def similarity_loss(
     negative: Negative = "relu",
     channels: Channels = "separate",
     reduction: LossReduction = "mean",
+    mask: Tensor | None = None,
     return_terms: bool = False,
+    return_map: ReturnMap = False,
     preset: Preset | None = None,
-) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+) -> Any:
     r"""Weighted sum of similarity losses, computed in the same pass over the images.
 
     .. math:: w_{ssim} (1 - \mathrm{SSIM}) + w_{ms} (1 - \text{MS-SSIM}) + w_1 \overline{|x - y|}
@@ -375,4 +453,5 @@ def similarity_loss(
         channels=channels,
         reduction=reduction,
         return_terms=return_terms,
-    )(x, y)
+        return_map=return_map,
+    )(x, y, mask)

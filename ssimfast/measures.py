@@ -4,13 +4,15 @@ Fields are the arguments of the public functions, which document them.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, get_args
+from typing import Any, ClassVar, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from ssimfast import masks
 from ssimfast.arguments import (
     check_size,
     checked_images,
@@ -18,14 +20,15 @@ from ssimfast.arguments import (
     flag,
     has_symbols,
     hint_of_layout,
+    map_term_of,
     mask_like,
     number,
     taps,
-    taps_of,
     value_range_of,
     variable,
+    windows_of,
 )
-from ssimfast.backends import constants
+from ssimfast.backends import constants, reference
 from ssimfast.backends.constants import value_dtype, widest_dtype
 from ssimfast.ops import autograd
 from ssimfast.ops.multiscale import only
@@ -40,6 +43,7 @@ from ssimfast.typing import (
     Odd,
     Padding,
     Reduction,
+    ReturnMap,
     Weights,
     Window,
 )
@@ -67,27 +71,48 @@ class Windowed:
     """Arguments that all measures share: value range, window, constants, padding."""
 
     value_range: tuple[float, float] | None = None
-    data_range: float | None = None
+    data_range: float | Tensor | None = None
     window: Window = "gaussian"
-    window_size: int = 11
-    sigma: float = 1.5
+    window_size: int | Sequence[int] = 11
+    sigma: float | Sequence[float] = 1.5
     k1: float = 0.01
     k2: float = 0.03
     sample_covariance: bool = False
     padding: Padding = "valid"
 
     _PADDINGS: ClassVar[tuple[str, ...]] = get_args(Padding)
+    _BY_AXIS: ClassVar[bool] = False  # True if there may be a window for each axis
 
     def __post_init__(self) -> None:
         self._range = value_range_of(self.value_range, self.data_range)
         self._range_varies = has_symbols(*self._range or ())
-        self._taps = taps_of(self.window, self.window_size, self.sigma)
+        self._windows = windows_of(self.window, self.window_size, self.sigma)
         self._c1 = number("k1", self.k1, least=0.0) ** 2
         self._c2 = number("k2", self.k2, least=0.0) ** 2
         flag("sample_covariance", self.sample_covariance)
-        if self.sample_covariance and len(self._taps) == 1:
+        if self.sample_covariance and math.prod(self._sizes) == 1:
             raise ValueError("sample_covariance needs a window_size of at least 3, got 1")
         choice("padding", self.padding, self._PADDINGS)
+        if len(self._windows) > 1:
+            if not self._BY_AXIS:
+                raise TypeError(
+                    "window_size and sigma must be single numbers, except for ssim, got "
+                    f"{self.window_size!r} and {self.sigma!r}"
+                )
+            if self.padding == "reflect":
+                raise ValueError(
+                    'padding="reflect" needs one window for all axes, got window_size '
+                    f"{self.window_size!r} and sigma {self.sigma!r}"
+                )
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [len(taps) for taps in self._windows]
+
+    @property
+    def _taps(self) -> list[float]:
+        """The window of a measure that has the same window along all axes."""
+        return self._windows[0]
 
     def prepared(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Statistic]:
         """The images and the statistic, as the ops take them."""
@@ -95,20 +120,51 @@ class Windowed:
         if self.sample_covariance:
             # Dividing C2 by n / (n - 1) has the same effect as multiplying variances and covariance
             # by it, because the quotient of contrast-structure has no other summands.
-            n = len(self._taps) ** (x.dim() - 2)
+            n = math.prod(self._sizes * (x.dim() - 2 if len(self._sizes) == 1 else 1))
             c2 = c2 * (n - 1) / n
-        low, high = self._range or (0.0, 255.0 if x.dtype == torch.uint8 else 1.0)
-        scale = 1 / (high - low)
-        if self._range_varies:  # the ops need a constant range: maps symbolic ones here
-            dtype = value_dtype(x.dtype)
-            x, y = ((image.to(dtype) - low) * scale for image in (x, y))
+        x, y, low, scale = self._in_range(x, y)
+        window, same = list(itertools.chain(*self._windows)), self.padding == "same"
+        return x, y, Statistic(window, self._sizes, self._c1, c2, low, scale, same)
+
+    def _in_range(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float, float]:
+        """The images, ``low`` and ``scale`` as the ops take them.
+
+        The ops need a range of two constant numbers: tensors and symbols are applied here. They
+        take an 8-bit ``y`` as it is, unless ``x`` is float64."""
+        dtype, beside_bytes = value_dtype(x.dtype), x.dtype != y.dtype
+        if isinstance(self.data_range, Tensor):
+            widths = self._widths(self.data_range, x)
+            images = [x.to(dtype) / widths, y if beside_bytes else y.to(dtype) / widths]
             low, scale = 0.0, 1.0
-        same = self.padding == "same"
-        return x, y, Statistic(self._taps, [len(self._taps)], self._c1, c2, low, scale, same)
+        else:
+            low, high = self._range or (0.0, 255.0 if x.dtype == torch.uint8 else 1.0)
+            scale, images = 1 / (high - low), [x, y]
+            if self._range_varies:
+                images[0] = (x.to(dtype) - low) * scale
+                images[1] = y if beside_bytes else (y.to(dtype) - low) * scale
+                low, scale = 0.0, 1.0
+        if beside_bytes and x.dtype == torch.float64:
+            images[1] = images[1].to(dtype) * (1 / (255 * scale)) + low
+        return images[0], images[1], low, scale
+
+    def _widths(self, data_range: Tensor, x: Tensor) -> Tensor:
+        """The range of each image, broadcastable to ``x``."""
+        if data_range.dim() == 1 and len(data_range) not in (1, len(x)):
+            raise ValueError(
+                f"data_range must have one number for each of {len(x)} images, got "
+                f"{tuple(data_range.shape)}"
+            )
+        widths = data_range.detach().to(device=x.device, dtype=value_dtype(x.dtype))
+        return widths.reshape(-1, *[1] * (x.dim() - 1))
 
     def use_taps(self, taps: list[float]) -> None:
         """Replaces the separable window by an odd number of taps >= 0, symmetric, with sum 1."""
-        self._taps = taps
+        self._windows = [taps]
+
+    def _checked_mask(self, mask: Tensor, x: Tensor) -> Tensor:
+        if self.padding == "reflect":
+            raise ValueError('mask does not go with padding="reflect"; use "valid" or "same"')
+        return mask_like(mask, x, value_dtype(x.dtype))
 
     def _reflected(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         halo = len(self._taps) // 2
@@ -118,84 +174,79 @@ class Windowed:
 @dataclass(kw_only=True)
 class SSIMMeasure(Windowed):
     reduction: Reduction = "mean"
+    return_map: ReturnMap = False
+
+    _BY_AXIS = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         choice("reduction", self.reduction, _REDUCTIONS)
+        self._map_term = map_term_of(self.return_map)
 
-    def __call__(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.reduced(x, y, mask, self.reduction)
+    # The measure and the loss are a tensor or, with `return_map`, a pair of tensors.
+    def __call__(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Any:
+        return self._results(x, y, mask, 1.0, 0.0)
 
-    def loss(self, x: Tensor, y: Tensor, mask: Tensor | None, reduction: Reduction) -> Tensor:
-        """``1 - SSIM``."""
-        fused = mask is None and reduction != "none" and isinstance(x, Tensor)
-        if fused and x.numel() > 0:
-            return self.reduced(x, y, None, reduction, factor=-1.0, constant=1.0)
-        return 1 - self.reduced(x, y, mask, reduction)
+    def loss(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Any:
+        """``1 - SSIM``. A sum adds up ``1 - SSIM`` of all windows, weighted by the mask."""
+        return self._results(x, y, mask, -1.0, 1.0)
 
-    def reduced(
+    def _results(
+        self, x: Tensor, y: Tensor, mask: Tensor | None, factor: float, constant: float
+    ) -> Any:
+        """``factor * SSIM + constant`` after the reduction; with ``return_map``, the map, too."""
+        x, y = checked_images(x, y, ranks=(4, 5))
+        check_size(x, self._sizes, self.padding)
+        x, y, statistic = self.prepared(x, y)
+        weights = None if mask is None else self._checked_mask(mask, x)
+        if self.padding == "reflect":
+            x, y = self._reflected(x, y)
+        maps: tuple[Tensor, ...]
+        if self.reduction == "none":
+            (ssim,) = autograd.maps(x, y, _expanded(weights, x), statistic)
+            value = ssim if factor == 1 else constant + factor * ssim
+            maps = _map_of(x, y, statistic, weights, self._map_term)
+        else:
+            value, maps = self._reduced(x, y, weights, statistic, factor, constant)
+        return value if self._map_term < 0 else (value, *maps)
+
+    def _reduced(
         self,
         x: Tensor,
         y: Tensor,
-        mask: Tensor | None,
-        reduction: Reduction,
-        factor: float = 1.0,
-        constant: float = 0.0,
-    ) -> Tensor:
-        """SSIM after the reduction. Sums and means without a mask are multiplied by ``factor`` and
-        ``constant`` is added; masks, maps and means of empty images ignore both."""
-        x, y = checked_images(x, y, ranks=(4, 5))
-        check_size(x, len(self._taps), self.padding)
-        x, y, statistic = self.prepared(x, y)
-        kept = _KEPT.get(reduction, 0)
-        if mask is not None:
-            mask = self._checked_mask(mask, x)
-            (values,) = autograd.maps(x, y, mask, statistic)
-            if reduction == "none":
-                return values
-            at_centres = self._at_centres(mask)
-            total, seen = _sum(values * at_centres, kept), _sum(at_centres, kept)
-            if reduction == "sum":
-                return total.to(values.dtype)
-            nothing = (seen == 0).to(seen.dtype)  # 1 where all weights are 0: SSIM is 1 there
-            return ((total + nothing) / (seen + nothing)).to(values.dtype)
-        if x.numel() == 0 and reduction not in ("sum", "none"):
-            return _constant(x, y, kept, 1.0)
-        if self.padding == "reflect":
-            x, y = self._reflected(x, y)
-        if reduction == "none":
-            return autograd.maps(x, y, None, statistic)[0]
-        count = 1 if reduction == "sum" else statistic.positions(x.shape, kept)
+        weights: Tensor | None,
+        statistic: Statistic,
+        factor: float,
+        constant: float,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        kept = _KEPT.get(self.reduction, 0)
+        positions = statistic.positions(x.shape, kept)
+        is_sum = self.reduction == "sum"
+        if x.numel() == 0:
+            value = _constant(x, y, kept, 0.0 if is_sum else factor + constant)
+            return value, _map_of(x, y, statistic, weights, self._map_term)
+        masked: tuple[Tensor | None, Tensor | None] = (None, None)
+        if weights is not None:
+            factors = masks.mask_factors(weights, x.shape, statistic, kept)
+            masked = _expanded(weights, x), factors
         loss = Loss(only(constants.SSIM, factor), constant)
-        return autograd.loss_of(x, y, statistic, loss, count, kept)[0]
-
-    def total_weight(self, x: Tensor, mask: Tensor | None) -> int | Tensor:
-        """Sum of the weights of all windows: the sum of SSIM divided by its mean."""
-        if mask is not None:
-            weights = self._at_centres(self._checked_mask(mask, x))
-            return _sum(weights, 0).to(weights.dtype)
-        same = self.padding != "valid"
-        statistic = Statistic(self._taps, [len(self._taps)], 0.0, 0.0, 0.0, 1.0, same)
-        return statistic.positions(x.shape, 0)
-
-    def _checked_mask(self, mask: Tensor, x: Tensor) -> Tensor:
-        if self.padding == "reflect":
-            raise ValueError('mask does not go with padding="reflect"; use "valid" or "same"')
-        return mask_like(mask, x, value_dtype(x.dtype))
-
-    def _at_centres(self, mask: Tensor) -> Tensor:
-        halo = len(self._taps) // 2
-        if self.padding == "valid":
-            for dim in range(2, mask.dim()):
-                mask = mask.narrow(dim, halo, mask.shape[dim] - 2 * halo)
-        return mask
+        value, _, *maps = autograd.loss_of(
+            x, y, statistic, loss, positions, kept, *masked, self._map_term
+        )
+        if is_sum and weights is None:
+            value = value * positions
+        elif is_sum and weights is not None:
+            at_positions = masks.weights_at_positions(weights, x.shape, statistic)
+            shape = (*x.shape[:2], *statistic.map_sizes(x.shape[2:]))
+            value = value * masks.total(at_positions, shape, kept).to(value.dtype)
+        return value, tuple(maps)
 
 
 @dataclass(kw_only=True)
 class ComponentsMeasure(Windowed):
     def __call__(self, x: Tensor, y: Tensor) -> SSIMComponents:
         x, y = checked_images(x, y)
-        check_size(x, len(self._taps), self.padding)
+        check_size(x, self._sizes, self.padding)
         x, y, statistic = self.prepared(x, y)
         if self.padding == "reflect":
             x, y = self._reflected(x, y)
@@ -279,16 +330,19 @@ class Pyramid(Windowed):
 
 @dataclass(kw_only=True)
 class MSSSIMMeasure(Pyramid):
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        return self._reduced(x, y, 1.0, 0.0)
+    def __call__(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self._reduced(x, y, mask, 1.0, 0.0)
 
-    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+    def loss(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
         """``1 - MS-SSIM``. A sum adds up ``1 - MS-SSIM`` of each image or plane."""
-        return self._reduced(x, y, -1.0, 1.0)
+        return self._reduced(x, y, mask, -1.0, 1.0)
 
-    def _reduced(self, x: Tensor, y: Tensor, factor: float, constant: float) -> Tensor:
+    def _reduced(
+        self, x: Tensor, y: Tensor, mask: Tensor | None, factor: float, constant: float
+    ) -> Tensor:
         x, y = checked_images(x, y)
         levels = self._levels(x)
+        weights = None if mask is None else self._checked_mask(mask, x)
         whole = 1 if self.channels == "joint" else 2  # a product for each image or each plane
         kept = _KEPT.get(self.reduction, whole)
         if x.numel() == 0:
@@ -296,10 +350,13 @@ class MSSSIMMeasure(Pyramid):
         else:
             x, y, statistic = self.prepared(x, y)
             loss = Loss(only(constants.MS_SSIM, factor), constant)
-            reflect = self.padding == "reflect"
-            value, _ = autograd.multi_scale_loss_of(
-                x, y, statistic, loss, levels, reflect=reflect, kept=kept
-            )
+            if weights is not None:
+                value, _ = _masked_ms_ssim(x, y, weights, statistic, loss, levels, kept)
+            else:
+                reflect = self.padding == "reflect"
+                value, _ = autograd.multi_scale_loss_of(
+                    x, y, statistic, loss, levels, reflect=reflect, kept=kept
+                )
         return value.sum() if self.reduction == "sum" else value
 
 
@@ -311,6 +368,7 @@ class MixtureMeasure(Pyramid):
     l2: float = 0.0
     gaussian_l1: float = 0.0
     return_terms: bool = False
+    return_map: ReturnMap = False
 
     _REDUCTIONS = get_args(LossReduction)
     _PADDINGS = get_args(LossPadding)
@@ -324,6 +382,8 @@ class MixtureMeasure(Pyramid):
             names = ", ".join(self.TERMS)
             raise ValueError(f"one of {names} must be greater than 0, got 0 for all")
         flag("return_terms", self.return_terms)
+        self._map_term = map_term_of(self.return_map)
+        self._sigma = number("sigma", self.sigma)  # type: ignore[arg-type]  # one number
         # Taps of the coarsest level's window in pixels of the finest, by the number of levels.
         self._blurs: dict[int, list[float]] = {}
         if self.gaussian_l1 > 0:
@@ -333,35 +393,51 @@ class MixtureMeasure(Pyramid):
             for scales in by_weights if self.ms_ssim > 0 else [1]:
                 step = 2 ** (scales - 1)
                 radius = len(self._taps) // 2 * step
-                self._blurs[scales] = taps(self.window, radius, number("sigma", self.sigma) * step)
+                self._blurs[scales] = taps(self.window, radius, self._sigma * step)
 
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Any:
+        """The loss, or a tuple of the loss, its terms and its map, of which the last two are there
+        if they are asked for."""
         x, y = checked_images(x, y)
         by_ssim, by_ms_ssim, *_ = self._factors
         levels = None
         if by_ms_ssim > 0:
             levels = self._levels(x)
-        elif by_ssim > 0:
-            check_size(x, len(self._taps), self.padding)
-        call = (*self.prepared(x, y), levels)
+        elif by_ssim > 0 or self._map_term >= 0:
+            check_size(x, self._sizes, self.padding)
+        x, y, statistic = self.prepared(x, y)
+        weights = None if mask is None else self._checked_mask(mask, x)
+        if weights is not None and self.gaussian_l1 > 0:
+            raise ValueError(f"mask does not go with gaussian_l1, got {self.gaussian_l1}; use l1")
+        call = (x, y, weights, statistic, levels)
         if self._factors_vary:  # the ops need constant factors: applies symbolic ones outside
-            loss, terms = self._sum_of_terms(*call)
+            loss, terms, *maps = self._sum_of_terms(*call)
         else:
-            loss, terms = self._weighted(*call, self._factors)
-        if not self.return_terms:
-            return loss
-        terms = terms.detach().to(loss.dtype)
-        factors = zip(self.TERMS, self._factors, strict=True)
-        return loss, {name: terms[..., t] for t, (name, factor) in enumerate(factors) if factor > 0}
+            loss, terms, *maps = self._weighted(*call, self._factors)
+        results: list[Any] = [loss]
+        if self.return_terms:
+            terms = terms.detach().to(loss.dtype)
+            factors = zip(self.TERMS, self._factors, strict=True)
+            results.append(
+                {name: terms[..., t] for t, (name, factor) in enumerate(factors) if factor > 0}
+            )
+        if self._map_term >= 0:
+            results += maps or _map_of(x, y, statistic, weights, self._map_term)
+        return loss if len(results) == 1 else tuple(results)
 
     def _sum_of_terms(
-        self, x: Tensor, y: Tensor, statistic: Statistic, levels: Levels | None
+        self,
+        x: Tensor,
+        y: Tensor,
+        weights: Tensor | None,
+        statistic: Statistic,
+        levels: Levels | None,
     ) -> tuple[Tensor, Tensor]:
-        """The result of ``_weighted``, from one sweep for each term with factor 1."""
+        """The loss and the terms of ``_weighted``, from one sweep for each term with factor 1."""
         chosen = [t for t, factor in enumerate(self._factors) if factor > 0]
         results = []
         for t in chosen:
-            results.append(self._weighted(x, y, statistic, levels, only(t)))
+            results.append(self._weighted(x, y, weights, statistic, levels, only(t))[:2])
         total, terms = (torch.zeros_like(result) for result in results[0])
         for t, (loss, of_loss) in zip(chosen, results, strict=True):
             total = total + self._factors[t] * loss
@@ -372,33 +448,63 @@ class MixtureMeasure(Pyramid):
         self,
         x: Tensor,
         y: Tensor,
+        weights: Tensor | None,
         statistic: Statistic,
         levels: Levels | None,
         factors: list[float],
-    ) -> tuple[Tensor, Tensor]:
-        """The loss, shape () or (N,), and its terms, shape (terms,) or (N, terms)."""
+    ) -> tuple[Tensor, ...]:
+        """The loss, shape () or (N,), its terms, shape (terms,) or (N, terms), and the map, if it
+        is wanted and the same pass makes it."""
         by_ssim, by_ms_ssim, *by_pixels = factors
         kept = _KEPT[self.reduction]
         if x.numel() == 0:
             similar = [float(t < constants.L1) for t in range(constants.TERMS)]
             terms = torch.stack([_constant(x, y, kept, term) for term in similar], -1)
             return terms[..., constants.L1], terms
-        weights, constant = [-by_ssim, -by_ms_ssim, *by_pixels], by_ssim + by_ms_ssim
         rows = columns = None
         if factors[-1] > 0:
             of_levels = 1 if levels is None else len(levels.exponents)
             rows, columns = (self._inside(size, of_levels, x) for size in x.shape[2:])
-        loss = Loss(weights, constant, rows, columns)
-        if levels is not None and by_ms_ssim > 0:
+        loss = Loss([-by_ssim, -by_ms_ssim, *by_pixels], by_ssim + by_ms_ssim, rows, columns)
+        if levels is None or by_ms_ssim == 0:
+            return self._without_levels(x, y, weights, statistic, loss, kept)
+        if weights is None:
             return autograd.multi_scale_loss_of(
                 x, y, statistic, loss, levels, reflect=False, kept=kept
             )
-        if by_ssim == 0:
+        of_levels_only = Loss(only(constants.MS_SSIM, -by_ms_ssim), by_ms_ssim)
+        value, terms = _masked_ms_ssim(x, y, weights, statistic, of_levels_only, levels, kept)
+        others = [-by_ssim, 0.0, *by_pixels]
+        if any(others):
+            rest, of_rest = self._without_levels(
+                x, y, weights, statistic, Loss(others, by_ssim), kept
+            )[:2]
+            value = value + rest
+            is_ms_ssim = torch.arange(constants.TERMS, device=x.device) == constants.MS_SSIM
+            terms = torch.where(is_ms_ssim, terms, of_rest.to(terms.dtype))
+        return value, terms
+
+    def _without_levels(
+        self,
+        x: Tensor,
+        y: Tensor,
+        weights: Tensor | None,
+        statistic: Statistic,
+        loss: Loss,
+        kept: int,
+    ) -> tuple[Tensor, ...]:
+        map_term = self._map_term
+        if loss.weights[constants.SSIM] == 0:
             # Only terms over pixels: with one tap, each pixel is a position and images may have any
             # size. Constants of 1 avoid 0 / 0 where C1 or C2 is 0.
             statistic = statistic._replace(window=[1.0], sizes=[1], c1=1.0, c2=1.0, same=True)
+            map_term = -1
         count = statistic.positions(x.shape, kept)
-        return autograd.loss_of(x, y, statistic, loss, count, kept)
+        masked: tuple[Tensor | None, Tensor | None] = (None, None)
+        if weights is not None:
+            factors = masks.mask_factors(weights, x.shape, statistic, kept)
+            masked = _expanded(weights, x), factors
+        return autograd.loss_of(x, y, statistic, loss, count, kept, *masked, map_term)
 
     def _inside(self, size: int, scales: int, like: Tensor) -> Tensor:
         """Pixel weights along an axis in the blurred L1, from ``_COUNTS`` if they are there."""
@@ -419,6 +525,51 @@ class MixtureMeasure(Pyramid):
             if len(_COUNTS) < _MOST_COUNTS:
                 counts = _COUNTS.setdefault(key, counts)
         return counts
+
+
+def _masked_ms_ssim(
+    x: Tensor,
+    y: Tensor,
+    weights: Tensor,
+    statistic: Statistic,
+    loss: Loss,
+    levels: Levels,
+    kept: int,
+) -> tuple[Tensor, Tensor]:
+    """``autograd.multi_scale_loss_of`` for masked images: a sweep for each level, between pools of
+    PyTorch operations that weight the pixels."""
+    dtype, low, scale = weights.dtype, statistic.low, statistic.scale
+    beside_bytes = x.dtype != y.dtype
+    unit = [
+        (x.to(dtype) - low) * scale,
+        y.to(dtype) / 255 if beside_bytes else (y.to(dtype) - low) * scale,
+    ]
+    terms: list[Tensor] = []
+    positions: list[int] = []
+    for level in range(len(levels.exponents)):
+        if level > 0:
+            unit, weights = masks.weighted_pool(unit, weights, levels.pooling)
+            (x, y), statistic = unit, statistic._replace(low=0.0, scale=1.0)
+        is_coarsest = level == len(levels.exponents) - 1
+        term = constants.SSIM if is_coarsest else constants.CONTRAST_STRUCTURE
+        positions.append(statistic.positions(x.shape, 2))
+        factors = masks.mask_factors(weights, x.shape, statistic, 2)
+        mask = weights.expand(x.shape)
+        mean, _ = autograd.loss_of(
+            x, y, statistic, Loss(only(term)), positions[-1], 2, mask, factors
+        )
+        terms.append(mean.to(widest_dtype(mean))[..., None].expand(*mean.shape, constants.TERMS))
+    value, all_terms, _ = reference.combine_levels(
+        terms,
+        positions,
+        levels.exponents,
+        levels.negative,
+        levels.joint,
+        loss.weights,
+        loss.constant,
+        kept,
+    )
+    return value.to(value_dtype(x.dtype)), all_terms.detach()
 
 
 def _leading(weights: Sequence[float], count: int) -> list[float]:
@@ -443,9 +594,24 @@ def _inside(size: int, window: list[float], like: Tensor) -> Tensor:
     return inside.to(value_dtype(like.dtype))
 
 
-def _sum(values: Tensor, kept: int) -> Tensor:
-    """Sum over all but the first ``kept`` dimensions, in the widest dtype of the device."""
-    return values.sum(tuple(range(kept, values.dim())), dtype=widest_dtype(values))
+def _expanded(weights: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if weights is None else weights.expand(x.shape)
+
+
+def _map_of(
+    x: Tensor, y: Tensor, statistic: Statistic, weights: Tensor | None, map_term: int
+) -> tuple[Tensor, ...]:
+    """The map of a term, if any, from a pass of its own."""
+    if map_term < 0:
+        return ()
+    with torch.no_grad():
+        factors = None
+        if weights is not None:
+            factors = masks.mask_factors(weights, x.shape, statistic, 0)
+        mask = _expanded(weights, x)
+        loss = Loss(only(constants.SSIM))
+        *_, shown = autograd.loss_of(x, y, statistic, loss, 1, 0, mask, factors, map_term)
+    return (shown,)
 
 
 def _constant(x: Tensor, y: Tensor, kept: int, value: float) -> Tensor:

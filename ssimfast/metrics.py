@@ -31,11 +31,11 @@ class _MeanOverImages(Metric):
     higher_is_better = True
     full_state_update = False
 
-    _module: type[SSIM] | type[MSSSIM]
+    _module: type[SSIM[Any]] | type[MSSSIM]
 
     # Any, because torchmetrics does not annotate its own keyword arguments.
     def __init__(self, **arguments: Any) -> None:
-        known = {*inspect.signature(self._module).parameters} - {"reduction"}
+        known = {*inspect.signature(self._module).parameters} - {"reduction", "return_map"}
         ours = {name: arguments.pop(name) for name in known & arguments.keys()}
         super().__init__(**arguments)  # raises an error for unknown arguments
         self._measure = self._module(reduction="batch", **ours)
@@ -106,7 +106,8 @@ class StructuralSimilarity(_MeanOverImages):
     """Mean SSIM of all images, computed by :func:`ssimfast.ssim`.
 
     Args:
-        arguments: keyword arguments of :class:`ssimfast.SSIM`, except ``reduction``, and of
+        arguments: keyword arguments of :class:`ssimfast.SSIM`, except ``reduction`` and
+            ``return_map``, and of
             :class:`torchmetrics.Metric`, such as ``dist_sync_on_step``. The default value range is
             (0, 255) for uint8 images and (0, 1) for all others.
 
@@ -120,7 +121,8 @@ class MultiScaleStructuralSimilarity(_MeanOverImages):
     """Mean MS-SSIM of all images, computed by :func:`ssimfast.ms_ssim`.
 
     Args:
-        arguments: keyword arguments of :class:`ssimfast.MSSSIM`, except ``reduction``, and of
+        arguments: keyword arguments of :class:`ssimfast.MSSSIM`, except ``reduction`` and
+            ``return_map``, and of
             :class:`torchmetrics.Metric`, such as ``dist_sync_on_step``. The default value range is
             (0, 255) for uint8 images and (0, 1) for all others.
 

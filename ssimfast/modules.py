@@ -13,13 +13,19 @@ from ssimfast.presets import resolve
 from ssimfast.typing import (
     MixLossArguments,
     MSSSIMArguments,
+    ReturnMap,
+    Shown,
     SimilarityLossArguments,
     SSIMArguments,
 )
 
 _Terms = tuple[Tensor, dict[str, Tensor]]
-# Result of SimilarityLoss: the loss or, with ``return_terms=True``, the loss and its terms.
-_Loss = TypeVar("_Loss", bound=Tensor | _Terms, default=Tensor)
+_Map = tuple[Tensor, Tensor]
+_TermsAndMap = tuple[Tensor, dict[str, Tensor], Tensor]
+# Result of SSIM: the value or, with ``return_map``, the value and the map.
+_Value = TypeVar("_Value", bound=Tensor | _Map, default=Tensor)
+# Result of SimilarityLoss: the loss, and its terms and its map if they are asked for.
+_Loss = TypeVar("_Loss", bound=Tensor | _Terms | _Map | _TermsAndMap, default=Tensor)
 
 
 def _keyword(name: str, default: Any) -> inspect.Parameter:
@@ -58,7 +64,7 @@ class _Module(nn.Module):
         return {field.name: getattr(self.measure, field.name) for field in fields(self.measure)}
 
 
-class SSIM(_Module):
+class SSIM(_Module, Generic[_Value]):
     """:func:`ssimfast.ssim` with fixed arguments, which that function documents."""
 
     _measure = SSIMMeasure
@@ -66,28 +72,45 @@ class SSIM(_Module):
 
     if TYPE_CHECKING:
 
-        def __init__(self, **arguments: Unpack[SSIMArguments]) -> None: ...
+        @overload
+        def __init__(
+            self: "SSIM[Tensor]",
+            *,
+            return_map: Literal[False] = False,
+            **arguments: Unpack[SSIMArguments],
+        ) -> None: ...
 
-        def __call__(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor: ...
+        @overload
+        def __init__(
+            self: "SSIM[_Map]", *, return_map: Shown, **arguments: Unpack[SSIMArguments]
+        ) -> None: ...
 
-    def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Returns SSIM: shape (), (N,) or that of the map, by ``reduction``."""
-        return self.measure(x, y, mask)
+        @overload
+        def __init__(
+            self: "SSIM[Any]", *, return_map: ReturnMap, **arguments: Unpack[SSIMArguments]
+        ) -> None: ...
+
+        def __init__(self, **arguments: Any) -> None: ...
+
+        def __call__(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> _Value: ...
+
+    def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> _Value:
+        """Returns SSIM: shape (), (N,) or that of the map, by ``reduction``; the map too if
+        ``return_map``."""
+        return cast(_Value, self.measure(x, y, mask))
 
 
-class SSIMLoss(SSIM):
+class SSIMLoss(SSIM[_Value]):
     """``1 - SSIM``, from 0 for equal images to 2, with the arguments of :func:`ssimfast.ssim`.
 
     With ``reduction="sum"``, the loss is the sum of ``1 - SSIM`` over all windows, weighted by the
     mask if there is one.
     """
 
-    def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Returns the loss: shape (), (N,) or that of the map, by ``reduction``."""
-        if self.measure.reduction == "sum":
-            mean = self.measure.loss(x, y, mask, "mean")
-            return mean * self.measure.total_weight(x, mask)
-        return self.measure.loss(x, y, mask, self.measure.reduction)
+    def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> _Value:
+        """Returns the loss: shape (), (N,) or that of the map, by ``reduction``; the map of SSIM
+        too if ``return_map``."""
+        return cast(_Value, self.measure.loss(x, y, mask))
 
 
 class MSSSIM(_Module):
@@ -100,11 +123,11 @@ class MSSSIM(_Module):
 
         def __init__(self, **arguments: Unpack[MSSSIMArguments]) -> None: ...
 
-        def __call__(self, x: Tensor, y: Tensor) -> Tensor: ...
+        def __call__(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor: ...
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns MS-SSIM of (N, C, H, W): shape (), (N,) or (N, C), by ``reduction``."""
-        return self.measure(x, y)
+        return self.measure(x, y, mask)
 
 
 class MSSSIMLoss(MSSSIM):
@@ -115,9 +138,9 @@ class MSSSIMLoss(MSSSIM):
     images, with joint channels).
     """
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the loss of (N, C, H, W): shape (), (N,) or (N, C), by ``reduction``."""
-        return self.measure.loss(x, y)
+        return self.measure.loss(x, y, mask)
 
 
 class SimilarityLoss(_Module, Generic[_Loss]):
@@ -133,6 +156,7 @@ class SimilarityLoss(_Module, Generic[_Loss]):
             self: "SimilarityLoss[Tensor]",
             *,
             return_terms: Literal[False] = False,
+            return_map: Literal[False] = False,
             **arguments: Unpack[SimilarityLossArguments],
         ) -> None: ...
 
@@ -141,24 +165,45 @@ class SimilarityLoss(_Module, Generic[_Loss]):
             self: "SimilarityLoss[_Terms]",
             *,
             return_terms: Literal[True],
+            return_map: Literal[False] = False,
             **arguments: Unpack[SimilarityLossArguments],
         ) -> None: ...
 
         @overload
         def __init__(
-            self: "SimilarityLoss[Tensor | _Terms]",
+            self: "SimilarityLoss[_Map]",
             *,
-            return_terms: bool,
+            return_terms: Literal[False] = False,
+            return_map: Shown,
+            **arguments: Unpack[SimilarityLossArguments],
+        ) -> None: ...
+
+        @overload
+        def __init__(
+            self: "SimilarityLoss[_TermsAndMap]",
+            *,
+            return_terms: Literal[True],
+            return_map: Shown,
+            **arguments: Unpack[SimilarityLossArguments],
+        ) -> None: ...
+
+        @overload
+        def __init__(
+            self: "SimilarityLoss[Any]",
+            *,
+            return_terms: bool = False,
+            return_map: ReturnMap = False,
             **arguments: Unpack[SimilarityLossArguments],
         ) -> None: ...
 
         def __init__(self, **arguments: Any) -> None: ...
 
-        def __call__(self, x: Tensor, y: Tensor) -> _Loss: ...
+        def __call__(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> _Loss: ...
 
-    def forward(self, x: Tensor, y: Tensor) -> _Loss:
-        """Returns the loss of (N, C, H, W), shape () or (N,); its terms too if ``return_terms``."""
-        return cast(_Loss, self.measure(x, y))
+    def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> _Loss:
+        """Returns the loss of (N, C, H, W), shape () or (N,); its terms too if ``return_terms``,
+        and the map if ``return_map``."""
+        return cast(_Loss, self.measure(x, y, mask))
 
 
 class MixLoss(SimilarityLoss[_Loss]):
@@ -183,6 +228,7 @@ class MixLoss(SimilarityLoss[_Loss]):
             *,
             alpha: float = 0.84,
             return_terms: Literal[False] = False,
+            return_map: Literal[False] = False,
             **arguments: Unpack[MixLossArguments],
         ) -> None: ...
 
@@ -192,15 +238,37 @@ class MixLoss(SimilarityLoss[_Loss]):
             *,
             alpha: float = 0.84,
             return_terms: Literal[True],
+            return_map: Literal[False] = False,
             **arguments: Unpack[MixLossArguments],
         ) -> None: ...
 
         @overload
         def __init__(
-            self: "MixLoss[Tensor | _Terms]",
+            self: "MixLoss[_Map]",
             *,
             alpha: float = 0.84,
-            return_terms: bool,
+            return_terms: Literal[False] = False,
+            return_map: Shown,
+            **arguments: Unpack[MixLossArguments],
+        ) -> None: ...
+
+        @overload
+        def __init__(
+            self: "MixLoss[_TermsAndMap]",
+            *,
+            alpha: float = 0.84,
+            return_terms: Literal[True],
+            return_map: Shown,
+            **arguments: Unpack[MixLossArguments],
+        ) -> None: ...
+
+        @overload
+        def __init__(
+            self: "MixLoss[Any]",
+            *,
+            alpha: float = 0.84,
+            return_terms: bool = False,
+            return_map: ReturnMap = False,
             **arguments: Unpack[MixLossArguments],
         ) -> None: ...
 

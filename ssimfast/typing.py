@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Literal, TypedDict
 
+from torch import Tensor
+
 Window = Literal["gaussian", "uniform"]
 Padding = Literal["valid", "same", "reflect"]
 Reduction = Literal["mean", "sum", "batch", "none"]
@@ -12,22 +14,27 @@ Channels = Literal["separate", "joint"]
 Preset = Literal[
     "wang2004", "pytorch-msssim", "torchmetrics", "skimage", "tf", "fused-ssim", "3dgs"
 ]
+Shown = Literal[True, "ssim", "contrast_structure"]  # True: the SSIM map
+ReturnMap = bool | Shown
 Weights = Sequence[float] | Literal["auto"]
 # Subsets of Padding and Reduction that similarity_loss accepts.
 LossPadding = Literal["valid", "same"]
 LossReduction = Literal["mean", "batch"]
 
 
-class WindowArguments(TypedDict, total=False):
+class _Statistic(TypedDict, total=False):
     value_range: tuple[float, float] | None
-    data_range: float | None
+    data_range: float | Tensor | None
     window: Window
-    window_size: int
-    sigma: float
     k1: float
     k2: float
     sample_covariance: bool
     preset: Preset | None
+
+
+class WindowArguments(_Statistic, total=False):
+    window_size: int
+    sigma: float
 
 
 class _Pyramid(TypedDict, total=False):
@@ -37,13 +44,16 @@ class _Pyramid(TypedDict, total=False):
     channels: Channels
 
 
-class SSIMArguments(WindowArguments, total=False):
+class SSIMArguments(_Statistic, total=False):
+    window_size: int | Sequence[int]
+    sigma: float | Sequence[float]
     padding: Padding
     reduction: Reduction
 
 
-class MSSSIMArguments(SSIMArguments, _Pyramid, total=False):
-    pass
+class MSSSIMArguments(WindowArguments, _Pyramid, total=False):
+    padding: Padding
+    reduction: Reduction
 
 
 class MixLossArguments(WindowArguments, _Pyramid, total=False):

@@ -107,14 +107,50 @@ def test_other_integers_are_refused():
             ssimfast.ssim(x, x)
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-def test_one_image_of_floats_is_refused(autocast):
-    x, _ = pair(1, 1, 16, 16)
-    with (
-        torch.autocast("cpu", enabled=autocast),
-        pytest.raises(ValueError, match="same dtype, got torch.uint8 and torch.bfloat16"),
-    ):
-        ssimfast.ssim(x, x.bfloat16())
+LOSSES = {
+    "ssim": lambda x, y: ssimfast.ssim(x, y),
+    "tanh": lambda x, y: ssimfast.ssim(
+        x, 2 * y - 1 if y.is_floating_point() else y, value_range=(-1, 1)
+    ),
+    "map": lambda x, y: ssimfast.ssim(x, y, reduction="none"),
+    "ms_ssim": lambda x, y: ssimfast.ms_ssim(x, y, weights=[0.5, 0.5]),
+    "splatting": lambda x, y: ssimfast.similarity_loss(x, y, ssim=0.2, l1=0.8, padding="same"),
+    "mixture": lambda x, y: ssimfast.similarity_loss(
+        x, y, ms_ssim=0.5, l2=0.8, gaussian_l1=0.3, weights=[0.5, 0.5]
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_target_of_bytes_is_its_converted_image(backend, dtype):
+    """Values and gradients, in either order of the arguments."""
+    x, y = (image[..., :24, :24] for image in pair(1, 2, 24, 26))
+    x, target = (0.9 * x / 255 + 0.03).to(dtype), y
+    for name, loss in LOSSES.items():
+        results = []
+        for a, b in ((x, target), (x.double(), target.double() / 255)):
+            a = a.detach().clone().requires_grad_()
+            value = loss(a, b)
+            value.sum().backward()
+            results.append((value.detach().double(), a.grad.double()))
+        (got, grad), (want, exact) = results
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-6 if name == "map" else 1.5e-7)
+        tolerance = 1e-5 if dtype == torch.float32 else 2**-7
+        torch.testing.assert_close(grad, exact, rtol=0, atol=tolerance * exact.abs().max().item())
+        if name != "tanh":
+            assert torch.equal(loss(x, target), loss(target, x))
+
+
+def test_dtypes_are_promoted(backend):
+    """Each gradient has the dtype of its image."""
+    x, y = (image / 255 for image in pair(1, 1, 16, 17))
+    for narrow, wide in ((torch.float16, torch.float32), (torch.float32, torch.float64)):
+        a, b = x.to(narrow).clone().requires_grad_(), y.to(wide).clone().requires_grad_()
+        value = ssimfast.ssim(a, b)
+        want = ssimfast.ssim(a.detach().to(wide), b.detach())
+        assert torch.equal(value.detach(), want)
+        value.backward()
+        assert (a.grad.dtype, b.grad.dtype) == (narrow, wide)
 
 
 # The reference is left out: it reads and writes no memory by itself.

@@ -27,6 +27,9 @@ def functions(reduction: Reduction, with_terms: bool, arguments: SSIMArguments) 
     assert_type(ssimfast.similarity_loss(x, y, return_terms=True), tuple[Tensor, Terms])
     either = ssimfast.similarity_loss(x, y, return_terms=with_terms)
     assert_type(either, Tensor | tuple[Tensor, Terms])
+    assert_type(ssimfast.ssim(x, y, return_map=True, mask=x > 0), tuple[Tensor, Tensor])
+    both = ssimfast.similarity_loss(x, y, return_terms=True, return_map="contrast_structure")
+    assert_type(both, tuple[Tensor, Terms, Tensor])
     assert_type(ssimfast.backends(), dict[str, str])
     ssimfast.warmup([(1, 3, 64, 64)], losses=[ssimfast.SSIMLoss(), ssimfast.ssim], device="cpu")
 
@@ -34,6 +37,8 @@ def functions(reduction: Reduction, with_terms: bool, arguments: SSIMArguments) 
 def modules(arguments: SSIMArguments) -> None:
     assert_type(ssimfast.SSIM(window_size=7, preset="skimage")(x, y, x > 0), Tensor)
     assert_type(ssimfast.SSIMLoss(**arguments)(x, y), Tensor)
+    assert_type(ssimfast.SSIM(return_map=True)(x, y), tuple[Tensor, Tensor])
+    assert_type(ssimfast.SimilarityLoss(return_map=True)(x, y, x > 0), tuple[Tensor, Tensor])
     assert_type(ssimfast.MSSSIM(weights="auto")(x, y), Tensor)
     assert_type(ssimfast.MSSSIMLoss(channels="joint")(x, y), Tensor)
     assert_type(ssimfast.SimilarityLoss(l1=0.5)(x, y), Tensor)
@@ -57,17 +62,18 @@ def other_libraries() -> None:
 
 
 def mistakes(text: str) -> None:
-    ssimfast.ssim(x, y, reduction="avg")  # refused: arg-type
-    ssimfast.ssim(x, y, padding=text)  # refused: arg-type
-    ssimfast.ssim(x, y, window_sise=7)  # refused: call-arg
-    ssimfast.ssim(x, 1.0)  # refused: arg-type
-    ssimfast.ssim(x, y, value_range=255)  # refused: arg-type
+    ssimfast.ssim(x, y, reduction="avg")  # refused: call-overload
+    ssimfast.ssim(x, y, padding=text)  # refused: call-overload
+    ssimfast.ssim(x, y, window_sise=7)  # refused: call-overload
+    ssimfast.ssim(x, 1.0)  # refused: call-overload
+    ssimfast.ssim(x, y, value_range=255)  # refused: call-overload
+    ssimfast.ssim(x, y, return_map=True).backward()  # refused: attr-defined
     ssimfast.ms_ssim(x, y, weights="automatic")  # refused: arg-type
     ssimfast.similarity_loss(x, y, padding="reflect")  # refused: call-overload
     ssimfast.similarity_loss(x, y, return_terms=True).backward()  # refused: attr-defined
-    ssimfast.SSIMLoss(window_size="7")  # refused: arg-type
-    ssimfast.SSIMLoss(weights="auto")  # refused: call-arg
-    ssimfast.MSSSIM()(x, y, x > 0)  # refused: call-arg
+    ssimfast.SSIMLoss(window_size="7")  # refused: call-overload
+    ssimfast.SSIMLoss(weights="auto")  # refused: call-overload
+    ssimfast.MSSSIM()(x, y, 0.5)  # refused: arg-type
     ssimfast.SimilarityLoss(preset="scikit")  # refused: call-overload
     ssimfast.MixLoss(ssim=0.5)  # refused: call-overload
     ssimfast.SimilarityLoss(return_terms=True)(x, y).backward()  # refused: attr-defined

@@ -61,12 +61,15 @@ def ssim(
     Raises:
         TypeError, ValueError: an argument has the wrong type or value; the message names it.
     """
-    measure = _measure(SSIMMeasure, data_range, size_average, win_size, win_sigma, win, K)
+    window = (win_size, win_sigma, win, K)
+    measure = _measure(SSIMMeasure, data_range, size_average, *window)
     x, y = _images(X, Y)
     if not flag("nonnegative_ssim", nonnegative_ssim):
-        return measure(x, y)
+        value: Tensor = measure(x, y)
+        return value
     planes = x.shape[:2]  # passed as a batch of one-channel images
-    values = measure.reduced(x.flatten(0, 1)[:, None], y.flatten(0, 1)[:, None], None, "batch")
+    by_plane = _measure(SSIMMeasure, data_range, False, *window)
+    values: Tensor = by_plane(x.flatten(0, 1)[:, None], y.flatten(0, 1)[:, None])
     values = values.relu().reshape(planes)
     return values.mean() if size_average else values.mean(1)
 
@@ -169,7 +172,7 @@ class MS_SSIM(nn.Module):
 
 def _measure(
     kind: type[_Measure],
-    data_range: float | None,
+    data_range: float | Tensor | None,
     size_average: bool,
     win_size: int,
     win_sigma: float,

@@ -16,7 +16,7 @@ from ssimfast.ops.multiscale import wanted_bits
 from ssimfast.ops.schemas import Levels, Loss, Statistic
 from ssimfast.ops.transforms import is_batch_of_gradients, is_transformed
 
-_ValueAndTerms = Callable[..., tuple[Tensor, Tensor]]
+_Results = Callable[..., tuple[Tensor, ...]]
 
 
 # ---- gradients that forward saves for backward --------------------------------------------------
@@ -34,10 +34,10 @@ _saved_tensors_hooks: Callable[[bool], Any] = getattr(
 )
 
 
-def _save_for_backward(ctx: Any, x: Tensor, y: Tensor, *gradients: Tensor) -> None:
+def _save_for_backward(ctx: Any, *tensors: Tensor | None) -> None:
     """Saves the images for second derivatives, and the gradients; also notes whether backward may
     overwrite the gradients because nobody else holds them."""
-    ctx.save_for_backward(x, y, *gradients)
+    ctx.save_for_backward(*tensors)
     # A saved-tensor hook may keep the tensor that it receives.
     ctx.owns_saved = torch.compiler.is_compiling() or _saved_tensors_hooks(True) is None
 
@@ -109,7 +109,16 @@ class _Sweep(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, y: Tensor, statistic: Statistic, loss: Loss, count: int, kept: int
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        statistic: Statistic,
+        loss: Loss,
+        count: int,
+        kept: int,
+        mask: Tensor | None,
+        mask_factors: Tensor | None,
+        map_term: int,
     ) -> Any:
         needs = ctx.needs_input_grad[:2]
         first, second = _in_order(x, y, needs)
@@ -122,41 +131,45 @@ class _Sweep(torch.autograd.Function):
             largest = max(1.0, *map(abs, loss.weights))
             grad_scale, grad_count = 1 / largest, 1
             ctx.factor, ctx.count = statistic.scale * largest, count
-        value, terms, grads, *_ = library.sweep(
+        value, terms, grads, _, maps = library.sweep(
             first,
             second,
             statistic,
             loss,
+            mask=mask,
+            mask_factors=mask_factors,
             kept=kept,
             gradients=sum(needs),
             wanted=wanted_bits(loss.weights),
             count=count,
             grad_scale=grad_scale,
             grad_count=grad_count,
+            map_term=map_term,
         )
         ctx.call = (statistic, loss, count, kept)
-        _save_for_backward(ctx, x, y, *grads)
-        ctx.mark_non_differentiable(terms)
-        ctx.set_materialize_grads(False)  # backward gets None, not zeros, for the terms
-        return value, terms
+        _save_for_backward(ctx, x, y, mask, mask_factors, *grads)
+        ctx.mark_non_differentiable(terms, *maps)
+        ctx.set_materialize_grads(False)  # backward gets None, not zeros, for terms and map
+        return value, terms, *maps
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor | None, _: None) -> Any:
+    def backward(ctx: Any, upstream: Tensor | None, *_: None) -> Any:
         if upstream is None:  # the value has no gradient
-            return (None,) * 6
+            return (None,) * 9
         needs = ctx.needs_input_grad[:2]
-        x, y, *grads = ctx.saved_tensors
+        x, y, mask, mask_factors, *grads = ctx.saved_tensors
         if not _is_first_order(upstream):
+            call = (*ctx.call, mask, mask_factors, -1)
             by_images = differentiable.gradients_of(
-                lambda x, y: differentiable.loss_of(x, y, *ctx.call), (x, y), needs, [upstream]
+                lambda x, y: differentiable.loss_of(x, y, *call), (x, y), needs, [upstream]
             )
-            return *_by_need(by_images, needs), *[None] * 4
+            return *_by_need(by_images, needs), *[None] * 7
         if torch.compiler.is_compiling():
             upstream = library.depend_on(upstream, [x, y])
         grads = [_ready_to_change(ctx, grad) for grad in grads]
         for grad in grads:
             library.scale_(grad, upstream, ctx.factor, ctx.count)
-        return *_by_need(grads, needs), *[None] * 4
+        return *_by_need(grads, needs), *[None] * 7
 
 
 class _SweepLevels(torch.autograd.Function):
@@ -262,29 +275,42 @@ def maps(
 
 
 def loss_of(
-    x: Tensor, y: Tensor, statistic: Statistic, loss: Loss, count: int, kept: int
-) -> tuple[Tensor, Tensor]:
-    """The value of a loss without MS-SSIM, and its terms (..., TERMS), which have no gradient.
+    x: Tensor,
+    y: Tensor,
+    statistic: Statistic,
+    loss: Loss,
+    count: int,
+    kept: int,
+    mask: Tensor | None = None,
+    mask_factors: Tensor | None = None,
+    map_term: int = -1,
+) -> tuple[Tensor, ...]:
+    """The value of a loss without MS-SSIM, its terms (..., TERMS) and the map of ``map_term``, if
+    any. Only the value has a gradient.
 
     A term is a sum divided by ``count``. The loss has its own constant (as in 1 - SSIM) because
     another autograd node would take as long as a small image.
     """
+    call = (x, y, statistic, loss, count, kept, mask, mask_factors, map_term)
     if is_transformed(x, y):
-        return differentiable.loss_of(x, y, statistic, loss, count, kept)
+        return differentiable.loss_of(*call)
     if _is_differentiated(x, y):
-        apply: _ValueAndTerms = _Sweep.apply
-        return apply(x, y, statistic, loss, count, kept)
-    value, terms, *_ = library.sweep(
+        apply: _Results = _Sweep.apply
+        return apply(*call)
+    value, terms, _, _, maps = library.sweep(
         x,
         y,
         statistic,
         loss,
+        mask=mask,
+        mask_factors=mask_factors,
         kept=kept,
         gradients=0,
         wanted=wanted_bits(loss.weights),
         count=count,
+        map_term=map_term,
     )
-    return value, terms
+    return value, terms, *maps
 
 
 def multi_scale_loss_of(
@@ -304,7 +330,8 @@ def multi_scale_loss_of(
     if is_transformed(x, y):
         return differentiable.multi_scale_loss_of(*call)
     if _is_differentiated(x, y):
-        apply: _ValueAndTerms = _SweepLevels.apply
-        return apply(*call)
+        apply: _Results = _SweepLevels.apply
+        value, terms = apply(*call)
+        return value, terms
     value, terms, *_ = _sweep_levels(*call, gradients=0)
     return value, terms

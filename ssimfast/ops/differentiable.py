@@ -23,13 +23,21 @@ def maps(
 
 
 def loss_of(
-    x: Tensor, y: Tensor, statistic: Statistic, loss: Loss, count: int, kept: int
-) -> tuple[Tensor, Tensor]:
-    value, terms, *_ = reference.sweep(
+    x: Tensor,
+    y: Tensor,
+    statistic: Statistic,
+    loss: Loss,
+    count: int,
+    kept: int,
+    mask: Tensor | None,
+    mask_factors: Tensor | None,
+    map_term: int,
+) -> tuple[Tensor, ...]:
+    value, terms, _, _, maps = reference.sweep(
         x,
         y,
-        mask=None,
-        mask_factors=None,
+        mask=mask,
+        mask_factors=mask_factors,
         statistic=statistic,
         loss=loss,
         kept=kept,
@@ -40,9 +48,9 @@ def loss_of(
         grad_count=1,
         plane_weights=None,
         pooling=POOLINGS["none"],
-        map_term=-1,
+        map_term=map_term,
     )
-    return value, terms.detach()
+    return value, terms.detach(), *(values.detach() for values in maps)
 
 
 def multi_scale_loss_of(
