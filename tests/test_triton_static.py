@@ -114,7 +114,8 @@ for height, width in {sizes}:
     x = torch.empty(1, 3, height, width + 3)[..., 3:]
     loss = ahead.Loss([1.0, 0, 0, 0, 0])
     request = dict(kept=0, gradients=1, wanted=1, count=height * width, grad_scale=1.0, pooling=1)
-    rest = dict(grad_count=height * width, plane_weights=None)
+    rest = dict(grad_count=height * width, plane_weights=None, map_term=-1)
+    rest |= dict(mask=None, mask_factors=None)
     statistic = ahead.statistic(11)
     call = dict(x=x, y=x, statistic=statistic, loss=loss, **request, **rest)
     kernels |= set(ahead.launches_of("sweep", **call))
@@ -127,7 +128,7 @@ for height, width in {sizes}:
     kernels |= set(ahead.launches_of("combine_levels", constant=0.0, **call))
     finest, coarser = (torch.zeros(1, 1, height >> j, width >> j) for j in range(2))
     call = dict(finest=finest, coarser=[coarser], slopes=torch.zeros(1, 1, 2).double())
-    call |= dict(upstream=one, scale=1.0, pooling=1, x=None, y=None, pixel_weights=[0.0] * 3)
+    call |= dict(upstream=one, low=0.0, scale=1.0, pooling=1, x=None, y=None, pixel_weights=[0.0] * 3)
     kernels |= set(ahead.launches_of("collapse_", rows=None, columns=None, **call))
 print(sorted(k.kernel for k in kernels))
 """

@@ -237,6 +237,8 @@ def sweep_launches(size: int, dtype: torch.dtype, gradients: int, more: bool) ->
         "sweep",
         x=x,
         y=y,
+        mask=None,
+        mask_factors=None,
         statistic=statistic(size),
         loss=Loss(weights, 0.0, rows, columns),
         kept=0,
@@ -247,6 +249,7 @@ def sweep_launches(size: int, dtype: torch.dtype, gradients: int, more: bool) ->
         grad_count=1,
         plane_weights=None,
         pooling=1 if more else 0,
+        map_term=-1,
     )
 
 
@@ -285,6 +288,7 @@ def other_launches() -> Iterator[tuple[str, Launch]]:
         "coarser": [torch.zeros(1, 3, HEIGHT >> j, WIDTH >> j) for j in range(1, 5)],
         "slopes": torch.zeros(1, 3, 5, dtype=torch.float64),
         "upstream": one,
+        "low": 0.0,
         "scale": 1.0,
         "pooling": 1,
         "x": x,
