@@ -359,7 +359,7 @@ def test_plans_cover_every_pixel(shape, monkeypatch):
         monkeypatch.setattr(launch, "_multiprocessors", lambda device, n=multiprocessors: n)
         what = f"window {size}, {gradients} gradients, {multiprocessors} multiprocessors"
         statistic = Statistic([1 / size] * size, [size], 1e-4, 9e-4, 0, 1, True)
-        plan = launch._Sweep(images, images, statistic, gradients)
+        plan = launch._Sweep(images, images, None, statistic, gradients)
         kept = plan.lanes - (size - 1) * (2 if gradients else 1)
         assert kept >= 1 and plan.lanes % 32 == 0 and plan.lanes <= 256, what
         assert (plan.strips - 1) * kept < shape[3] <= plan.strips * kept, what

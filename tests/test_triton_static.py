@@ -128,8 +128,9 @@ for height, width in {sizes}:
     kernels |= set(ahead.launches_of("combine_levels", constant=0.0, **call))
     finest, coarser = (torch.zeros(1, 1, height >> j, width >> j) for j in range(2))
     call = dict(finest=finest, coarser=[coarser], slopes=torch.zeros(1, 1, 2).double())
-    call |= dict(upstream=one, low=0.0, scale=1.0, pooling=1, x=None, y=None, pixel_weights=[0.0] * 3)
-    kernels |= set(ahead.launches_of("collapse_", rows=None, columns=None, **call))
+    call |= dict(upstream=one, low=0.0, scale=1.0, pooling=1, pixel_weights=[0.0] * 3)
+    call |= dict(x=None, y=None, rows=None, columns=None)
+    kernels |= set(ahead.launches_of("collapse_", **call))
 print(sorted(k.kernel for k in kernels))
 """
     kernels = json.loads(ahead(script).replace("'", '"'))

@@ -337,7 +337,7 @@ def per_pixel(loop: dict, shape: sass.Shape, multiprocessors: int, size: int = 1
     launch._multiprocessors = lambda device: multiprocessors
     try:
         x = torch.empty(tuple(shape), device="meta")
-        plan = launch._Sweep(x, x, statistic(size), gradients=1)
+        plan = launch._Sweep(x, x, None, statistic(size), gradients=1)
     finally:
         launch._multiprocessors = known
     lost = 4 * (size // 2)

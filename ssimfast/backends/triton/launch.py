@@ -85,7 +85,7 @@ def _laid_out_like(dense: Tensor, image: Tensor) -> Tensor:
     """The image, or a copy if its strides are not those of ``dense``."""
     if _alike_in_memory(dense.stride(), image.stride(), image.shape):
         return image
-    return torch.empty_like(dense).copy_(image)
+    return torch.empty_like(dense, dtype=image.dtype).copy_(image)
 
 
 def _alike(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,12 +115,27 @@ def _rows_of_a_step(size: int, arithmetic: torch.dtype) -> int:
 _ALL_REGISTERS: dict[str, int] = {} if torch.version.cuda is None else {"maxnreg": 255}
 
 
+# Which maps a launch writes: of SSIM, luminance, contrast-structure.
+_SSIM = (True, False, False)
+_COMPONENTS = (False, True, True)
+_CONTRAST_STRUCTURE = (False, False, True)
+
+
 class _Sweep:
     """Builds the arguments of ``kernels.sweep`` and launches it."""
 
-    def __init__(self, x: Tensor, y: Tensor, statistic: Statistic, gradients: int = 0) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        mask: Tensor | None,
+        statistic: Statistic,
+        gradients: int = 0,
+    ) -> None:
         self.given = x, y
         self.x, self.y = _alike(x, y)
+        self.mask = mask
+        self.mask_factors: Tensor | None = None
         self.statistic, self.gradients = statistic, gradients
         self.window = tuple(statistic.window)  # one for both axes
         self.arithmetic = value_dtype(x.dtype)
@@ -131,9 +146,11 @@ class _Sweep:
         self.maps: list[Tensor] = []
         self.upstreams: list[Tensor] = []
         self.plane_weights: Tensor | None = None
+        self.group_planes = 1  # number of planes that share a value
         self.rows: Tensor | None = None
         self.columns: Tensor | None = None
         self.wanted = 0
+        self.written = (False, False, False)  # maps of SSIM, luminance, contrast-structure
         self._plan()
         self.grads = [torch.empty_like(self.x) for _ in range(gradients)]
 
@@ -159,9 +176,11 @@ class _Sweep:
         self.tiles = self.strips * self.runs  # per plane
         self.programs = max(1, min(planes * self.tiles, 2 * at_a_time))
 
-    def new_maps(self, count: int) -> list[Tensor]:
+    def new_maps(self, written: tuple[bool, bool, bool]) -> list[Tensor]:
+        """Uninitialised maps, which the launch writes: of SSIM, luminance, contrast-structure."""
         shape = (*self.x.shape[:2], *self.statistic.map_sizes(self.x.shape[2:]))
-        self.maps = [self.x.new_empty(shape, dtype=self.arithmetic) for _ in range(count)]
+        self.written = written
+        self.maps = [self.x.new_empty(shape, dtype=self.arithmetic) for _ in range(sum(written))]
         return self.maps
 
     def launch(self) -> Tensor | None:
@@ -176,38 +195,42 @@ class _Sweep:
         pixel_terms = _pixel_terms(self.weights[constants.L1 :] if in_gradient else [])
         size = len(self.window)
         fits = size <= 11 if self.gradients == 0 else size == 11 and self.gradients == 1
-        fits = fits and not any(pixel_terms)
+        fits = fits and not any(pixel_terms) and self.mask is None
         adjoints = 2 + self.gradients if self.gradients else 0
-        scratch_size = (4 + 2 * adjoints) * self.step * (self.lanes + 2 * self.halo)
+        moments = 4 if self.mask is None else 5
+        scratch_size = (moments + 2 * adjoints) * self.step * (self.lanes + 2 * self.halo)
         scratch = x.new_empty(self.programs * scratch_size, dtype=self.arithmetic)
         records = None
         if self.wanted:
             shape = (planes * self.tiles, constants.TERMS)
             records = x.new_empty(shape, dtype=torch.float64)
 
+        def given(tensor: Tensor | None) -> Tensor:
+            return scratch if tensor is None else tensor
+
         def pair(tensors: list[Tensor]) -> list[Tensor]:
             return (tensors + [scratch, scratch])[:2]
 
+        # The map of contrast-structure is the second one, even if it is the only one.
+        maps = pair(self.maps)[:: -1 if self.written == _CONTRAST_STRUCTURE else 1]
         with _on(x.device):
             kernels.sweep[(self.programs,)](
-                *(x, self.y, *(self.grads + [x, x])[:2], *pair(self.maps), *pair(self.upstreams)),
-                scratch if self.plane_weights is None else self.plane_weights,
-                *((scratch, scratch) if self.rows is None else (self.rows, self.columns)),
-                *(
-                    scratch if records is None else records,
-                    scratch,
-                    scratch_size,
-                    planes * self.tiles,
-                ),
-                *(self.strips, self.runs, self.run_rows, channels, height, width, self.margin),
-                *(*x.stride(), *self.statistic[2:6], *self.weights, self.grad_scale),
+                *(x, self.y, given(self.mask), *(self.grads + [x, x])[:2]),
+                *(*maps, *pair(self.upstreams), given(self.plane_weights)),
+                *(given(self.mask_factors), given(self.rows), given(self.columns)),
+                *(given(records), scratch, scratch_size, planes * self.tiles),
+                *(self.strips, self.runs, self.run_rows, self.group_planes),
+                *(channels, height, width, self.margin, *x.stride()),
+                *((0,) * 4 if self.mask is None else self.mask.stride()),
+                *(*self.statistic[2:6], *self.weights, self.grad_scale),
                 TAPS=self.window,
                 COLUMNS=self.lanes,
                 ROWS=self.step,
                 GRADIENTS=self.gradients,
-                MAPS=len(self.maps),
+                MAPS=self.written,
                 UPSTREAMS=len(self.upstreams),
                 PLANE_WEIGHTS=self.plane_weights is not None,
+                MASKED=self.mask is not None,
                 WANTED=_terms_of(self.wanted),
                 PIXEL_TERMS=pixel_terms,
                 A=_ARITHMETIC[self.arithmetic],
@@ -226,9 +249,9 @@ class _Sweep:
         return promised
 
 
-def _is_fused(x: Tensor, y: Tensor, mask: Tensor | None, statistic: Statistic) -> bool:
+def _is_fused(x: Tensor, statistic: Statistic) -> bool:
     """True if ``kernels.sweep`` serves the call."""
-    return mask is None and x.dim() == 4 and len(statistic.sizes) == 1 and x.dtype == y.dtype
+    return x.dim() == 4 and len(statistic.sizes) == 1
 
 
 # ---- maps ---------------------------------------------------------------------------------------
@@ -237,10 +260,10 @@ def _is_fused(x: Tensor, y: Tensor, mask: Tensor | None, statistic: Statistic) -
 def maps(
     x: Tensor, y: Tensor, mask: Tensor | None, statistic: Statistic, components: bool
 ) -> list[Tensor]:
-    if not _is_fused(x, y, mask, statistic):
+    if not _is_fused(x, statistic):
         return reference.maps(x, y, mask, statistic, components)
-    launch = _Sweep(x, y, statistic)
-    out = launch.new_maps(1 + components)
+    launch = _Sweep(x, y, mask, statistic)
+    out = launch.new_maps(_COMPONENTS if components else _SSIM)
     launch.launch()
     return out
 
@@ -253,9 +276,9 @@ def maps_grad(
     statistic: Statistic,
     gradients: int,
 ) -> list[Tensor]:
-    if not _is_fused(x, y, mask, statistic):
+    if not _is_fused(x, statistic):
         return reference.maps_grad(upstream, x, y, mask, statistic, gradients)
-    launch = _Sweep(x, y, statistic, gradients)
+    launch = _Sweep(x, y, mask, statistic, gradients)
     launch.upstreams = [by_map.contiguous() for by_map in upstream]
     launch.grad_scale = statistic.scale
     launch.launch()
@@ -282,18 +305,22 @@ def sweep(
     pooling: int,
     map_term: int,
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    if map_term >= 0 or not _is_fused(x, y, mask, statistic):
+    if not _is_fused(x, statistic):
         images = (x, y, mask, mask_factors, statistic, loss, kept, gradients, wanted)
         rest = (count, grad_scale, grad_count, plane_weights, pooling, map_term)
         return reference.sweep(*images, *rest)
     weights, constant, rows, columns = loss
-    launch = _Sweep(x, y, statistic, gradients)
+    launch = _Sweep(x, y, mask, statistic, gradients)
     value = x.new_empty(x.shape[:kept], dtype=launch.arithmetic)
     terms = x.new_empty((*value.shape, constants.TERMS), dtype=widest_dtype(x))
     pooled = [] if pooling == constants.POOLINGS["none"] else _pooled(launch, pooling)
     per_plane = math.prod(statistic.map_sizes(x.shape[2:]))
     per_pixel = per_plane / max(1, math.prod(x.shape[2:]))
     launch.wanted = wanted
+    if map_term >= 0:
+        launch.new_maps(_SSIM if map_term == constants.SSIM else _CONTRAST_STRUCTURE)
+    launch.mask_factors = _contiguous(mask_factors)
+    launch.group_planes = planes = x.shape[0] * x.shape[1] // max(1, value.numel())
     launch.plane_weights = _contiguous(plane_weights)
     launch.rows, launch.columns = _contiguous(rows), _contiguous(columns)
     launch.grad_scale = grad_scale / grad_count
@@ -301,19 +328,21 @@ def sweep(
         weight * (per_pixel if term >= constants.L1 else 1) for term, weight in enumerate(weights)
     ]
     records = launch.launch()
+    grads = launch.gradients_as_promised()
     if records is None:
-        return value.fill_(constant), terms.zero_(), launch.gradients_as_promised(), pooled, []
+        return value.fill_(constant), terms.zero_(), grads, pooled, launch.maps
     groups = value.numel()
-    positions = float(per_plane * (x.shape[0] * x.shape[1] // groups))
     with _on(x.device):
         kernels.finish_terms[(groups,)](
-            *(records, terms, value, records.shape[0] // groups),
-            *(positions, float(count), per_pixel, *weights, constant),
+            *(records, terms, value, records if mask_factors is None else launch.mask_factors),
+            *(records.shape[0] // groups, float(per_plane * planes), float(count), per_pixel),
+            *(*weights, constant),
             WANTED=_terms_of(wanted),
             MEANS=False,
+            MASKED=mask is not None,
             LANES=_LANES,
         )
-    return value, terms, launch.gradients_as_promised(), pooled, []
+    return value, terms, grads, pooled, launch.maps
 
 
 def _pooled(launch: _Sweep, pooling: int) -> list[Tensor]:
@@ -371,9 +400,10 @@ def combine_levels(
             ABSOLUTE=negative == constants.NEGATIVES["abs"],
         )
         kernels.finish_terms[(groups,)](
-            *(plane_terms, out, value, planes, 0.0, 1.0, 1.0, *weights, constant),
+            *(plane_terms, out, value, plane_terms, planes, 0.0, 1.0, 1.0, *weights, constant),
             WANTED=(True,) * constants.TERMS,
             MEANS=True,
+            MASKED=False,
             LANES=_LANES,
         )
     return value, out, slopes
@@ -415,8 +445,6 @@ def collapse_(
     rows: Tensor | None,
     columns: Tensor | None,
 ) -> None:
-    if y is not None and y.dtype != finest.dtype:  # uint8 in the value range of x
-        y = (y.to(value_dtype(finest.dtype)) * (1 / (255 * scale)) + low).to(finest.dtype)
     out = _dense(finest)
     if out.numel() > 0:
         if x is not None and y is not None:
@@ -430,7 +458,7 @@ def collapse_(
                 (out, *(grad.contiguous() for grad in coarser)),
                 *(out if x is None else x, out if y is None else y, out, slopes.contiguous()),
                 *(upstream, rows, columns, out.numel(), *out.shape[1:], *out.stride()),
-                *(*_upstream_strides(upstream), scale, per_pixel, *pixel_weights),
+                *(*_upstream_strides(upstream), low, scale, per_pixel, *pixel_weights),
                 SCALES=1 + len(coarser),
                 POOLING=pooling,
                 PIXEL_TERMS=_pixel_terms([] if x is None else pixel_weights),
