@@ -25,19 +25,25 @@ from triton.compiler import ASTSource
 
 from ssimfast.arguments import gaussian_taps
 from ssimfast.backends import constants
-from ssimfast.backends.triton import kernels, launch
+from ssimfast.backends.triton import kernels, launch, separable
 from ssimfast.ops.multiscale import wanted_bits
 from ssimfast.ops.schemas import Loss, Statistic
 
 NVIDIA = (80, 90, 100, 120)
 AMD = ("gfx942",)
-KERNELS = ("sweep", "finish_terms", "combine_levels", "pool_pair", "scale", "collapse")
+# The module of each kernel.
+KERNELS = dict.fromkeys(
+    ("sweep", "finish_terms", "combine_levels", "pool_pair", "scale", "collapse"), kernels
+) | dict.fromkeys(
+    ("plane_offsets", "moments", "last_statistics", "adjoint", "gradients"), separable
+)
 SHAPES = sass.SHAPES
 POINTERS = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.float32: "*fp32",
     torch.float64: "*fp64",
+    torch.uint8: "*u8",
 }
 
 
@@ -93,14 +99,14 @@ class Recorder:
 def launches_of(op: str, **arguments) -> list[Launch]:
     """What an op would launch."""
     launches: list[Launch] = []
-    known = {name: getattr(kernels, name) for name in KERNELS}
+    known = {name: getattr(module, name) for name, module in KERNELS.items()}
     try:
         for name, kernel in known.items():
-            setattr(kernels, name, Recorder(kernel, launches))
+            setattr(KERNELS[name], name, Recorder(kernel, launches))
         launch.OPS[op](**arguments)
     finally:
         for name, kernel in known.items():
-            setattr(kernels, name, kernel)
+            setattr(KERNELS[name], name, kernel)
     return launches
 
 
@@ -119,7 +125,7 @@ class Compiled(NamedTuple):
 
 def compile_launch(label: str, launched: Launch, target: GPUTarget, folder: Path) -> Compiled:
     source = ASTSource(
-        getattr(kernels, launched.kernel),
+        getattr(KERNELS[launched.kernel], launched.kernel),
         signature=dict(launched.signature),
         constexprs=dict(launched.constants),
     )

@@ -130,20 +130,32 @@ def horizontal_moments(means, variances, taps):
 
 
 @triton.jit
-def weighted_moments(values, weights, share):
-    """Mean and variance of a tuple of values. ``share`` is 1 / (sum of weights), or 0.
+def masked_vertical_moments(s, d, weights, taps):
+    """Means and variances of s and d in a window along a column, and the sum of its weights.
 
-    The mean is subtracted, not a value: the value at the centre of the window may be hidden."""
-    mean = weights[0] * values[0]
-    for k in tl.static_range(1, len(weights)):
-        mean = tl.fma(weights[k], values[k], mean)
-    mean *= share
-    e = values[0] - mean
-    square = weights[0] * (e * e)
-    for k in tl.static_range(1, len(weights)):
-        e = values[k] - mean
-        square = tl.fma(weights[k], e * e, square)
-    return mean, square * share
+    The mean is subtracted before anything is squared, because the mask may hide the pixel at the
+    centre. The second loop multiplies by the weight first: products of taps and weights, which the
+    compiler would keep for it, would take a register for each tap."""
+    K: tl.constexpr = len(taps)
+    total = taps[0] * weights[0]
+    mean_s = total * s[0]
+    mean_d = total * d[0]
+    for k in tl.static_range(1, K):
+        weight = taps[k] * weights[k]
+        total += weight
+        mean_s = tl.fma(weight, s[k], mean_s)
+        mean_d = tl.fma(weight, d[k], mean_d)
+    share = tl.where(total > 0, 1 / total, 0)
+    mean_s *= share
+    mean_d *= share
+    square_s = tl.zeros_like(total)
+    square_d = tl.zeros_like(total)
+    for k in tl.static_range(K):
+        e_s = s[k] - mean_s
+        e_d = d[k] - mean_d
+        square_s = tl.fma(taps[k], weights[k] * (e_s * e_s), square_s)
+        square_d = tl.fma(taps[k], weights[k] * (e_d * e_d), square_d)
+    return mean_s, square_s * share, mean_d, square_d * share, total
 
 
 @triton.jit
@@ -335,22 +347,10 @@ def store_moments(to, s, d, taps, WIDE, ROWS: tl.constexpr, PITCH, PLANE):
 @triton.jit
 def store_masked_moments(to, s, d, weights, taps, ROWS: tl.constexpr, PITCH, PLANE):
     """Phase 1 with a mask: stores the vertical moments, and the sum of each window's weights."""
-    K: tl.constexpr = len(taps)
     for r in tl.static_range(ROWS):
-        weighted_taps = ()
-        total = taps[0] * weights[r]
-        for k in tl.static_range(K):
-            weighted_taps = weighted_taps + (taps[k] * weights[r + k],)
-            if k > 0:
-                total += weighted_taps[k]
-        share = tl.where(total > 0, 1 / total, 0)
-        mean_s, var_s = weighted_moments(s[r:], weighted_taps, share)
-        mean_d, var_d = weighted_moments(d[r:], weighted_taps, share)
-        tl.store(to + r * PITCH, mean_s)
-        tl.store(to + r * PITCH + PLANE, var_s)
-        tl.store(to + r * PITCH + 2 * PLANE, mean_d)
-        tl.store(to + r * PITCH + 3 * PLANE, var_d)
-        tl.store(to + r * PITCH + 4 * PLANE, total)
+        maps = masked_vertical_moments(s[r:], d[r:], weights[r:], taps)
+        for m in tl.static_range(_MOMENTS + 1):
+            tl.store(to + r * PITCH + m * PLANE, maps[m])
 
 
 @triton.jit
