@@ -47,6 +47,16 @@ def measured(compiled: list[dict]) -> dict[str, float]:
     return {name: max(loop[name] for loop in loops) / 4 for name in FEWEST}
 
 
+def registers(compiled: list[dict]) -> dict[str, float]:
+    """The most of any NVIDIA architecture, of what masks and volumes launch."""
+    figures: dict[str, float] = {}
+    for one in compiled:
+        if one["target"].startswith("sm_") and ("mask" in one["label"] or "vol" in one["label"]):
+            name = f"{one['kernel']}: {one['label']}"
+            figures[name] = max(figures.get(name, 0), one["registers"])
+    return figures
+
+
 @pytest.fixture(scope="module")
 def compiled() -> list[dict]:
     return compile_in_a_process()
@@ -71,6 +81,10 @@ def test_instructions_are_within_their_budget(compiled):
     figures = measured(compiled)
     assert beyond("Triton, a pixel of the sweep's loop", figures) == {}
     assert all(figures[name] >= fewest for name, fewest in FEWEST.items()), figures
+
+
+def test_registers_are_within_their_budget(compiled):
+    assert beyond("Triton, registers", registers(compiled)) == {}
 
 
 def test_barriers_stand_between_what_is_written_and_what_is_read(compiled):

@@ -142,19 +142,18 @@ def load_element(k, elements, unit, range_of_x, PIXELS: tl.constexpr, MASKED: tl
             *(sources, at + distance * step, at_mask + distance * mask_step, inside),
             *(unit, range_of_x, MASKED, A),
         )
-        none = tl.zeros_like(s)
-        return s, none, d, none, weight
-    _, _, _, black_s, black_d = unit
-    at += distance * step
-    s = tl.load(sources + at, mask=inside, other=0)
-    v_s = tl.load(sources + count + at, mask=inside, other=0)
-    d = tl.load(sources + 2 * count + at, mask=inside, other=0)
-    v_d = tl.load(sources + 3 * count + at, mask=inside, other=0)
-    weight = tl.full((), 1, A)
-    if MASKED:
-        weight = tl.load(sources + 4 * count + at, mask=inside, other=0)
+        v_s = tl.zeros_like(s)
+        v_d = v_s
     else:
-        s, d = tl.where(inside, s, black_s), tl.where(inside, d, black_d)
+        _, _, _, black_s, black_d = unit
+        source = sources + at + distance * step
+        s = tl.load(source, mask=inside, other=black_s)
+        v_s = tl.load(source + count, mask=inside, other=0)
+        d = tl.load(source + 2 * count, mask=inside, other=black_d)
+        v_d = tl.load(source + 3 * count, mask=inside, other=0)
+        weight = tl.full((), 1, A)
+        if MASKED:
+            weight = tl.load(source + 4 * count, mask=inside, other=0)
     return s, v_s, d, v_d, weight
 
 
@@ -191,11 +190,14 @@ def moments_along(
         square_s += weight * (e_s * e_s + v_s)
         square_d += weight * (e_d * e_d + v_d)
     if MASKED:
-        return near_s, square_s * share, near_d, square_d * share, total
-    v_s, v_d = square_s - sum_s * sum_s, square_d - sum_d * sum_d
-    # Only rounding makes a variance negative.
-    v_s, v_d = tl.where(v_s < 0, 0, v_s), tl.where(v_d < 0, 0, v_d)
-    return near_s + sum_s, v_s, near_d + sum_d, v_d, total
+        v_s, v_d = square_s * share, square_d * share
+    else:
+        near_s += sum_s
+        near_d += sum_d
+        v_s, v_d = square_s - sum_s * sum_s, square_d - sum_d * sum_d
+        # Only rounding makes a variance negative.
+        v_s, v_d = tl.where(v_s < 0, 0, v_s), tl.where(v_d < 0, 0, v_d)
+    return near_s, v_s, near_d, v_d, total
 
 
 @jit
