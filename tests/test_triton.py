@@ -55,6 +55,10 @@ MEAN = {"reductions": ("mean",)}
 @pytest.fixture(autouse=True)
 def triton_kernels(monkeypatch):
     monkeypatch.setitem(comparison.TOLERANCES, torch.float32, comparison.CUDA_FLOAT32)
+    if not torch.cuda.is_available():  # the interpreter does not round to bfloat16, it cuts off
+        allowed = comparison.TOLERANCES[torch.bfloat16]
+        cut = {key: 2 * allowed[key] for key in ("grad", "pyramid")}
+        monkeypatch.setitem(comparison.TOLERANCES, torch.bfloat16, allowed | cut)
     use_triton(monkeypatch)
     if torch.cuda.is_available():
         with torch.device("cuda"):

@@ -5,7 +5,7 @@ kernels cannot index shared memory, so each program exchanges data between threa
 rows of global memory of its own, the scratch memory, which stays in L1. docs/triton.md has the
 counts behind this design. A step has four phases, with a barrier after phases 1 and 3:
 
-1. along columns: rows of x and y -> s, d -> vertical means and variances -> scratch
+1. along columns: rows of x, y, mask -> s, d -> vertical means and variances -> scratch
 2. along rows: means and variances -> horizontal filter -> SSIM, sums, maps, partial derivatives
    -> scratch
 3. along rows: adjoint rows of the previous step -> horizontal adjoint -> rows of gradients
@@ -38,8 +38,8 @@ _LARGEST_CENTRE_TAP = tl.constexpr(constants.LARGEST_CENTRE_TAP)
 _FAR = tl.constexpr(constants.FAR)
 _LEAST_MEAN = tl.constexpr(constants.LEAST_MEAN)
 
-# Number of moments: means and variances of s and d. The scratch memory holds these maps first, then
-# those of the partial derivatives, then as many of adjoint rows.
+# Number of moments: means and variances of s and d. The scratch memory holds these maps first, with
+# a mask then the sums of weights, then the partial derivatives, then as many maps of adjoint rows.
 _MOMENTS = tl.constexpr(4)
 
 
@@ -58,8 +58,8 @@ def jit(function):
 def load_pair(images, at, at_mask, inside, hidden, range_of_x, MASKED: tl.constexpr, A):
     """Loads pixels of x and y, and their weights in the mask; 0 where not ``inside``.
 
-    Pixels with weight 0 get the value ``hidden``, whatever the images hold there. BYTES: y is 8-bit
-    and x is not; ``range_of_x`` is then the value of the byte 0, and the step to the next byte."""
+    Pixels with weight 0 get the value ``hidden``, whatever the images hold there. If only y is
+    8-bit, ``range_of_x`` is the value of its byte 0 and the step to the next byte."""
     x, y, mask = images
     low, step = range_of_x
     BYTES: tl.constexpr = x.dtype.element_ty != y.dtype.element_ty

@@ -151,6 +151,11 @@ class _Launch:
         self.columns: Tensor | None = None
         self.wanted = 0
         self.grads = [torch.empty_like(self.x) for _ in range(gradients)]
+        self._plan()
+
+    def _plan(self) -> None:
+        """Derives from the arguments what the kernels need to know."""
+        raise NotImplementedError
 
     def new_maps(self, written: tuple[bool, bool, bool]) -> list[Tensor]:
         """Uninitialised maps, which the launch writes: of SSIM, luminance, contrast-structure."""
@@ -182,23 +187,12 @@ class _Launch:
 class _Sweep(_Launch):
     """Launches ``kernels.sweep``: images with one window for both axes."""
 
-    def __init__(
-        self,
-        x: Tensor,
-        y: Tensor,
-        mask: Tensor | None,
-        statistic: Statistic,
-        gradients: int = 0,
-    ) -> None:
-        super().__init__(x, y, mask, statistic, gradients)
-        self.window = tuple(statistic.window)
-        self.halo = len(self.window) // 2
-        self.margin = 0 if statistic.same else self.halo
-        self._plan()
-
     def _plan(self) -> None:
         """Cuts planes into tiles. Chooses the strip width that needs the fewest lanes for a row of
         pixels, then the longest runs of rows for which there are tiles for the whole device."""
+        self.window = tuple(self.statistic.window)
+        self.halo = len(self.window) // 2
+        self.margin = 0 if self.statistic.same else self.halo
         batch, channels, height, width = self.x.shape
         self.step = _rows_of_a_step(len(self.window), self.arithmetic, self.mask is not None)
         lost = 2 * self.halo * (2 if self.gradients else 1)
@@ -280,39 +274,44 @@ class _Separable(_Launch):
     """Launches the kernels of ``separable.py``: volumes, and images with several windows. Only the
     weight of SSIM counts."""
 
-    def launch(self) -> Tensor | None:
+    def _plan(self) -> None:
         x, mask, axes = self.x, self.mask, self.x.dim() - 2
-        if x.numel() == 0:
-            return None
-        planes = x.shape[0] * x.shape[1]
+        self.axes = axes
         self.sizes = [1] * (3 - axes) + list(x.shape[2:])
-        self.tiles = math.ceil(math.prod(self.sizes) / _PIXELS)
-        # Taps and half sizes of the windows along each axis, as the kernels take them.
+        self.planes = x.shape[0] * x.shape[1]
+        self.tiles = math.ceil(math.prod(self.sizes) / _PIXELS)  # per plane
+        self.grid = (self.planes * self.tiles,)
+        # Taps and half size of the window along each axis, as the kernels take them.
         self.windows = [
             (_taps_on(x.device, self.arithmetic, tuple(taps)), len(taps) // 2)
             for taps in self.statistic.windows(axes)
         ]
-        self.offsets = x.new_empty(2 * planes, dtype=self.arithmetic)
+        self.offsets = x.new_empty(2 * self.planes, dtype=self.arithmetic)
         self.images = (x, self.y, self.offsets if mask is None else mask)
         self.mask_strides = _of_volume((x if mask is None else mask).stride())
         self.strides = (*_of_volume(x.stride()), *self.mask_strides)
         self.unit = (self.statistic.low, self.statistic.scale)
         self.options = {"MASKED": mask is not None, "A": _ARITHMETIC[self.arithmetic]}
+
+    def launch(self) -> Tensor | None:
+        x = self.x
+        if x.numel() == 0:
+            return None
+        # Each pass reads one of two intermediates and writes the other one.
+        moments = 4 if self.mask is None else 5
+        adjoints = 2 + self.gradients if self.gradients else 0
+        here, there = (
+            x.new_empty(maps * x.numel(), dtype=self.arithmetic)
+            for maps in (moments, moments if self.axes == 3 else adjoints)
+        )
         with _on(x.device):
-            separable.plane_offsets[(planes,)](
+            separable.plane_offsets[(self.planes,)](
                 *(*self.images, self.offsets, x.shape[1], *self.sizes, *self.strides, *self.unit),
                 **self.options,
             )
-            # Each pass reads one of two intermediates and writes the other one.
-            moments = 4 if mask is None else 5
-            adjoints = 2 + self.gradients if self.gradients else 0
-            here, there = (
-                x.new_empty(maps * x.numel(), dtype=self.arithmetic)
-                for maps in (moments, moments if axes == 3 else adjoints)
-            )
-            self._moments(self.windows[-1], here, here, PIXELS=True)
-            if axes == 3:
-                self._moments(self.windows[1], here, there, PIXELS=False)
+            self._moments(self.windows[-1], here, here, pixels=True)
+            if self.axes == 3:
+                self._moments(self.windows[1], here, there, pixels=False)
                 here, there = there, here
             records = self._statistics(here, there)
             if self.gradients:
@@ -320,37 +319,33 @@ class _Separable(_Launch):
         return records
 
     def _moments(
-        self, window: tuple[Tensor, int], source: Tensor, to: Tensor, **flags: Any
+        self, window: tuple[Tensor, int], source: Tensor, to: Tensor, pixels: bool
     ) -> None:
         taps, half = window
-        x = self.x
-        separable.moments[(x.shape[0] * x.shape[1] * self.tiles,)](
-            *(*self.images, self.offsets, taps, source, to, x.numel(), self.tiles, x.shape[1]),
-            *(*self.sizes, *self.strides, half, *self.unit),
+        separable.moments[self.grid](
+            *(*self.images, self.offsets, taps, source, to, self.x.numel(), self.tiles),
+            *(self.x.shape[1], *self.sizes, *self.strides, half, *self.unit),
+            PIXELS=pixels,
             BLOCK=_PIXELS,
-            **flags,
             **self.options,
         )
 
     def _statistics(self, source: Tensor, to: Tensor) -> Tensor | None:
-        """Returns the records."""
+        """Filters along the last axis. Returns the records."""
         x, offsets = self.x, self.offsets
-        axes = x.dim() - 2
-        programs = x.shape[0] * x.shape[1] * self.tiles
         records = None
         if self.wanted:
-            records = x.new_empty((programs, constants.TERMS), dtype=torch.float64)
+            records = x.new_empty((*self.grid, constants.TERMS), dtype=torch.float64)
         taps, half = self.windows[0]
-        varies = any(half > 0 for _, half in self.windows)
-        separable.last_statistics[(programs,)](
+        separable.last_statistics[self.grid](
             *(self.images[2], offsets if self.mask_factors is None else self.mask_factors),
             *(offsets, taps, source, to, *self._maps_and_upstreams(offsets)),
             *(offsets if records is None else records, x.numel(), self.tiles, self.group_planes),
             *(x.shape[1], *self.sizes, *self.mask_strides),
-            *([0] * (3 - axes) + self.statistic.margins(axes)),
-            *(half, int(varies), self.statistic.c1, self.statistic.c2, *self.unit),
-            self.weights[constants.SSIM],
-            DEEP=axes == 3,
+            *([0] * (3 - self.axes) + self.statistic.margins(self.axes)),
+            *(half, int(any(half for _, half in self.windows))),
+            *(self.statistic.c1, self.statistic.c2, *self.unit, self.weights[constants.SSIM]),
+            DEEP=self.axes == 3,
             GRADIENTS=self.gradients,
             MAPS=self.written,
             UPSTREAMS=len(self.upstreams),
@@ -361,21 +356,21 @@ class _Separable(_Launch):
         return records
 
     def _gradients(self, source: Tensor, to: Tensor) -> None:
+        """The adjoint filters, from the last axis to rows."""
         x = self.x
-        grid = (x.shape[0] * x.shape[1] * self.tiles,)
-        *across, (along_rows, half_row) = self.windows
+        *across, (taps_of_rows, half_of_rows) = self.windows
         for axis, (taps, half) in enumerate(across):
-            separable.adjoint[grid](
+            separable.adjoint[self.grid](
                 *(taps, source, to, x.numel(), self.tiles, *self.sizes, half),
-                DEEP=len(across) == 2 and axis == 0,
+                DEEP=self.axes == 3 and axis == 0,
                 MAPS=2 + self.gradients,
                 BLOCK=_PIXELS,
                 A=self.options["A"],
             )
             source, to = to, source
-        separable.gradients[grid](
-            *(*self.images, *(self.grads * 2)[:2], self.offsets, along_rows, source, x.numel()),
-            *(self.tiles, x.shape[1], *self.sizes, *self.strides, half_row, *self.unit),
+        separable.gradients[self.grid](
+            *(*self.images, *(self.grads * 2)[:2], self.offsets, taps_of_rows, source, x.numel()),
+            *(self.tiles, x.shape[1], *self.sizes, *self.strides, half_of_rows, *self.unit),
             self.grad_scale,
             GRADIENTS=self.gradients,
             BLOCK=_PIXELS,
@@ -391,6 +386,7 @@ def _of_volume(strides: tuple[int, ...]) -> tuple[int, ...]:
 def _launch_of(
     x: Tensor, y: Tensor, mask: Tensor | None, statistic: Statistic, gradients: int = 0
 ) -> _Launch:
+    """The fused sweep where there is one window for both axes of images, else the other path."""
     fused = x.dim() == 4 and len(statistic.sizes) == 1
     return (_Sweep if fused else _Separable)(x, y, mask, statistic, gradients)
 

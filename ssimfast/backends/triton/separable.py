@@ -133,7 +133,11 @@ def load_s_d(images, at, at_mask, inside, unit, range_of_x, MASKED: tl.constexpr
 @triton.jit
 def load_element(k, elements, unit, range_of_x, PIXELS: tl.constexpr, MASKED: tl.constexpr, A):
     """Mean and variance of s, those of d, and the weight of element ``k`` of a window: of a pixel
-    if PIXELS, else of a window along the axes before."""
+    if PIXELS, else of a window along the axes before.
+
+    ``elements`` is (images or maps; offsets of the centre in them and in the mask; True if there is
+    a centre; its index on the axis, the length of the axis, half the window; steps along the axis
+    in images or maps and in the mask; size of a map)."""
     sources, at, at_mask, exists, place, size, half, step, mask_step, count = elements
     distance = k - half
     inside = exists & (place + distance >= 0) & (place + distance < size)
