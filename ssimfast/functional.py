@@ -90,8 +90,8 @@ def ssim(
 
     For means and sums without a mask, the forward pass also computes the gradient. For maps and
     masks, the backward pass computes the statistics again. The CPU kernels compute volumes and
-    masked images in float64. With the Triton backend, volumes and masks run as PyTorch operations
-    and take memory for up to thirty float64 tensors of their size.
+    masked images in float64. The Triton kernels compute both in float32 unless the images are
+    float64; volumes take memory for up to ten float32 tensors of their size.
 
     Args:
         x: images (N, C, H, W) or volumes (N, C, D, H, W); float16, bfloat16, float32, float64 or

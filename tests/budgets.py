@@ -51,6 +51,7 @@ MARGINS: dict[str, Callable[[float], float]] = {
     "FP instructions of a pixel": up,
     "words of shared memory of a pixel": lambda value: up(1.01 * value),
     "Triton, a pixel of the sweep's loop": lambda value: up(1.03 * value),
+    "Triton, registers": lambda value: min(255, 8 * up(value / 8)),
     "emulated, a pixel": lambda value: up(1.01 * value, 1),
     "peak memory, images": lambda value: up(value + 0.09, 1),
 }
@@ -66,7 +67,11 @@ def of_cuda() -> dict[str, Figures]:
 def of_triton() -> dict[str, Figures]:
     import test_triton_static as static
 
-    return {"Triton, a pixel of the sweep's loop": static.measured(static.compile_in_a_process())}
+    compiled = static.compile_in_a_process()
+    return {
+        "Triton, a pixel of the sweep's loop": static.measured(compiled),
+        "Triton, registers": static.registers(compiled),
+    }
 
 
 def of_emulator() -> dict[str, Figures]:

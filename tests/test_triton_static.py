@@ -17,6 +17,8 @@ pytestmark = [pytest.mark.long, pytest.mark.needs("triton", "cuobjdump", "nvdisa
 if machine.has("triton"):
     from triton_ahead import KERNELS, PLAIN
 
+    from ssimfast.backends.triton import separable
+
 TESTS = Path(__file__).parent
 MOST_SHARED = 48 * 1024
 FEWEST = {"fp": 140, "loads": 40, "stores": 6, "instructions": 240}  # fewer would be a miscount
@@ -47,6 +49,19 @@ def measured(compiled: list[dict]) -> dict[str, float]:
     return {name: max(loop[name] for loop in loops) / 4 for name in FEWEST}
 
 
+def registers(compiled: list[dict]) -> dict[str, float]:
+    """The most on any NVIDIA architecture: of the sweep with a mask, of the separable path."""
+    figures: dict[str, float] = {}
+    for one in compiled:
+        masked_sweep = one["kernel"] == "sweep" and one["label"].startswith("masked")
+        in_passes = KERNELS[one["kernel"]] is separable
+        if one["target"].startswith("sm_") and (masked_sweep or in_passes):
+            dtype = "float64" if "float64" in one["label"] else "float32"
+            name = f"{one['kernel']}, {dtype}"
+            figures[name] = max(figures.get(name, 0), one["registers"])
+    return figures
+
+
 @pytest.fixture(scope="module")
 def compiled() -> list[dict]:
     return compile_in_a_process()
@@ -71,6 +86,10 @@ def test_instructions_are_within_their_budget(compiled):
     figures = measured(compiled)
     assert beyond("Triton, a pixel of the sweep's loop", figures) == {}
     assert all(figures[name] >= fewest for name, fewest in FEWEST.items()), figures
+
+
+def test_registers_are_within_their_budget(compiled):
+    assert beyond("Triton, registers", registers(compiled)) == {}
 
 
 def test_barriers_stand_between_what_is_written_and_what_is_read(compiled):
@@ -114,7 +133,8 @@ for height, width in {sizes}:
     x = torch.empty(1, 3, height, width + 3)[..., 3:]
     loss = ahead.Loss([1.0, 0, 0, 0, 0])
     request = dict(kept=0, gradients=1, wanted=1, count=height * width, grad_scale=1.0, pooling=1)
-    rest = dict(grad_count=height * width, plane_weights=None)
+    rest = dict(grad_count=height * width, plane_weights=None, map_term=-1)
+    rest |= dict(mask=None, mask_factors=None)
     statistic = ahead.statistic(11)
     call = dict(x=x, y=x, statistic=statistic, loss=loss, **request, **rest)
     kernels |= set(ahead.launches_of("sweep", **call))
@@ -127,8 +147,9 @@ for height, width in {sizes}:
     kernels |= set(ahead.launches_of("combine_levels", constant=0.0, **call))
     finest, coarser = (torch.zeros(1, 1, height >> j, width >> j) for j in range(2))
     call = dict(finest=finest, coarser=[coarser], slopes=torch.zeros(1, 1, 2).double())
-    call |= dict(upstream=one, scale=1.0, pooling=1, x=None, y=None, pixel_weights=[0.0] * 3)
-    kernels |= set(ahead.launches_of("collapse_", rows=None, columns=None, **call))
+    call |= dict(upstream=one, low=0.0, scale=1.0, pooling=1, pixel_weights=[0.0] * 3)
+    call |= dict(x=None, y=None, rows=None, columns=None)
+    kernels |= set(ahead.launches_of("collapse_", **call))
 print(sorted(k.kernel for k in kernels))
 """
     kernels = json.loads(ahead(script).replace("'", '"'))

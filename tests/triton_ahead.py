@@ -25,19 +25,25 @@ from triton.compiler import ASTSource
 
 from ssimfast.arguments import gaussian_taps
 from ssimfast.backends import constants
-from ssimfast.backends.triton import kernels, launch
+from ssimfast.backends.triton import kernels, launch, separable
 from ssimfast.ops.multiscale import wanted_bits
 from ssimfast.ops.schemas import Loss, Statistic
 
 NVIDIA = (80, 90, 100, 120)
 AMD = ("gfx942",)
-KERNELS = ("sweep", "finish_terms", "combine_levels", "pool_pair", "scale", "collapse")
+# The module of each kernel.
+KERNELS = dict.fromkeys(
+    ("sweep", "finish_terms", "combine_levels", "pool_pair", "scale", "collapse"), kernels
+) | dict.fromkeys(
+    ("plane_offsets", "moments", "last_statistics", "adjoint", "gradients"), separable
+)
 SHAPES = sass.SHAPES
 POINTERS = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.float32: "*fp32",
     torch.float64: "*fp64",
+    torch.uint8: "*u8",
 }
 
 
@@ -93,14 +99,14 @@ class Recorder:
 def launches_of(op: str, **arguments) -> list[Launch]:
     """What an op would launch."""
     launches: list[Launch] = []
-    known = {name: getattr(kernels, name) for name in KERNELS}
+    known = {name: getattr(module, name) for name, module in KERNELS.items()}
     try:
         for name, kernel in known.items():
-            setattr(kernels, name, Recorder(kernel, launches))
+            setattr(KERNELS[name], name, Recorder(kernel, launches))
         launch.OPS[op](**arguments)
     finally:
         for name, kernel in known.items():
-            setattr(kernels, name, kernel)
+            setattr(KERNELS[name], name, kernel)
     return launches
 
 
@@ -119,7 +125,7 @@ class Compiled(NamedTuple):
 
 def compile_launch(label: str, launched: Launch, target: GPUTarget, folder: Path) -> Compiled:
     source = ASTSource(
-        getattr(kernels, launched.kernel),
+        getattr(KERNELS[launched.kernel], launched.kernel),
         signature=dict(launched.signature),
         constexprs=dict(launched.constants),
     )
@@ -228,26 +234,36 @@ def statistic(size: int) -> Statistic:
     )
 
 
-def sweep_launches(size: int, dtype: torch.dtype, gradients: int, more: bool) -> list[Launch]:
+def sweep_launches(
+    size: int, dtype: torch.dtype, gradients: int, more: bool, **changes: Any
+) -> list[Launch]:
     weights = [0.5, 0.0, 0.2, 0.3, 0.4] if more else [1.0, 0.0, 0.0, 0.0, 0.0]
     arithmetic = constants.value_dtype(dtype)
     rows, columns = (torch.zeros(n, dtype=arithmetic) if more else None for n in (HEIGHT, WIDTH))
     x, y = images(dtype)
-    return launches_of(
-        "sweep",
-        x=x,
-        y=y,
-        statistic=statistic(size),
-        loss=Loss(weights, 0.0, rows, columns),
-        kept=0,
-        gradients=gradients,
-        wanted=wanted_bits(weights),
-        count=1,
-        grad_scale=1.0,
-        grad_count=1,
-        plane_weights=None,
-        pooling=1 if more else 0,
-    )
+    given = {
+        "x": x,
+        "y": y,
+        "mask": None,
+        "mask_factors": None,
+        "statistic": statistic(size),
+        "loss": Loss(weights, 0.0, rows, columns),
+        "kept": 0,
+        "gradients": gradients,
+        "wanted": wanted_bits(weights),
+        "count": 1,
+        "grad_scale": 1.0,
+        "grad_count": 1,
+        "plane_weights": None,
+        "pooling": 1 if more else 0,
+        "map_term": -1,
+    }
+    return launches_of("sweep", **given | changes)
+
+
+def mask_of(x: torch.Tensor) -> dict[str, Any]:
+    mask = torch.zeros((), dtype=constants.value_dtype(x.dtype)).expand(x.shape)
+    return {"mask": mask, "mask_factors": torch.zeros(2, dtype=torch.float64), "pooling": 0}
 
 
 def plain_launches() -> Iterator[tuple[str, Launch]]:
@@ -261,10 +277,39 @@ def plain_launches() -> Iterator[tuple[str, Launch]]:
         yield f"ssim, {str(dtype)[6:]}, window 11, 1 gradients", launched
 
 
+def masked_launches() -> Iterator[tuple[str, Launch]]:
+    """Masks, volumes, and images with a window for each axis."""
+    for size, gradients, more in ((7, 1, False), (11, 1, False), (11, 2, True), (17, 1, True)):
+        masked = mask_of(images(torch.float32)[0])
+        label = f"masked {'mixture' if more else 'ssim'}, window {size}, {gradients} gradients"
+        yield label, sweep_launches(size, torch.float32, gradients, more, **masked)[0]
+    for dtype, gradients, masked in (
+        (torch.float32, 1, False),
+        (torch.float32, 2, True),
+        (torch.float64, 2, True),
+    ):
+        x, y = torch.zeros(2, 1, 2, 12, 13, 14, dtype=dtype)
+        change = {"x": x, "y": y} | (mask_of(x) if masked else {})
+        label = f"{'masked ' * masked}volume, {str(dtype)[6:]}, {gradients} gradients"
+        for launched in sweep_launches(11, dtype, gradients, False, **change):
+            yield label, launched
+    x, y = images(torch.float32)
+    two = statistic(7)._replace(window=statistic(7).window * 2, sizes=[7, 7])
+    pair = {"x": x, "y": y, "mask": None, "statistic": two}
+    upstream = [torch.zeros(1, 3, HEIGHT - 6, WIDTH - 6)] * 2
+    for launched in launches_of("maps", components=True, **pair):
+        yield "components, two windows", launched
+    for launched in launches_of("maps_grad", upstream=upstream, gradients=2, **pair):
+        yield "gradients of components, two windows", launched
+
+
 def other_launches() -> Iterator[tuple[str, Launch]]:
-    """A mixture, maps, and all other kernels."""
+    """A mixture, an 8-bit target, maps, and all other kernels."""
     for launched in sweep_launches(11, torch.float32, 2, True):
         yield "mixture, float32, window 11, 2 gradients", launched
+    beside_bytes = {"y": images(torch.uint8)[1], "map_term": constants.CONTRAST_STRUCTURE}
+    for launched in sweep_launches(11, torch.float16, 1, True, **beside_bytes):
+        yield "mixture and map, float16 beside uint8, window 11, 1 gradients", launched
     x, y = images(torch.float32)
     maps = [torch.zeros(1, 3, HEIGHT - 10, WIDTH - 10)] * 2
     pair = {"x": x, "y": y, "mask": None, "statistic": statistic(11)}
@@ -285,6 +330,7 @@ def other_launches() -> Iterator[tuple[str, Launch]]:
         "coarser": [torch.zeros(1, 3, HEIGHT >> j, WIDTH >> j) for j in range(1, 5)],
         "slopes": torch.zeros(1, 3, 5, dtype=torch.float64),
         "upstream": one,
+        "low": 0.0,
         "scale": 1.0,
         "pooling": 1,
         "x": x,
@@ -313,7 +359,8 @@ def chosen(every: bool) -> Iterator[tuple[str, Launch, GPUTarget]]:
     """What is compiled for which target. A test has not the time for every pair of them."""
     targets = [GPUTarget("cuda", a, 32) for a in NVIDIA]
     targets += [GPUTarget("hip", a, 64) for a in AMD if "amd" in triton.backends.backends]
-    for number, (label, launched) in enumerate([*plain_launches(), *other_launches()]):
+    every_launch = [*plain_launches(), *other_launches(), *masked_launches()]
+    for number, (label, launched) in enumerate(every_launch):
         for k, target in enumerate(targets):
             if every or label == PLAIN or k == number % len(targets):
                 yield label, launched, target
@@ -333,7 +380,7 @@ def per_pixel(loop: dict, shape: sass.Shape, multiprocessors: int, size: int = 1
     launch._multiprocessors = lambda device: multiprocessors
     try:
         x = torch.empty(tuple(shape), device="meta")
-        plan = launch._Sweep(x, x, statistic(size), gradients=1)
+        plan = launch._Sweep(x, x, None, statistic(size), gradients=1)
     finally:
         launch._multiprocessors = known
     lost = 4 * (size // 2)

@@ -5,7 +5,7 @@ kernels cannot index shared memory, so each program exchanges data between threa
 rows of global memory of its own, the scratch memory, which stays in L1. docs/triton.md has the
 counts behind this design. A step has four phases, with a barrier after phases 1 and 3:
 
-1. along columns: rows of x and y -> s, d -> vertical means and variances -> scratch
+1. along columns: rows of x, y, mask -> s, d -> vertical means and variances -> scratch
 2. along rows: means and variances -> horizontal filter -> SSIM, sums, maps, partial derivatives
    -> scratch
 3. along rows: adjoint rows of the previous step -> horizontal adjoint -> rows of gradients
@@ -38,8 +38,8 @@ _LARGEST_CENTRE_TAP = tl.constexpr(constants.LARGEST_CENTRE_TAP)
 _FAR = tl.constexpr(constants.FAR)
 _LEAST_MEAN = tl.constexpr(constants.LEAST_MEAN)
 
-# Number of moments: means and variances of s and d. The scratch memory holds these maps first, then
-# those of the partial derivatives, then as many of adjoint rows.
+# Number of moments: means and variances of s and d. The scratch memory holds these maps first, with
+# a mask then the sums of weights, then the partial derivatives, then as many maps of adjoint rows.
 _MOMENTS = tl.constexpr(4)
 
 
@@ -49,6 +49,30 @@ def jit(function):
     names = function.__code__.co_varnames[: function.__code__.co_argcount]
     plain = [name for name in names if annotations.get(name) is not tl.constexpr]
     return triton.jit(do_not_specialize=plain, do_not_specialize_on_alignment=plain)(function)
+
+
+# ---- pixels -------------------------------------------------------------------------------------
+
+
+@triton.jit
+def load_pair(images, at, at_mask, inside, hidden, range_of_x, MASKED: tl.constexpr, A):
+    """Loads pixels of x and y, and their weights in the mask; 0 where not ``inside``.
+
+    Pixels with weight 0 get the value ``hidden``, whatever the images hold there. If only y is
+    8-bit, ``range_of_x`` is the value of its byte 0 and the step to the next byte."""
+    x, y, mask = images
+    low, step = range_of_x
+    BYTES: tl.constexpr = x.dtype.element_ty != y.dtype.element_ty
+    value_x = tl.load(x + at, mask=inside, other=0).to(A)
+    value_y = tl.load(y + at, mask=inside, other=0).to(A)
+    if BYTES:
+        value_y = tl.where(inside, low + step * value_y, 0)
+    weight = tl.full((), 1, A)
+    if MASKED:
+        weight = tl.load(mask + at_mask, mask=inside, other=0)
+        value_x = tl.where(weight == 0, hidden, value_x)
+        value_y = tl.where(weight == 0, hidden, value_y)
+    return value_x, value_y, weight
 
 
 # ---- one position -------------------------------------------------------------------------------
@@ -103,6 +127,62 @@ def horizontal_moments(means, variances, taps):
         square = tl.fma(taps[k], tl.fma(e, e, tl.load(variances + k)), square)
     variance = square - mean * mean
     return near + mean, tl.where(variance < 0, 0, variance)  # only rounding makes it negative
+
+
+@triton.jit
+def masked_vertical_moments(s, d, weights, taps):
+    """Means and variances of s and d in a window along a column, and the sum of its weights.
+
+    The mean is subtracted before anything is squared, because the mask may hide the pixel at the
+    centre. The second loop multiplies by the weight first: products of taps and weights, which the
+    compiler would keep for it, would take a register for each tap."""
+    K: tl.constexpr = len(taps)
+    total = taps[0] * weights[0]
+    mean_s = total * s[0]
+    mean_d = total * d[0]
+    for k in tl.static_range(1, K):
+        weight = taps[k] * weights[k]
+        total += weight
+        mean_s = tl.fma(weight, s[k], mean_s)
+        mean_d = tl.fma(weight, d[k], mean_d)
+    share = tl.where(total > 0, 1 / total, 0)
+    mean_s *= share
+    mean_d *= share
+    square_s = tl.zeros_like(total)
+    square_d = tl.zeros_like(total)
+    for k in tl.static_range(K):
+        e_s = s[k] - mean_s
+        e_d = d[k] - mean_d
+        square_s = tl.fma(taps[k], weights[k] * (e_s * e_s), square_s)
+        square_d = tl.fma(taps[k], weights[k] * (e_d * e_d), square_d)
+    return mean_s, square_s * share, mean_d, square_d * share, total
+
+
+@triton.jit
+def masked_horizontal_moments(columns, taps, zeros, PLANE):
+    """Means and variances of s and d in a window along rows, and the sum of its weights, from the
+    five maps of columns that ``store_masked_moments`` wrote."""
+    K: tl.constexpr = len(taps)
+    total = zeros
+    near_s = zeros
+    near_d = zeros
+    for k in tl.static_range(K):
+        weight = taps[k] * tl.load(columns + k + 4 * PLANE)
+        total += weight
+        near_s = tl.fma(weight, tl.load(columns + k), near_s)
+        near_d = tl.fma(weight, tl.load(columns + k + 2 * PLANE), near_d)
+    share = tl.where(total > 0, 1 / total, 0)
+    near_s *= share
+    near_d *= share
+    square_s = zeros
+    square_d = zeros
+    for k in tl.static_range(K):
+        weight = taps[k] * tl.load(columns + k + 4 * PLANE)
+        e_s = tl.load(columns + k) - near_s
+        e_d = tl.load(columns + k + 2 * PLANE) - near_d
+        square_s = tl.fma(weight, tl.fma(e_s, e_s, tl.load(columns + k + PLANE)), square_s)
+        square_d = tl.fma(weight, tl.fma(e_d, e_d, tl.load(columns + k + 3 * PLANE)), square_d)
+    return near_s, square_s * share, near_d, square_d * share, total
 
 
 @triton.jit
@@ -219,26 +299,37 @@ def correlate(first, taps):
 
 
 @triton.jit
-def offsets_of_tile(x, y, at_row, at_column, by_row, by_column, low, scale, A):
-    """``choose_offsets`` from 16 pixels of both images, at the given rows and columns."""
-    at = at_row.to(tl.int64) * by_row + at_column * by_column
-    return choose_offsets(tl.load(x + at).to(A), tl.load(y + at).to(A), low, scale)
+def offsets_of_samples(images, at, at_mask, low, scale, range_of_x, MASKED: tl.constexpr, A):
+    """``choose_offsets`` from 16 pixels of both images, less those that the mask hides."""
+    every = tl.full((16,), 1, tl.int1)
+    some_x, some_y, weight = load_pair(
+        images, at, at_mask, every, float("nan"), range_of_x, MASKED, A
+    )
+    if MASKED:  # the median leaves out NaN, but there must be a value
+        none = tl.sum((weight != 0).to(tl.int32), 0) == 0
+        some_x = tl.where(none, low, some_x)
+        some_y = tl.where(none, low, some_y)
+    return choose_offsets(some_x, some_y, low, scale)
 
 
 @triton.jit
-def read_rows(x, y, row, height, by_row, inside_columns, unit, ROWS: tl.constexpr, A: tl.constexpr):
-    """Phase 1: reads ROWS rows as s and d. ``x`` and ``y`` point to the columns of row 0."""
+def read_rows(
+    images, row, height, by_row, mask_by_row, inside_columns, unit, range_of_x, ROWS, MASKED, A
+):
+    """Phase 1: reads ROWS rows as s, d and weights. ``images`` point to the columns of row 0."""
     scale, offset, offset_d, black_s, black_d = unit
     s = ()
     d = ()
+    weights = ()
     for r in tl.static_range(ROWS):
         inside = inside_columns & (row + r >= 0) & (row + r < height)
         at = (row + r).to(tl.int64) * by_row
-        new_x = tl.load(x + at, mask=inside, other=0).to(A)
-        new_y = tl.load(y + at, mask=inside, other=0).to(A)
+        at_mask = (row + r).to(tl.int64) * mask_by_row
+        new_x, new_y, weight = load_pair(images, at, at_mask, inside, offset, range_of_x, MASKED, A)
         s = s + (tl.where(inside, ((new_x - offset) + (new_y - offset)) * scale, black_s),)
         d = d + (tl.where(inside, (new_x - new_y) * scale - offset_d, black_d),)
-    return s, d
+        weights = weights + (weight,)
+    return s, d, weights
 
 
 @triton.jit
@@ -251,6 +342,15 @@ def store_moments(to, s, d, taps, WIDE, ROWS: tl.constexpr, PITCH, PLANE):
         tl.store(to + r * PITCH + PLANE, var_s[r])
         tl.store(to + r * PITCH + 2 * PLANE, mean_d[r])
         tl.store(to + r * PITCH + 3 * PLANE, var_d[r])
+
+
+@triton.jit
+def store_masked_moments(to, s, d, weights, taps, ROWS: tl.constexpr, PITCH, PLANE):
+    """Phase 1 with a mask: stores the vertical moments, and the sum of each window's weights."""
+    for r in tl.static_range(ROWS):
+        maps = masked_vertical_moments(s[r:], d[r:], weights[r:], taps)
+        for m in tl.static_range(_MOMENTS + 1):
+            tl.store(to + r * PITCH + m * PLANE, maps[m])
 
 
 @triton.jit
@@ -282,9 +382,9 @@ def slopes_of(luminance, contrast, r1, r2, by_ssim, by_contrast, upstreams, at, 
 
 
 @triton.jit
-def store_partials(to, valid, moments, squares, slopes, GRADIENTS: tl.constexpr, PLANE):
-    """Phase 2: stores the inputs of the adjoint filters in the scratch memory, 0 where no window is
-    centred. For one gradient, the parts of both means are added: three maps, not four."""
+def partials(moments, squares, slopes, GRADIENTS: tl.constexpr):
+    """Phase 2: inputs of the adjoint filters. For one gradient, the parts of both means are added:
+    three maps, not four."""
     m_s, m_d, mu_s, mu_d = moments
     ms, md, vs, v_d = squares
     by_luminance, by_contrast = slopes
@@ -293,24 +393,22 @@ def store_partials(to, valid, moments, squares, slopes, GRADIENTS: tl.constexpr,
     if GRADIENTS == 2:
         by_mean = mu_s * md * by_luminance - by_var_s * m_s
         by_mean_d = -mu_d * ms * by_luminance - by_var_d * m_d
-        tl.store(to + 3 * PLANE, tl.where(valid, by_mean_d, 0))
+        return by_mean, by_var_s, by_var_d, by_mean_d
     else:
         by_mean = mu_d * (mu_s * mu_d - ms) * by_luminance
         by_mean += -by_var_s * m_s - by_var_d * m_d
-    tl.store(to, tl.where(valid, by_mean, 0))
-    tl.store(to + PLANE, tl.where(valid, by_var_s, 0))
-    tl.store(to + 2 * PLANE, tl.where(valid, by_var_d, 0))
+        return by_mean, by_var_s, by_var_d
 
 
 @triton.jit
-def sum_pixel_terms(sums, difference, count, WANTED: tl.constexpr):
+def sum_pixel_terms(sums, difference, count, weight, WANTED: tl.constexpr):
     """Phase 3: adds the pixel terms. ``difference`` is 0 for pixels outside the tile."""
     if WANTED[_L1]:
-        sums = with_term(sums, _L1, tl.abs(difference))
+        sums = with_term(sums, _L1, weight * tl.abs(difference))
     if WANTED[_L2]:
-        sums = with_term(sums, _L2, difference * difference)
+        sums = with_term(sums, _L2, weight * (difference * difference))
     if WANTED[_BLURRED_L1]:
-        sums = with_term(sums, _BLURRED_L1, tl.abs(difference) * count)
+        sums = with_term(sums, _BLURRED_L1, weight * (tl.abs(difference) * count))
     return sums
 
 
@@ -345,6 +443,7 @@ def vertical_adjoint(
 def sweep(
     x,
     y,
+    mask,
     by_x,
     by_y,
     map_0,
@@ -352,6 +451,7 @@ def sweep(
     upstream_0,
     upstream_1,
     plane_weights,
+    mask_factors,
     counts_by_row,
     counts_by_column,
     records,
@@ -361,6 +461,7 @@ def sweep(
     strips,
     runs,
     run_rows,
+    group_planes,
     channels,
     height,
     width,
@@ -369,6 +470,10 @@ def sweep(
     by_channel: tl.int64,
     by_row: tl.int64,
     by_column: tl.int64,
+    mask_by_image: tl.int64,
+    mask_by_channel: tl.int64,
+    mask_by_row: tl.int64,
+    mask_by_column: tl.int64,
     c1: tl.float64,
     c2: tl.float64,
     low: tl.float64,
@@ -386,6 +491,7 @@ def sweep(
     MAPS: tl.constexpr,
     UPSTREAMS: tl.constexpr,
     PLANE_WEIGHTS: tl.constexpr,
+    MASKED: tl.constexpr,
     WANTED: tl.constexpr,
     PIXEL_TERMS: tl.constexpr,
     A: tl.constexpr,
@@ -393,8 +499,10 @@ def sweep(
     """Sums terms, writes maps and gradients of one tile after another.
 
     WANTED: for each term, True if it is summed. PIXEL_TERMS: for each term, True if it is a pixel
-    term in the gradient. MAPS: number of maps to write: 0, 1 (SSIM) or 2 (luminance and
-    contrast-structure). UPSTREAMS: number of upstream gradients of maps, likewise."""
+    term in the gradient. MAPS: for SSIM, luminance and contrast-structure, True if its map is
+    written; ``map_1`` is for the last. UPSTREAMS: number of upstream gradients of maps: 0, 1 (of
+    SSIM) or 2 (of luminance and contrast-structure). MASKED: pixels have weights, and each group of
+    ``group_planes`` planes has two ``mask_factors``, unless the gradient is that of maps."""
     K: tl.constexpr = len(TAPS)
     HALO: tl.constexpr = K // 2
     WIDE: tl.constexpr = TAPS[HALO] < _LARGEST_CENTRE_TAP and K > ROWS
@@ -404,8 +512,9 @@ def sweep(
     PITCH: tl.constexpr = COLUMNS + 2 * HALO
     PLANE: tl.constexpr = ROWS * PITCH
     ADJOINTS: tl.constexpr = 0 if GRADIENTS == 0 else 2 + GRADIENTS
-    PARTIALS: tl.constexpr = _MOMENTS * PLANE
+    PARTIALS: tl.constexpr = (_MOMENTS + MASKED) * PLANE
     DONE: tl.constexpr = PARTIALS + ADJOINTS * PLANE
+    FACTORS: tl.constexpr = MASKED and GRADIENTS > 0 and UPSTREAMS == 0
     PIXEL_SUM: tl.constexpr = WANTED[_L1] or WANTED[_L2] or WANTED[_BLURRED_L1]
     ANY_SUM: tl.constexpr = WANTED[_SSIM] or WANTED[_CONTRAST_STRUCTURE] or PIXEL_SUM
 
@@ -418,6 +527,7 @@ def sweep(
     zeros = tl.full((ROWS, COLUMNS), 0, A)
     unit_low = tl.full((), low, A)
     unit_scale = tl.full((), scale, A)
+    range_of_x = (unit_low, tl.full((), 1 / (255 * scale), A))
     two_c1 = 2 * tl.full((), c1, A)
     two_c2 = 2 * tl.full((), c2, A)
     weight_of_ssim = tl.full((), weight_ssim, A)
@@ -437,16 +547,23 @@ def sweep(
         first_column = own_column - HALO - SPREAD
         start = (plane // channels).to(tl.int64) * by_image
         start += (plane % channels).to(tl.int64) * by_channel
+        mask_start = (plane // channels).to(tl.int64) * mask_by_image
+        mask_start += (plane % channels).to(tl.int64) * mask_by_channel
         if PLANE_WEIGHTS:
             weight_of_ssim = tl.load(plane_weights + 2 * plane).to(A)
             weight_of_contrast = tl.load(plane_weights + 2 * plane + 1).to(A)
+        if FACTORS:
+            of_positions = tl.load(mask_factors + 2 * (plane // group_planes)).to(A)
+            of_pixels = tl.load(mask_factors + 2 * (plane // group_planes) + 1).to(A)
 
         index = tl.arange(0, 16)
         at_row = own_row + (2 * (index // 4) + 1) * (own_row_end - own_row) // 8
         at_column = own_column + (2 * (index % 4) + 1) * (own_column_end - own_column) // 8
-        offset, offset_d = offsets_of_tile(
-            *(x + start, y + start, at_row, at_column, by_row, by_column),
-            *(unit_low, unit_scale, A),
+        offset, offset_d = offsets_of_samples(
+            (x + start, y + start, mask + mask_start),
+            at_row.to(tl.int64) * by_row + at_column * by_column,
+            at_row.to(tl.int64) * mask_by_row + at_column * mask_by_column,
+            *(unit_low, unit_scale, range_of_x, MASKED, A),
         )
         black_s = 2 * (unit_low - offset) * unit_scale
         unit = (unit_scale, offset, offset_d, black_s, -offset_d)
@@ -454,6 +571,8 @@ def sweep(
         column = first_column + lanes
         column_inside = (column >= 0) & (column < width)
         column_at = start + column.to(tl.int64) * by_column
+        column_at_mask = mask_start + column.to(tl.int64) * mask_by_column
+        columns = (x + column_at, y + column_at, mask + column_at_mask)
         # Columns of statistics, and of the tile's own pixels.
         centre_column = first_column + HALO + in_column
         centre_column_valid = (centre_column >= margin) & (centre_column < width - margin)
@@ -463,6 +582,7 @@ def sweep(
 
         s = (zero,) * (K - 1 + ROWS)
         d = (zero,) * (K - 1 + ROWS)
+        weights = (zero,) * (K - 1 + ROWS)
         pending = ((zero,) * (K - 1),) * ADJOINTS
         sums = ((zeros, zeros),) * _TERMS
 
@@ -474,68 +594,91 @@ def sweep(
         for step in tl.range(0, steps, num_stages=1):
             # 1. Along columns: vertical means and variances.
             row = first_row + step * ROWS
-            fresh_s, fresh_d = read_rows(
-                x + column_at, y + column_at, row, height, by_row, column_inside, unit, ROWS, A
+            fresh_s, fresh_d, fresh_weights = read_rows(
+                *(columns, row, height, by_row, mask_by_row, column_inside, unit, range_of_x),
+                *(ROWS, MASKED, A),
             )
             s = s[ROWS:] + fresh_s
             d = d[ROWS:] + fresh_d
-            store_moments(scratch + lanes, s, d, taps, WIDE, ROWS, PITCH, PLANE)
+            if MASKED:
+                weights = weights[ROWS:] + fresh_weights
+                store_masked_moments(scratch + lanes, s, d, weights, taps, ROWS, PITCH, PLANE)
+            else:
+                store_moments(scratch + lanes, s, d, taps, WIDE, ROWS, PITCH, PLANE)
             tl.debug_barrier()
 
             # 2. Along rows: means and variances of whole windows, and the statistics of ROWS rows.
-            m_s, v_s = horizontal_moments(square, square + PLANE, taps)
-            m_d, v_d = horizontal_moments(square + 2 * PLANE, square + 3 * PLANE, taps)
+            if MASKED:
+                m_s, v_s, m_d, v_d, seen = masked_horizontal_moments(square, taps, zeros, PLANE)
+            else:
+                m_s, v_s = horizontal_moments(square, square + PLANE, taps)
+                m_d, v_d = horizontal_moments(square + 2 * PLANE, square + 3 * PLANE, taps)
             centre_row = row - HALO + in_row
             valid = centre_column_valid & (centre_row >= margin) & (centre_row < height - margin)
             own = valid & centre_column_own & (centre_row >= own_row) & (centre_row < own_row_end)
             mu_s = m_s - black_s
             mu_d = m_d + offset_d
+            if MASKED:  # a window that sees nothing is one of equal images
+                mu_s, mu_d = tl.where(seen > 0, mu_s, 1), tl.where(seen > 0, mu_d, 0)
+                v_s, v_d = tl.where(seen > 0, v_s, 1), tl.where(seen > 0, v_d, 0)
+                at_mask = mask_start + centre_row.to(tl.int64) * mask_by_row
+                at_mask += centre_column.to(tl.int64) * mask_by_column
+                at_centre = tl.load(mask + at_mask, mask=valid, other=0)
             ms, md, vs, luminance, contrast, r1, r2, half_distance = statistics(
                 mu_s, mu_d, v_s, v_d, two_c1, two_c2
             )
             if WANTED[_SSIM]:
-                sums = with_term(sums, _SSIM, tl.where(own, half_distance, 0))
+                distance = half_distance * at_centre if MASKED else half_distance
+                sums = with_term(sums, _SSIM, tl.where(own, distance, 0))
             if WANTED[_CONTRAST_STRUCTURE]:
-                sums = with_term(sums, _CONTRAST_STRUCTURE, tl.where(own, v_d * r2, 0))
+                distance = v_d * r2 * at_centre if MASKED else v_d * r2
+                sums = with_term(sums, _CONTRAST_STRUCTURE, tl.where(own, distance, 0))
             in_map = (centre_row - margin).to(tl.int64) * (width - 2 * margin)
             in_map += centre_column - margin
             in_map += plane.to(tl.int64) * (height - 2 * margin) * (width - 2 * margin)
-            if MAPS == 1:
+            if MAPS[0]:
                 tl.store(map_0 + in_map, similarity_of(half_distance), mask=own)
-            if MAPS == 2:
+            if MAPS[1]:
                 tl.store(map_0 + in_map, similarity_of(md * r1), mask=own)
+            if MAPS[2]:
                 tl.store(map_1 + in_map, similarity_of(v_d * r2), mask=own)
             if GRADIENTS > 0:
-                upstreams = (upstream_0, upstream_1)
+                by_ssim, by_contrast = weight_of_ssim, weight_of_contrast
+                if FACTORS:
+                    by_ssim = weight_of_ssim * of_positions * at_centre
+                    by_contrast = weight_of_contrast * of_positions * at_centre
                 by_luminance, by_contrast = slopes_of(
-                    *(luminance, contrast, r1, r2, weight_of_ssim, weight_of_contrast),
-                    *(upstreams, in_map, valid, UPSTREAMS),
+                    *(luminance, contrast, r1, r2, by_ssim, by_contrast),
+                    *((upstream_0, upstream_1), in_map, valid, UPSTREAMS),
                 )
                 if K == 1:  # no variance: only rounding errors would remain of its gradient
                     by_contrast = zeros
-                store_partials(
-                    square + PARTIALS,
-                    valid,
-                    (m_s, m_d, mu_s, mu_d),
-                    (ms, md, vs, v_d),
-                    (by_luminance, by_contrast),
+                if MASKED:
+                    by_luminance, by_contrast = by_luminance / seen, by_contrast / seen
+                    valid = valid & (seen > 0)
+                maps = partials(
+                    *((m_s, m_d, mu_s, mu_d), (ms, md, vs, v_d), (by_luminance, by_contrast)),
                     GRADIENTS,
-                    PLANE,
                 )
+                for m in tl.static_range(ADJOINTS):
+                    tl.store(square + PARTIALS + m * PLANE, tl.where(valid, maps[m], 0))
 
             # 3. Along rows: own pixels, their terms and their gradients.
             if GRADIENTS > 0 or PIXEL_SUM:
                 pixel_row = first_pixel + step * ROWS + in_row
                 own = pixel_column_own & (pixel_row >= own_row) & (pixel_row < own_row_end)
                 at = start + pixel_row.to(tl.int64) * by_row + pixel_column.to(tl.int64) * by_column
-                value_x = tl.load(x + at, mask=own, other=0).to(A)
-                value_y = tl.load(y + at, mask=own, other=0).to(A)
+                at_mask = mask_start + pixel_row.to(tl.int64) * mask_by_row
+                at_mask += pixel_column.to(tl.int64) * mask_by_column
+                value_x, value_y, weight = load_pair(
+                    (x, y, mask), at, at_mask, own, offset, range_of_x, MASKED, A
+                )
                 difference = (value_x - value_y) * unit_scale
                 count = zeros
                 if WANTED[_BLURRED_L1] or PIXEL_TERMS[_BLURRED_L1]:
                     count = tl.load(counts_by_row + pixel_row, mask=own, other=0).to(A)
                     count *= tl.load(counts_by_column + pixel_column, mask=own, other=0).to(A)
-                sums = sum_pixel_terms(sums, difference, count, WANTED)
+                sums = sum_pixel_terms(sums, difference, count, weight, WANTED)
             if GRADIENTS > 0:
                 own_s = ((value_x - offset) + (value_y - offset)) * unit_scale
                 own_d = difference - offset_d
@@ -543,8 +686,12 @@ def sweep(
                     square + DONE, own_s, own_d, taps, GRADIENTS, PLANE, zeros
                 )
                 if PIXEL_TERMS[_L1] or PIXEL_TERMS[_L2] or PIXEL_TERMS[_BLURRED_L1]:
-                    by_d += by_difference(difference, count, weight_l1, weight_l2, weight_blurred)
+                    slope = by_difference(difference, count, weight_l1, weight_l2, weight_blurred)
+                    by_d += slope * of_pixels if MASKED else slope
                 out_scale = tl.full((), grad_scale, A)
+                if MASKED:
+                    out_scale *= weight
+                    by_s, by_d = tl.where(weight == 0, 0, by_s), tl.where(weight == 0, 0, by_d)
                 tl.store(by_x + at, ((by_s + by_d) * out_scale).to(by_x.dtype.element_ty), mask=own)
                 if GRADIENTS == 2:
                     out = (by_s - by_d) * out_scale
@@ -572,6 +719,7 @@ def finish_terms(
     records,
     terms,
     value,
+    mask_factors,
     count,
     positions: tl.float64,
     divisor: tl.float64,
@@ -584,11 +732,13 @@ def finish_terms(
     constant: tl.float64,
     WANTED: tl.constexpr,
     MEANS: tl.constexpr,
+    MASKED: tl.constexpr,
     LANES: tl.constexpr,
 ):
     """Terms and value of a group of planes, from its ``count`` records.
 
-    If MEANS, the records are terms of planes, which are averaged; else they are sums of tiles."""
+    If MEANS, the records are terms of planes, which are averaged; else they are sums of tiles,
+    which two ``mask_factors`` of the group multiply if MASKED."""
     weights = (weight_0, weight_1, weight_2, weight_3, weight_4)
     group = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, LANES)
@@ -602,6 +752,8 @@ def finish_terms(
                 record = records + (group * count + index) * _TERMS + t
                 sums += tl.load(record, mask=index < count, other=0)
             term = tl.sum(sums, 0)
+            if MASKED:
+                term *= tl.load(mask_factors + 2 * group + (0 if t < _L1 else 1)).to(tl.float64)
             if MEANS:
                 term = term / count
             elif t < _L1:
@@ -728,16 +880,16 @@ def pool_pair(
     sum_y = tl.full((BLOCK,), 0, A)
     unit_low = tl.full((), low, A)
     unit_scale = tl.full((), scale, A)
+    range_of_x = (unit_low, tl.full((), 1 / (255 * scale), A))
     for k in tl.static_range(4):
         # A pixel before the first one is black; a pixel after the last one repeats it.
         row = tl.minimum(2 * i - shift_rows + k // 2, height - 1)
         column = tl.minimum(2 * j - shift_columns + k % 2, width - 1)
         seen = inside & (row >= 0) & (column >= 0)
         at = start + row * by_row + column * by_column
-        value_x = (tl.load(x + at, mask=seen, other=0).to(A) - unit_low) * unit_scale
-        value_y = (tl.load(y + at, mask=seen, other=0).to(A) - unit_low) * unit_scale
-        sum_x += tl.where(seen, value_x, 0)
-        sum_y += tl.where(seen, value_y, 0)
+        value_x, value_y, _ = load_pair((x, y, x), at, at, seen, 0.0, range_of_x, False, A)
+        sum_x += tl.where(seen, (value_x - unit_low) * unit_scale, 0)
+        sum_y += tl.where(seen, (value_y - unit_low) * unit_scale, 0)
     tl.store(pooled_x + index, 0.25 * sum_x, mask=inside)
     tl.store(pooled_y + index, 0.25 * sum_y, mask=inside)
 
@@ -792,6 +944,7 @@ def collapse(
     by_column: tl.int64,
     upstream_by_image: tl.int64,
     upstream_by_channel: tl.int64,
+    low: tl.float64,
     scale: tl.float64,
     per_pixel: tl.float64,
     weight_l1: tl.float64,
@@ -842,8 +995,8 @@ def collapse(
     factor = tl.load(upstream + at_plane, mask=inside, other=0).to(tl.float64)
     factor *= tl.full((), scale, tl.float64)
     if PIXEL_TERMS[_L1] or PIXEL_TERMS[_L2] or PIXEL_TERMS[_BLURRED_L1]:
-        value_x = tl.load(x + at, mask=inside, other=0).to(A)
-        value_y = tl.load(y + at, mask=inside, other=0).to(A)
+        range_of_x = (tl.full((), low, A), tl.full((), 1 / (255 * scale), A))
+        value_x, value_y, _ = load_pair((x, y, x), at, at, inside, 0.0, range_of_x, False, A)
         difference = (value_x - value_y) * tl.full((), scale, A)
         pixel_count = tl.full((BLOCK,), 0, A)
         if PIXEL_TERMS[_BLURRED_L1]:
