@@ -55,6 +55,17 @@ def ssim(
 ) -> tuple[Tensor, Tensor]: ...
 
 
+@overload
+def ssim(
+    x: Tensor,
+    y: Tensor,
+    *,
+    mask: Tensor | None = None,
+    return_map: ReturnMap,
+    **arguments: Unpack[SSIMArguments],
+) -> Any: ...
+
+
 @with_presets
 def ssim(
     x: Tensor,
@@ -88,40 +99,50 @@ def ssim(
     The function is differentiable with respect to ``x`` and ``y``. Second derivatives, forward mode
     and the transforms of ``torch.func`` work, too, but as PyTorch operations, which are slower.
 
-    For means and sums without a mask, the forward pass also computes the gradient. For maps and
-    masks, the backward pass computes the statistics again. The CPU kernels compute volumes and
-    masked images in float64. The Triton kernels compute both in float32 unless the images are
-    float64; volumes take memory for up to ten float32 tensors of their size.
+    For means and sums, the forward pass also computes the gradient. For maps, the backward pass
+    computes the statistics again. On GPUs, volumes take memory for up to ten float32 tensors of
+    their size; the CPU kernels stream them, in float64.
 
     Args:
         x: images (N, C, H, W) or volumes (N, C, D, H, W); float16, bfloat16, float32, float64 or
             uint8, any strides.
-        y: images of the same shape, dtype and device.
+        y: images of the same shape and device. Two floating dtypes are promoted as PyTorch promotes
+            them; each gradient has the dtype of its image. One of the images may be uint8, as
+            photographs are: [0, 255] is then the value range of the other, and the kernels read the
+            bytes without a floating copy. uint8 images have no gradient.
         value_range: (low, high), the values of black and white, for example ``(-1, 1)`` for the
             output of tanh. The images are mapped to [0, 1] inside the kernel, because an offset
             common to both images changes SSIM. Single values outside the range are allowed. The
             range is not checked; the range of other images gives meaningless values.
-        data_range: short for ``value_range=(0, data_range)``. If neither is given, the range is
-            (0, 255) for uint8 images and (0, 1) for all others.
+        data_range: short for ``value_range=(0, data_range)``. A tensor of shape () or (N,) has one
+            range for all images or one for each; it is not differentiated, and the images are
+            copied. If neither argument is given, the range is (0, 255) for two uint8 images and
+            (0, 1) for all others.
         window: "gaussian" or "uniform".
-        window_size: side of the window in pixels, odd, 1 to 33.
-        sigma: standard deviation of the Gaussian in pixels, > 0; ignored for "uniform".
+        window_size: side of the window in pixels, odd, 1 to 33; or one number for each spatial
+            axis, such as ``(5, 11, 11)`` for thin volumes and ``(1, 11)`` for signals (N, C, 1, L).
+        sigma: standard deviation of the Gaussian in pixels, > 0, or one for each spatial axis;
+            ignored for "uniform".
         k1: constant of the luminance term, >= 0. With 0, black images give NaN.
         k2: constant of the contrast term, >= 0. With 0, flat images give NaN.
         sample_covariance: multiplies variances and covariance by n / (n - 1), where n is the number
             of pixels in a window. This is the default of scikit-image.
         padding: "valid" uses only windows that lie inside the image, as Wang et al. do. "same" pads
             with black (``low``), "reflect" pads a copy of the images by reflection; both have one
-            window for every pixel.
+            window for every pixel; "reflect" needs one window for all axes.
         reduction: "mean" or "sum" over everything, "batch" for the mean of each image, "none" for
             the map.
-        mask: weights of the pixels, bool or floating point, broadcastable to the shape of ``x``.
-            The weights must lie in [0, 1]; this is not checked, because the check would wait for
-            the GPU. The mask is not differentiated. Means and variances are weighted by the mask
-            inside each window (normalised convolution): pixels with weight 0 have no influence,
-            even if they are NaN, and get no gradient. "same" pads with weight 0. Reductions weight
-            each window by the mask at its centre; if all these weights are 0, the mean is 1. In the
-            map, a window with only weights of 0 has SSIM 1. "reflect" does not support masks.
+        mask: weights of the pixels, broadcastable to the shape of ``x``: bool, uint8 (0 to 255 for
+            0 to 1) or floating point in [0, 1]. The values are checked on the CPU only, because a
+            check on a GPU would wait. The mask is not differentiated. Means and variances are
+            weighted by the mask inside each window (normalised convolution): pixels with weight 0
+            have no influence, even if they are NaN, and get no gradient. "same" pads with weight 0.
+            Reductions weight each window by the mask at its centre; if all these weights are 0, the
+            mean is 1. In the map, a window with only weights of 0 has SSIM 1. "reflect" does not
+            support masks.
+        return_map: True or "ssim" to return the SSIM map as well, "contrast_structure" to return
+            that of contrast-structure, from the same pass. The map is not differentiated and not
+            weighted by the mask.
         preset: takes the conventions of another library for every argument that is not given:
             "wang2004", "pytorch-msssim", "torchmetrics", "skimage", "tf", "fused-ssim" or "3dgs".
 
@@ -129,7 +150,8 @@ def ssim(
         float64 for float64 images, else float32, in which half types are computed. Shape () for
         "mean" and "sum", (N,) for "batch" and (N, C, H', W') for "none", where H' and W' are
         ``H - window_size + 1`` and ``W - window_size + 1`` for "valid", else H and W. The map of
-        volumes is (N, C, D', H', W'), likewise. The mean of an empty batch is 1.
+        volumes is (N, C, D', H', W'), likewise. The mean of an empty batch is 1. With
+        ``return_map``, the pair (SSIM, map).
 
     Raises:
         TypeError: an argument has the wrong type, or the dtype of the images is not supported.
@@ -173,8 +195,9 @@ def ssim_components(
     differentiable with respect to ``x`` and ``y``, as those of :func:`ssim` are.
 
     Args:
-        x: images (N, C, H, W); all arguments are as in :func:`ssim`.
-        y: images of the same shape, dtype and device.
+        x: images (N, C, H, W); all arguments are as in :func:`ssim`, but there is one window for
+            all axes.
+        y: images of the same shape and device.
 
     Returns:
         (luminance, contrast_structure), each with the shape and dtype of the SSIM map, which is
@@ -236,12 +259,12 @@ def ms_ssim(
 
     Args:
         x: images (N, C, H, W); float16, bfloat16, float32, float64 or uint8, any strides.
-        y: images of the same shape, dtype and device.
+        y: images of the same shape and device; dtypes as in :func:`ssim`.
         weights: the exponents :math:`w_j`, one for each pyramid level, finest level first, each
             >= 0; 1 to 16 numbers. "auto" takes as many of Wang's five weights as the image size
             allows and rescales them to the sum of all five.
         value_range, data_range, window, window_size, sigma, k1, k2, sample_covariance: as in
-            :func:`ssim`; the window has the same size in pixels at every level.
+            :func:`ssim`; the window has the same size in pixels at every level and along both axes.
         padding: "valid" or "same" at every level. "reflect" pads the coarsest level only and uses
             the windows inside the image at all others, as torchmetrics does.
         odd: how an odd number of rows or columns is pooled. "floor" drops the last one, as Wang et
@@ -254,6 +277,8 @@ def ms_ssim(
             "joint" averages the channels at each level first, as torchmetrics does.
         reduction: "mean" or "sum" over images and channels, "batch" for the mean of each image,
             "none" for every product.
+        mask: as in :func:`ssim`. Pooled pixels are weighted means; the mask is pooled, too. A level
+            takes a pass of its own, and pooling is done by PyTorch operations.
         preset: as in :func:`ssim`. The preset of a library without MS-SSIM leaves ``weights``,
             ``odd``, ``negative`` and ``channels`` at their defaults.
 
@@ -401,7 +426,7 @@ def similarity_loss(
 
     Args:
         x: images (N, C, H, W); float16, bfloat16, float32, float64 or uint8, any strides.
-        y: images of the same shape, dtype and device.
+        y: images of the same shape and device; dtypes as in :func:`ssim`.
         ssim: factor of 1 - SSIM, >= 0. At least one of the five factors must be greater than 0.
         ms_ssim: factor of 1 - MS-SSIM, >= 0.
         l1: factor of the mean absolute difference, >= 0.
@@ -417,7 +442,11 @@ def similarity_loss(
             :func:`ssim`.
         padding: "valid" or "same".
         reduction: "mean", or "batch" for the loss of each image.
+        mask: as in :func:`ssim`. L1 and L2 become weighted means, too; ``gaussian_l1`` does not
+            support masks.
         return_terms: True to return the terms as well, for logging.
+        return_map: as in :func:`ssim`. With MS-SSIM, or without SSIM, the map takes a pass of its
+            own.
         preset: as in :func:`ssim`; no preset sets a factor.
 
     Returns:
@@ -425,7 +454,8 @@ def similarity_loss(
         With ``return_terms``, the pair (loss, terms). ``terms`` is a dict that maps the name of
         each nonzero factor to its term, not multiplied by the factor. The terms have the shape of
         the loss and are not differentiable; those of "ssim" and "ms_ssim" are the similarities, not
-        1 minus them. The loss of an empty batch is 0.
+        1 minus them. The loss of an empty batch is 0. With ``return_map``, the map comes last:
+        (loss, map) or (loss, terms, map).
 
     Raises:
         TypeError: an argument has the wrong type, or the dtype of the images is not supported.
