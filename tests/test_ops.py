@@ -13,7 +13,7 @@ from ssimfast.backends.constants import NEGATIVES, TERMS, value_dtype
 from ssimfast.ops import library
 from ssimfast.ops.schemas import ARGUMENTS, Loss
 
-MASKED_SUMS = False  # True once every backend has them
+MASKED_SUMS = True  # True once every backend has them
 SETTINGS = (gaussian_taps(2, 1.5), [5], 1e-4, 9e-4, 0.0, 1.0)
 LAYOUTS = {
     "contiguous": lambda image: image,
