@@ -24,6 +24,8 @@ TOLERANCES = {
 # In the place of the former for the CUDA kernels, whose adjoint filters do not centre and whose
 # reciprocals are right to one unit in the last place (docs/cuda.md, "How exact").
 CUDA_FLOAT32 = {"mean": 6e-8, "map": 1e-6, "grad": 5e-6, "pyramid": 1e-5}
+# With masks, whose windows may see little, and that hardly ever at their centre.
+CUDA_MASKED = {**CUDA_FLOAT32, "map": 2e-6, "grad": 1e-5}
 # Of float32 data in which much cancels: constants, for one, whose errors do not average out.
 HARD = {"mean": 2e-7, "map": 1e-6, "grad": 1e-5, "pyramid": 1e-5}
 # And of windows that hardly reach a neighbour.
@@ -119,6 +121,8 @@ def assert_matches_oracle(
     allowed = tolerances or TOLERANCES[x.dtype]
     images = as_float64(x), as_float64(y)
     of_oracle = to_oracle(arguments)
+    if allowed is CUDA_FLOAT32 and arguments.get("mask") is not None:
+        allowed = CUDA_MASKED
     mask = np.ones(())
     if arguments.get("mask") is not None:
         mask = as_float64(arguments["mask"])

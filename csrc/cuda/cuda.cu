@@ -29,7 +29,7 @@ extern template Fused select_sweep<9>(Dtype, Kind, bool);
 extern template FusedLevels select_levels<9>(Kind);
 extern template Fused select_sweep<11>(Dtype, Kind, bool);
 extern template FusedLevels select_levels<11>(Kind);
-extern template Fused select_beside_bytes<11>(Dtype, Kind);
+extern template Fused select_beside_bytes<11>(Dtype, Kind, bool);
 extern template Fused select_masked<11>(Dtype, Dtype, Kind);
 
 namespace {
@@ -69,12 +69,12 @@ Fused fused_of(const Problem<float>& problem) {
       window.taps[window.half()] >= float(kLargestCentreTap))
     return {};
   const Kind kind = kind_of(problem);
+  const bool plain = is_plain(problem);
   if (problem.has_mask() || problem.x.dtype != problem.y.dtype) {
     if (window.size != 11) return {};
     return problem.has_mask() ? select_masked<11>(problem.x.dtype, problem.y.dtype, kind)
-                              : select_beside_bytes<11>(problem.x.dtype, kind);
+                              : select_beside_bytes<11>(problem.x.dtype, kind, plain);
   }
-  const bool plain = is_plain(problem);
   if (window.size == 7) return select_sweep<7>(problem.x.dtype, kind, plain);
   if (window.size == 9) return select_sweep<9>(problem.x.dtype, kind, plain);
   if (window.size == 11) return select_sweep<11>(problem.x.dtype, kind, plain);

@@ -66,21 +66,22 @@ Fused select_sweep(Dtype dtype, Kind kind, bool plain) {
 }
 
 template <class T, int K>
-Fused select_beside_bytes(Kind kind) {
+Fused select_beside_bytes(Kind kind, bool plain) {
   return kind == Kind::kForward ? fused<T, uint8_t, K, Kind::kForward, false, false>()
+         : plain                ? fused<T, uint8_t, K, Kind::kGradientX, true, false>()
                                 : fused<T, uint8_t, K, Kind::kGradientX, false, false>();
 }
 
 // The kernel for an 8-bit y, which has no gradient, beside a floating x.
 template <int K>
-Fused select_beside_bytes(Dtype dtype, Kind kind) {
+Fused select_beside_bytes(Dtype dtype, Kind kind, bool plain) {
   switch (dtype) {
     case Dtype::kFloat32:
-      return select_beside_bytes<float, K>(kind);
+      return select_beside_bytes<float, K>(kind, plain);
     case Dtype::kFloat16:
-      return select_beside_bytes<__half, K>(kind);
+      return select_beside_bytes<__half, K>(kind, plain);
     case Dtype::kBFloat16:
-      return select_beside_bytes<__nv_bfloat16, K>(kind);
+      return select_beside_bytes<__nv_bfloat16, K>(kind, plain);
     default:
       return {};
   }

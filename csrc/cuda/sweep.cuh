@@ -145,7 +145,7 @@ class Sweep {
   static_assert(Size::coverage_pitch(kMost) % 16 == 8);
   static_assert(Size::exchange_pitch(kMost) % 8 == 1);
   static_assert(kMost % kWarp == 0 && kSlots % kRows == 0);
-  static_assert(!(kPlain && kMasked));
+  static_assert(!(kPlain && kMasked));  // would save a masked step some 3 %
   // A kernel may have more only after a call that says so.
   static_assert(Size::shared_bytes(kMost) <= 48 * 1024);
 
@@ -522,8 +522,8 @@ class Sweep {
 
   // Weighted means of four neighbouring windows, their variances times coverage, and 1 / coverage,
   // which is 0 where a window sees nothing. The mask may hide any pixel, so all four windows centre
-  // on a mean of what they see, in which pixels near their middle count most. If kOwn, the values
-  // have variances of their own, already times their weight.
+  // on the mean of what is seen of six pixels in their middle. If kOwn, the values have variances
+  // of their own, already times their weight.
   template <bool kOwn, int n>
   SSIMFAST_DEVICE void filter_seen(const Two (&v)[n], const Two (&own)[n], const float (&weight)[n],
                                    Two (&means)[4], Two (&variances)[4], float (&coverage)[4],
@@ -531,10 +531,9 @@ class Sweep {
     float total = 0;
     Two near;
 #pragma unroll
-    for (int k = 0; k < kSeen; ++k) {
-      const float by = tap(least(least(k, kSeen - 1 - k), kHalo)) * weight[k];
-      total += by;
-      near = accumulate(near, twice(by), v[k]);
+    for (int k = kSeen / 2 - 3; k < kSeen / 2 + 3; ++k) {
+      total += weight[k];
+      near = accumulate(near, twice(weight[k]), v[k]);
     }
     near = multiply(near, twice(inverse_or_zero(total)));
     const Two away = negative(near);
@@ -554,12 +553,36 @@ class Sweep {
         coverage[b] += by.a * weight[k];
       }
     }
+    bool far = false;
 #pragma unroll
     for (int b = 0; b < 4; ++b) {
       inverse[b] = inverse_or_zero(coverage[b]);
       const Two mean = multiply(sum[b], twice(inverse[b]));
       means[b] = add(near, mean);
       variances[b] = accumulate(square[b], negative(sum[b]), mean);
+      const float apart = sum[b].a * mean.a + sum[b].b * mean.b;
+      const float spread = variances[b].a + variances[b].b + coverage[b] * job.twice_c2;
+      far = far || apart > 8 * spread;
+    }
+    if (far) filter_about<kOwn>(v, own, weight, means, variances);
+  }
+
+  // Sets the variances, times coverage, about known means. At the border of a mask, all that a
+  // window sees may be far from the common centre: a variance about that is the small difference of
+  // two large numbers.
+  template <bool kOwn, int n>
+  SSIMFAST_DEVICE void filter_about(const Two (&v)[n], const Two (&own)[n],
+                                    const float (&weight)[n], const Two (&means)[4],
+                                    Two (&variances)[4]) const {
+#pragma unroll
+    for (int b = 0; b < 4; ++b) {
+      variances[b] = {};
+#pragma unroll
+      for (int k = b; k < b + K; ++k) {
+        const Two e = add(v[k], negative(means[b])), seen = multiply(twice(weight[k]), e);
+        variances[b] = accumulate(variances[b], twice(tap(k - b)),
+                                  kOwn ? accumulate(own[k], seen, e) : multiply(seen, e));
+      }
     }
   }
 
