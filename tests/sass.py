@@ -99,7 +99,7 @@ class Kernel:
 
 
 def sweep_unit(element: str, window: int, architecture: int) -> Unit:
-    """The four variants of the fused kernel, and those of all levels of a pyramid."""
+    """The variants of the fused kernel without a mask, and those of all levels of a pyramid."""
     levels = f"template FusedLevels select_levels<{window}>(Kind);" if element == "float" else ""
     source = f"""#include "cuda/select.cuh"
     namespace ssimfast::cuda {{
@@ -113,9 +113,15 @@ def bytes_unit(window: int, architecture: int) -> Unit:
     """The fused kernel for uint8, which has no gradients."""
     source = f"""#include "cuda/select.cuh"
     namespace ssimfast::cuda {{
-    template Fused fused<uint8_t, {window}, Kind::kForward, false>();
+    template Fused fused<uint8_t, uint8_t, {window}, Kind::kForward, false, false>();
     }}"""
     return Unit(f"sweep_uint8_{window}", source, architecture)
+
+
+def masked_unit(architecture: int) -> Unit:
+    """The fused kernels for masks and for an 8-bit y."""
+    source = (KERNELS / "sweep_11_more.cu").read_text()
+    return Unit("sweep_11_more", source, architecture)
 
 
 # Addresses instantiate kernels whatever their parameters are.
@@ -130,7 +136,7 @@ OTHERS = {
                 "axis_adjoint",
                 "gradients",
             )
-            for arithmetic in ("float, false", "double, false", "double, true")
+            for arithmetic in ("float, false", "float, true", "double, false", "double, true")
         ),
     ],
     "reduce": [
@@ -159,8 +165,8 @@ def other_unit(header: str, architecture: int) -> Unit:
 
 
 def variant(name: str) -> list[str]:
-    """Element type, window, kind and plainness of a fused kernel, from its name."""
-    return re.findall(r"\w+", name.split("<")[1])
+    """Element types, window, kind, plainness and maskedness of a fused kernel, from its name."""
+    return re.findall(r"\w+", name.split("<")[1].replace("unsigned char", "uint8_t"))
 
 
 def units() -> list[Unit]:
@@ -168,6 +174,7 @@ def units() -> list[Unit]:
     every = [sweep_unit(e, k, a) for k in WINDOWS[::-1] for e in ELEMENTS for a in EVERY_KERNEL_FOR]
     every += [sweep_unit("float", 11, a) for a in ARCHITECTURES if a not in EVERY_KERNEL_FOR]
     every += [bytes_unit(k, a) for k in WINDOWS for a in EVERY_KERNEL_FOR]
+    every += [masked_unit(a) for a in ARCHITECTURES]
     return every + [other_unit(header, a) for header in OTHERS for a in EVERY_KERNEL_FOR]
 
 
@@ -523,9 +530,11 @@ class Loop:
 
 
 def loop_of(kernel: Kernel) -> Loop:
-    element, _, which, _ = variant(kernel.name)
-    size = 4 if element == "float" else 2
-    return phases_of(disassemble(kernel), 8 * size, 4 * size * (1 + (which == "kGradientBoth")))
+    element, other, _, which, _, masked = variant(kernel.name)
+    sizes = {"float": 4, "uint8_t": 1}
+    of_x, of_y = (sizes.get(name, 2) for name in (element, other))
+    chunk = 4 * (of_x + of_y + 4 * (masked == "true"))
+    return phases_of(disassemble(kernel), chunk, 4 * of_x * (1 + (which == "kGradientBoth")))
 
 
 def phases_of(code: list[Instruction], chunk: int, group: int) -> Loop:
@@ -556,17 +565,21 @@ using namespace ssimfast::cuda;
 template <int K> void print() {
   for (int threads : {128, kMostThreads})
     std::printf(", \\"forward %d %d\\": %d, \\"gradient %d %d\\": %d", K, threads,
-                Sizes<K, Kind::kForward>::shared_bytes(threads), K, threads,
-                Sizes<K, Kind::kGradientX>::shared_bytes(threads));
+                Sizes<K, Kind::kForward, false>::shared_bytes(threads), K, threads,
+                Sizes<K, Kind::kGradientX, false>::shared_bytes(threads));
 }
 int main() {
-  static_assert(Sizes<11, Kind::kGradientBoth>::kSlots == Sizes<11, Kind::kGradientX>::kSlots);
-  std::printf("{\\"sweep\\": %d, \\"separable\\": %d", kMostThreads, kPixelThreads);
+  static_assert(Sizes<11, Kind::kGradientBoth, false>::kSlots ==
+                Sizes<11, Kind::kGradientX, false>::kSlots);
+  std::printf("{\\"masked\\": %d, \\"masked 11\\": %d, \\"resident masked\\": %d, ",
+              most_threads(true), Sizes<11, Kind::kGradientX, true>::shared_bytes(most_threads(true)),
+              resident_threads(1, true));
+  std::printf("\\"sweep\\": %d, \\"separable\\": %d", kMostThreads, kPixelThreads);
   std::printf(", \\"reduce\\": %d, \\"pyramid\\": %d", kMostSumThreads,
               std::max(kScaleThreads, kCollapseThreads));
   std::printf(", \\"pool\\": %d", kPoolThreads);
   for (int gradients : {1, 2})
-    std::printf(", \\"resident %d\\": %d", gradients, resident_threads(gradients));
+    std::printf(", \\"resident %d\\": %d", gradients, resident_threads(gradients, false));
   print<7>(), print<9>(), print<11>();
   std::printf("}\\n");
 }
@@ -637,7 +650,7 @@ void probe::finish_block() {
   const long times = weight(block % strips, strips_between) *
                      weight(block / strips % plan.runs, runs_between);
   if ((intervals.size() - 1) % size_t(phases) != 0) std::abort();
-  const int chunk = 8 * sizeof(ELEMENT);
+  const int chunk = 4 * (sizeof(ELEMENT) + sizeof(OTHER) + (MASKED ? 4 : 0));
   const int group = 4 * sizeof(ELEMENT) * (Kind::KIND == Kind::kGradientBoth ? 2 : 1);
   // The first interval is what comes before the loop.
   for (size_t first = 1; first < intervals.size(); first += size_t(phases)) {
@@ -674,10 +687,10 @@ int main(int, char** arguments) {
   const auto number = [&](int i) { return std::atoi(arguments[i]); };
   phases = number(1);
   int height = number(5), width = number(6);
-  using Size = Sizes<WINDOW, Kind::KIND>;
+  using Size = Sizes<WINDOW, Kind::KIND, MASKED>;
   constexpr int kGradients = int(Kind::KIND);
   const Plan whole = plan =
-      make_plans({{number(4), 1, height, width, kHalo, WINDOW, kGradients}},
+      make_plans({{number(4), 1, height, width, kHalo, WINDOW, kGradients, MASKED}},
                  {number(2), number(3) * 1024}, Size::shared_bytes)[0];
   constexpr int kMany = 4;
   strips_between = std::max(0, plan.strips.divisor - kMany);
@@ -688,6 +701,7 @@ int main(int, char** arguments) {
   width -= strips_between * plan.strip_step;
   height -= runs_between * plan.run_rows;
   std::vector<float> x(size_t(height) * width), y = x, by_x = x, by_y = x;
+  std::vector<float> weights(size_t(height) * width, 1.0f);
   constexpr Dtype kDtype = std::is_same_v<ELEMENT, float>    ? Dtype::kFloat32
                            : std::is_same_v<ELEMENT, __half> ? Dtype::kFloat16
                                                              : Dtype::kBFloat16;
@@ -696,17 +710,21 @@ int main(int, char** arguments) {
   };
   Job<float> job{};
   job.x = image(x), job.y = image(y), job.grad[0] = image(by_x), job.grad[1] = image(by_y);
+  job.mask = {weights.data(), 0, 0, 0, width, 1};
   job.grad_scale = job.scale = 1;
   job.wanted[kSsim] = true;
   job.weight[kSsim] = 1;
   job.planes = job.channels = 1;
   job.height = height, job.width = width;
-  job.window = WINDOW;
-  job.margin = kHalo;
-  for (int i = 0; i < WINDOW; ++i) job.taps[i] = job.weighted_taps[i] = 1.0f / WINDOW;
+  for (const Axis axis : {kHeight, kWidth}) {
+    Window<float>& window = job.windows[axis];
+    window.size = WINDOW;
+    window.margin = kHalo;
+    for (int i = 0; i < WINDOW; ++i) window.taps[i] = job.weighted_taps[i] = 1.0f / WINDOW;
+  }
   job.twice_c1 = job.twice_c2 = 1e-3f;
   job.load_width = job.store_width = width % 4 == 0 ? 4 : width % 2 == 0 ? 2 : 1;
-  const auto kernel = sweep<ELEMENT, WINDOW, Kind::KIND, PLAIN>;
+  const auto kernel = sweep<ELEMENT, OTHER, WINDOW, Kind::KIND, PLAIN, MASKED>;
   emulator::launch(kernel, plan.tiles.divisor, plan.threads,
                    Size::shared_bytes(plan.threads), job, plan);
   probe::finish_block();
@@ -764,9 +782,10 @@ class Cost(NamedTuple):
 @cache
 def march_of(name: str, folder: Path) -> Path:
     """The program of a fused kernel, one for all architectures."""
-    element, window, which, plain = variant(name)
-    flags = f"-DELEMENT={element} -DWINDOW={window} -DKIND={which} -DPLAIN={plain}".split()
-    return build(MARCH, folder, f"march_{element}_{window}_{which}_{plain}", *flags)
+    names = ("ELEMENT", "OTHER", "WINDOW", "KIND", "PLAIN", "MASKED")
+    given = variant(name)
+    flags = [f"-D{name}={value}" for name, value in zip(names, given, strict=True)]
+    return build(MARCH, folder, "_".join(["march", *given]), *flags)
 
 
 @cache
@@ -805,7 +824,7 @@ class Device(NamedTuple):
 
 
 DEVICES = {"H100": Device(132, 228), "RTX 4090": Device(128, 100), "RTX 3060": Device(28, 100)}
-PLAIN = "sweep<float, 11, kGradientX, true>"
+PLAIN = "sweep<float, float, 11, kGradientX, true, false>"
 
 
 def budget_of(name: str) -> str:
@@ -813,7 +832,10 @@ def budget_of(name: str) -> str:
     arithmetic makes no difference."""
     if name.startswith(("statistics", "collapse_pyramid")):
         return name
-    return re.sub(r"<(float|double|__half|__nv_bfloat16|unsigned char)", "<*", name)
+    element = "(float|double|__half|__nv_bfloat16|unsigned char)"
+    if name.startswith("sweep<"):
+        return re.sub(f"<{element}, {element}", "<*", name)
+    return re.sub(f"<{element}", "<*", name)
 
 
 def measured(kernels: list[Kernel], folder: Path) -> dict[str, dict[str, float]]:
@@ -828,9 +850,9 @@ def measured(kernels: list[Kernel], folder: Path) -> dict[str, dict[str, float]]
 
     for kernel in kernels:
         note("registers", budget_of(kernel.name), kernel.registers)
-        if kernel.name.startswith("sweep<float, 11,"):
+        if kernel.name.startswith("sweep<float, float, 11,"):
             loop = loop_of(kernel)
-            note("barriers of an iteration", variant(kernel.name)[2], len(loop.phases))
+            note("barriers of an iteration", variant(kernel.name)[3], len(loop.phases))
             if kernel.name == PLAIN and kernel.architecture in EVERY_KERNEL_FOR:
                 for shape in SHAPES:
                     cost = cost_of(loop, march_of(PLAIN, folder), shape, DEVICES["H100"])

@@ -65,9 +65,10 @@ def test_every_kernel_is_compiled(kernels):
     names = [(kernel.name, kernel.architecture) for kernel in kernels]
     assert len(set(names)) == len(names)
     variants = len(sass.WINDOWS) * (4 * len(sass.ELEMENTS) + 1)
+    more = 9 + 9  # for an 8-bit y, and for masks
     for architecture in sass.ARCHITECTURES:
         fused = [n for n, a in names if a == architecture and n.startswith("sweep<")]
-        assert len(fused) == (variants if architecture in sass.EVERY_KERNEL_FOR else 4)
+        assert len(fused) == more + (variants if architecture in sass.EVERY_KERNEL_FOR else 4)
 
 
 @compiled
@@ -86,10 +87,14 @@ def test_figures_are_within_their_budgets(measured):
     assert min(measured["words of shared memory of a pixel"].values()) >= 20
 
 
+def is_masked(kernel: sass.Kernel) -> bool:
+    return kernel.name.startswith("sweep<") and sass.variant(kernel.name)[-1] == "true"
+
+
 def threads_of(kernel: sass.Kernel, sizes: dict[str, int]) -> int:
     """The most that the kernel is launched with."""
     if kernel.name.startswith("sweep"):
-        return sizes["sweep"]
+        return sizes["masked" if is_masked(kernel) else "sweep"]
     name = kernel.name.split("<")[0]
     return sizes[next(h for h, of in sass.OTHERS.items() if any(n.startswith(name) for n in of))]
 
@@ -105,6 +110,7 @@ def test_as_many_threads_are_resident_as_the_plan_takes_for_granted(kernels, siz
 
     def missing(kernel: sass.Kernel) -> object:
         promised = sizes["resident 2" if "kGradientBoth" in kernel.name else "resident 1"]
+        promised = sizes["resident masked"] if is_masked(kernel) else promised
         got = sass.resident_threads(kernel, 128)
         return got < promised and f"{kernel.registers} registers: {got} of {promised} threads"
 
@@ -125,6 +131,8 @@ def test_shared_memory_fits(sizes):
             assert two <= OF_A_MULTIPROCESSOR
             three = 3 * (sizes[f"{which} {window} 128"] + OF_EVERY_BLOCK)
             assert three <= OF_A_MULTIPROCESSOR
+    assert sizes["masked 11"] <= MOST_OF_A_BLOCK
+    assert 2 * (sizes["masked 11"] + OF_EVERY_BLOCK) <= OF_A_MULTIPROCESSOR
 
 
 # ---- whether the above would find something ------------------------------------------------------

@@ -13,7 +13,6 @@ from ssimfast.backends.constants import NEGATIVES, TERMS, value_dtype
 from ssimfast.ops import library
 from ssimfast.ops.schemas import ARGUMENTS, Loss
 
-MASKED_SUMS = True
 SETTINGS = (gaussian_taps(2, 1.5), [5], 1e-4, 9e-4, 0.0, 1.0)
 LAYOUTS = {
     "contiguous": lambda image: image,
@@ -130,7 +129,7 @@ def calls(name: str, dtype: torch.dtype, layout: str) -> list[dict[str, Any]]:
             plain,
             full,
             *beside_bytes,
-            *(full | other for other in others + masks * MASKED_SUMS),
+            *(full | other for other in others + masks),
         ]
     if name == "scale_":
         volume = full["grad"].reshape(2, 3, 4, 3, 13)

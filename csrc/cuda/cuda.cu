@@ -29,6 +29,8 @@ extern template Fused select_sweep<9>(Dtype, Kind, bool);
 extern template FusedLevels select_levels<9>(Kind);
 extern template Fused select_sweep<11>(Dtype, Kind, bool);
 extern template FusedLevels select_levels<11>(Kind);
+extern template Fused select_beside_bytes<11>(Dtype, Kind, bool);
+extern template Fused select_masked<11>(Dtype, Dtype, Kind);
 
 namespace {
 
@@ -54,17 +56,25 @@ bool is_plain(const Problem<float>& problem) {
   return problem.pass == Pass::kGradient && !problem.wants_pixel_terms() &&
          !problem.has_pixel_slope() && !problem.wanted[kContrastStructure] &&
          problem.weight[kContrastStructure] == 0 && problem.plane_weights == nullptr &&
+         !problem.has_mask() &&
          std::none_of(problem.map, problem.map + kMaps, [](const View& map) { return map.data; });
 }
 
-// The fused kernel for a problem. `kernel` is null if there is none.
+// The fused kernel for a problem. `kernel` is null if there is none. Kernels for masks and for an
+// 8-bit y exist for windows of 11 only. With other windows the separable path serves both: a copy
+// of y in float32 would be faster there, but costs an image of memory, and few calls need it.
 Fused fused_of(const Problem<float>& problem) {
   const Window<float>& window = problem.window();
-  if (problem.has_mask() || problem.is_volume || !problem.one_window || problem.y_step != 1 ||
+  if (problem.is_volume || !problem.one_window ||
       window.taps[window.half()] >= float(kLargestCentreTap))
     return {};
   const Kind kind = kind_of(problem);
   const bool plain = is_plain(problem);
+  if (problem.has_mask() || problem.x.dtype != problem.y.dtype) {
+    if (window.size != 11) return {};
+    return problem.has_mask() ? select_masked<11>(problem.x.dtype, problem.y.dtype, kind)
+                              : select_beside_bytes<11>(problem.x.dtype, kind, plain);
+  }
   if (window.size == 7) return select_sweep<7>(problem.x.dtype, kind, plain);
   if (window.size == 9) return select_sweep<9>(problem.x.dtype, kind, plain);
   if (window.size == 11) return select_sweep<11>(problem.x.dtype, kind, plain);
@@ -281,8 +291,8 @@ std::vector<Plan> plans_of(const std::vector<Extent>& extents, const DeviceLimit
   thread_local std::map<Key, std::vector<Plan>> known;
   Key key{device.multiprocessors, device.shared_bytes};
   for (const Extent& e : extents)
-    key.insert(key.end(),
-               {e.planes, e.channels, e.height, e.width, e.margin, e.window, e.gradients});
+    key.insert(key.end(), {e.planes, e.channels, e.height, e.width, e.margin, e.window, e.gradients,
+                           e.masked});
   const auto found = known.find(key);
   if (found != known.end()) return found->second;
   if (known.size() >= kMostPlans) known.clear();
@@ -316,13 +326,12 @@ class CudaDevice {
     }
   };
 
-  static bool computes_in_double(bool, bool has_mask) { return has_mask; }  // see separable.cuh
+  static bool computes_in_double(bool, bool) { return false; }
 
   explicit CudaDevice(const Tensor& like) : like(like), launch(like) {}
 
   template <class A>
   std::vector<Records> sweep(const std::vector<Problem<A>>& problems) const {
-    STD_TORCH_CHECK(problems[0].mask_factors == nullptr, "ssimfast: no masked sums yet");
     check_size(problems[0], 0);
     pool(problems);
     std::vector<Records> records;
@@ -407,10 +416,9 @@ class CudaDevice {
     if constexpr (std::is_same_v<A, float>) {
       if (const Fused fused = fused_of(problem); fused.kernel != nullptr)
         return sweep_fused(problem, fused);
-    } else if (problem.has_mask()) {
-      return sweep_separable<A, true>(problem);
     }
-    return sweep_separable<A, false>(problem);
+    return problem.has_mask() ? sweep_separable<A, true>(problem)
+                              : sweep_separable<A, false>(problem);
   }
 
   Job<float> fused_job(const Problem<float>& problem) const {
@@ -419,6 +427,7 @@ class CudaDevice {
       job.weighted_taps[i] = float(4 * double(job.weight[kSsim]) * double(job.grad_scale) *
                                    double(job.window().taps[i]));
     job.load_width = std::min(access_width(job.x, job), access_width(job.y, job));
+    if (job.has_mask()) job.load_width = std::min(job.load_width, access_width(job.mask, job));
     job.store_width = 4;
     for (int i = 0; i < job.gradients; ++i)
       job.store_width = std::min(job.store_width, access_width(job.grad[i], job));
@@ -426,8 +435,8 @@ class CudaDevice {
   }
 
   static Extent extent_of(const Problem<float>& problem) {
-    return {problem.planes,          problem.channels,      problem.height,   problem.width,
-            problem.window().margin, problem.window().size, problem.gradients};
+    return {problem.planes,          problem.channels,      problem.height,    problem.width,
+            problem.window().margin, problem.window().size, problem.gradients, problem.has_mask()};
   }
 
   Records sweep_fused(const Problem<float>& problem, const Fused& fused) const {

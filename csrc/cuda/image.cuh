@@ -2,6 +2,7 @@
 // range with a constant near them subtracted.
 #pragma once
 
+#include <cmath>
 #include <cstring>
 #include <type_traits>
 
@@ -41,14 +42,12 @@ struct Reciprocals {
 
 // ---- elements -----------------------------------------------------------------------------------
 
-// Calls body(T{}) with the element type of a floating dtype: any if kAny, else one whose arithmetic
-// type is A. All threads take the same branch, which costs next to nothing and lets one kernel
-// serve several dtypes. for_source_dtype: of uint8, too, which is only read.
-template <class A, bool kAny = false, class Body>
+// Calls body(T{}) with the element type of a floating dtype whose arithmetic type is A. All threads
+// take the same branch, which costs next to nothing and lets one kernel serve several dtypes.
+// for_source_dtype: of uint8, too, which is only read.
+template <class A, class Body>
 SSIMFAST_DEVICE void for_dtype(Dtype dtype, Body&& body) {
-  if constexpr (sizeof(A) == sizeof(double) && !kAny) {
-    body(double{});
-  } else if (kAny && dtype == Dtype::kFloat64) {
+  if constexpr (sizeof(A) == sizeof(double)) {
     body(double{});
   } else if (dtype == Dtype::kFloat32) {
     body(float{});
@@ -59,12 +58,12 @@ SSIMFAST_DEVICE void for_dtype(Dtype dtype, Body&& body) {
   }
 }
 
-template <class A, bool kAny = false, class Body>
+template <class A, class Body>
 SSIMFAST_DEVICE void for_source_dtype(Dtype dtype, Body&& body) {
   if (dtype == Dtype::kUInt8) {
     body(uint8_t{});
   } else {
-    for_dtype<A, kAny>(dtype, body);
+    for_dtype<A>(dtype, body);
   }
 }
 
@@ -118,19 +117,19 @@ SSIMFAST_DEVICE void write_several(Packed<T, n>* to, const Several<T, n>& values
   write(to, packed);
 }
 
-template <class A, bool kAny = false>
+template <class A>
 SSIMFAST_DEVICE A load(const View& image, int64_t offset) {
   A value{};
-  for_source_dtype<A, kAny>(image.dtype, [&](auto zero) {
+  for_source_dtype<A>(image.dtype, [&](auto zero) {
     using T = decltype(zero);
     value = to_arithmetic(read(static_cast<const T*>(image.data) + offset));
   });
   return value;
 }
 
-template <class A, bool kAny = false>
+template <class A>
 SSIMFAST_DEVICE void store(const View& image, int64_t offset, A value) {
-  for_dtype<A, kAny>(image.dtype, [&](auto zero) {
+  for_dtype<A>(image.dtype, [&](auto zero) {
     using T = decltype(zero);
     write(static_cast<T*>(image.data) + offset, from_arithmetic<T>(value));
   });
@@ -153,6 +152,13 @@ template <class A>
 SSIMFAST_DEVICE A plane_weight(const Job<A>& job, int64_t plane, Term term) {
   return job.plane_weights == nullptr ? job.weight[term]
                                       : read(job.plane_weights + 2 * plane + term);
+}
+
+// Factor of the weights of a plane's mask, at positions or at pixels as the term wants.
+template <class A>
+SSIMFAST_DEVICE A mask_factor(const Job<A>& job, int64_t plane, Term term) {
+  if (job.mask_factors == nullptr) return 1;
+  return A(read(job.mask_factors + 2 * (plane / job.group_planes) + (term >= kL1)));
 }
 
 // Weight of |x - y| at a pixel in the blurred L1.

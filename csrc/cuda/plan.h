@@ -13,6 +13,7 @@ namespace ssimfast::cuda {
 struct Extent {
   int64_t planes, channels, height, width, margin;
   int window, gradients;
+  bool masked = false;
 };
 
 // Limits of a device.
@@ -45,9 +46,9 @@ inline PlanAndCost best_plan(const Extent& extent, const DeviceLimits& device, i
   const int shared_rows = 2 * (halo + spread);
   const int64_t strips = columns <= threads ? 1 : 1 + divide_up(columns - threads, step);
   constexpr int64_t kReservedBytes = 1024;  // of shared memory, for each block
-  const int64_t resident =
-      std::max<int64_t>(1, std::min(resident_threads(extent.gradients) / int64_t(threads),
-                                    device.shared_bytes / (shared_bytes + kReservedBytes)));
+  const int64_t resident = std::max<int64_t>(
+      1, std::min(resident_threads(extent.gradients, extent.masked) / int64_t(threads),
+                  device.shared_bytes / (shared_bytes + kReservedBytes)));
   const auto time = [&](int64_t blocks) {
     return blocks == 0 ? 0.0 : step_time(double(divide_up(blocks * threads, 4 * kWarp)));
   };
@@ -78,13 +79,14 @@ inline PlanAndCost best_plan(const Extent& extent, const DeviceLimits& device, i
 }
 
 // Plans for sweeps that run in one launch, and so with the same number of threads: that for which
-// the sum of their times is least, or the smallest of several.
+// the sum of their times is least, or the smallest of several. All or none of them are masked.
 inline std::vector<Plan> make_plans(const std::vector<Extent>& extents, const DeviceLimits& device,
                                     int (*shared_bytes)(int threads)) {
   constexpr int kLeastThreads = 64;
   std::vector<Plan> best, plans(extents.size());
   double least = 0;
-  for (int threads = kLeastThreads; threads <= kMostThreads; threads += kWarp) {
+  const int most = most_threads(extents[0].masked);
+  for (int threads = kLeastThreads; threads <= most; threads += kWarp) {
     double cost = 0;
     for (size_t i = 0; i < extents.size(); ++i) {
       const PlanAndCost one = best_plan(extents[i], device, threads, shared_bytes(threads));

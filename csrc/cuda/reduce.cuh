@@ -119,7 +119,8 @@ __global__ void __launch_bounds__(kMostSumThreads, 1) finish_terms(const Finish<
   const int lane = threadIdx.x;
   double term = 0;
   if (wanted(lane)) {
-    const double sum = of_lane(sums, lane).total();
+    double sum = of_lane(sums, lane).total();
+    if (to.mask_factors != nullptr) sum *= read(to.mask_factors + 2 * group + (lane >= kL1));
     term = (lane < kL1 ? p.positions - 2 * sum : sum * to.positions_per_pixel) * p.per_count;
   }
   write_group(to, group, term);

@@ -1,5 +1,5 @@
 // Instantiations of the fused kernel for one window. Each window is compiled by itself, in
-// parallel: sweep_7.cu, sweep_9.cu, sweep_11.cu.
+// parallel: sweep_7.cu, sweep_9.cu, sweep_11.cu, and sweep_11_more.cu.
 #pragma once
 
 #include "cuda/sweep.cuh"
@@ -15,20 +15,21 @@ struct Fused {
   int (*shared_bytes)(int threads) = nullptr;
 };
 
-template <class T, int K, Kind kKind, bool kPlain>
+template <class T, class U, int K, Kind kKind, bool kPlain, bool kMasked>
 Fused fused() {
-  return {sweep<T, K, kKind, kPlain>, Sizes<K, kKind>::shared_bytes};
+  return {sweep<T, U, K, kKind, kPlain, kMasked>, Sizes<K, kKind, kMasked>::shared_bytes};
 }
 
 template <class T, int K>
 Fused select_kind(Kind kind, bool plain) {
   switch (kind) {
     case Kind::kForward:
-      return fused<T, K, Kind::kForward, false>();
+      return fused<T, T, K, Kind::kForward, false, false>();
     case Kind::kGradientX:
-      return plain ? fused<T, K, Kind::kGradientX, true>() : fused<T, K, Kind::kGradientX, false>();
+      return plain ? fused<T, T, K, Kind::kGradientX, true, false>()
+                   : fused<T, T, K, Kind::kGradientX, false, false>();
     case Kind::kGradientBoth:
-      return fused<T, K, Kind::kGradientBoth, false>();
+      return fused<T, T, K, Kind::kGradientBoth, false, false>();
   }
   return {};
 }
@@ -46,6 +47,7 @@ FusedLevels select_levels(Kind kind) {
   return nullptr;
 }
 
+// The kernel for images of one dtype, without a mask.
 template <int K>
 Fused select_sweep(Dtype dtype, Kind kind, bool plain) {
   switch (dtype) {
@@ -56,10 +58,58 @@ Fused select_sweep(Dtype dtype, Kind kind, bool plain) {
     case Dtype::kBFloat16:
       return select_kind<__nv_bfloat16, K>(kind, plain);
     case Dtype::kUInt8:  // has no gradients
-      return fused<uint8_t, K, Kind::kForward, false>();
+      return fused<uint8_t, uint8_t, K, Kind::kForward, false, false>();
     case Dtype::kFloat64:
       break;
   }
+  return {};
+}
+
+template <class T, int K>
+Fused select_beside_bytes(Kind kind, bool plain) {
+  return kind == Kind::kForward ? fused<T, uint8_t, K, Kind::kForward, false, false>()
+         : plain                ? fused<T, uint8_t, K, Kind::kGradientX, true, false>()
+                                : fused<T, uint8_t, K, Kind::kGradientX, false, false>();
+}
+
+// The kernel for an 8-bit y, which has no gradient, beside a floating x.
+template <int K>
+Fused select_beside_bytes(Dtype dtype, Kind kind, bool plain) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return select_beside_bytes<float, K>(kind, plain);
+    case Dtype::kFloat16:
+      return select_beside_bytes<__half, K>(kind, plain);
+    case Dtype::kBFloat16:
+      return select_beside_bytes<__nv_bfloat16, K>(kind, plain);
+    default:
+      return {};
+  }
+}
+
+template <class T, class U, int K>
+Fused select_masked(Kind kind) {
+  switch (kind) {
+    case Kind::kForward:
+      return fused<T, U, K, Kind::kForward, false, true>();
+    case Kind::kGradientX:
+      return fused<T, U, K, Kind::kGradientX, false, true>();
+    case Kind::kGradientBoth:
+      if constexpr (std::is_same_v<T, float> && std::is_same_v<U, float>)
+        return fused<T, U, K, Kind::kGradientBoth, false, true>();
+  }
+  return {};
+}
+
+// The kernel for masked images. To bound the time of the build there is none for both gradients of
+// half types and for half types beside an 8-bit y; the separable path serves these.
+template <int K>
+Fused select_masked(Dtype x, Dtype y, Kind kind) {
+  if (x == Dtype::kFloat32 && y == Dtype::kUInt8) return select_masked<float, uint8_t, K>(kind);
+  if (x != y) return {};
+  if (x == Dtype::kFloat32) return select_masked<float, float, K>(kind);
+  if (x == Dtype::kFloat16) return select_masked<__half, __half, K>(kind);
+  if (x == Dtype::kBFloat16) return select_masked<__nv_bfloat16, __nv_bfloat16, K>(kind);
   return {};
 }
 

@@ -9,9 +9,7 @@
 // all axes filtered so far; the adjoint takes the axes in reverse order.
 //
 // A mask gives each pixel a weight. Moments are then weighted means (normalised convolution), and
-// each pass also computes the sum of the weights, `total`. Masked problems are computed in double
-// for every dtype. The mask may hide the centre of a window, so no nearby value can be subtracted,
-// and in float the adjoint would lose digits to cancellation.
+// each pass also computes the sum of the weights, `total`.
 #pragma once
 
 #include "cuda/image.cuh"
@@ -132,34 +130,31 @@ class Pixel {
   SSIMFAST_DEVICE void load_pixel(const Line& line, int distance, A& s, A& d, A& weight) const {
     weight = 1;
     s = d = 0;
-    if constexpr (kMasked)
-      weight = load<A, kMasked>(job.mask, in(job.mask) + distance * line.mask_step);
+    if constexpr (kMasked) weight = load<A>(job.mask, in(job.mask) + distance * line.mask_step);
     if (kMasked && weight == 0) return;
-    const A x = load<A, kMasked>(job.x, in(job.x) + distance * line.x_step);
-    const A y =
-        job.y_low + job.y_step * load<A, kMasked>(job.y, in(job.y) + distance * line.y_step);
+    const A x = load<A>(job.x, in(job.x) + distance * line.x_step);
+    const A y = job.y_low + job.y_step * load<A>(job.y, in(job.y) + distance * line.y_step);
     s = unit_range.s(x, y);
     d = unit_range.d(x, y);
   }
 
  private:
-  // A mask may hide the samples. Masked problems are in double, which needs no centre.
   static SSIMFAST_DEVICE Centre<A> centre(const Job<A>& job, int64_t plane) {
+    const int lane = threadIdx.x % kWarp;
+    const Sample sample(lane);
+    const int64_t slice = Sample::at<int64_t>((sample.row + sample.column) % 4, 0, job.depth);
+    const int64_t row = Sample::at<int64_t>(sample.row, 0, job.height);
+    const int64_t column = Sample::at<int64_t>(sample.column, 0, job.width);
+    const auto at = [&](const View& image) {
+      return load<A>(image, image.plane(plane / job.channels, plane % job.channels) +
+                                slice * image.by_slice + row * image.by_row +
+                                column * image.by_column);
+    };
+    A value = lane % 2 == 0 ? at(job.x) : job.y_low + job.y_step * at(job.y);
     if constexpr (kMasked) {
-      return {job.low, 0};
-    } else {
-      const int lane = threadIdx.x % kWarp;
-      const Sample sample(lane);
-      const bool of_x = lane % 2 == 0;
-      const View& image = of_x ? job.x : job.y;
-      const int64_t slice = Sample::at<int64_t>((sample.row + sample.column) % 4, 0, job.depth);
-      const int64_t row = Sample::at<int64_t>(sample.row, 0, job.height);
-      const int64_t column = Sample::at<int64_t>(sample.column, 0, job.width);
-      const A value = load<A>(image, image.plane(plane / job.channels, plane % job.channels) +
-                                         slice * image.by_slice + row * image.by_row +
-                                         column * image.by_column);
-      return choose_centre(job, of_x ? value : job.y_low + job.y_step * value, lane);
+      if (at(job.mask) == 0) value = NAN;  // which choose_centre ignores
     }
+    return choose_centre(job, value, lane);
   }
 
   const Job<A>& job;
@@ -263,35 +258,38 @@ __global__ void __launch_bounds__(kPixelThreads, 1)
 
 // ---- statistics ---------------------------------------------------------------------------------
 
-// Adds a pixel to the sums of the pixel terms.
+// Adds a pixel of this weight to the sums of the pixel terms.
 template <class A>
-SSIMFAST_DEVICE void add_pixel(const Job<A>& job, A d, int64_t row, int64_t column,
+SSIMFAST_DEVICE void add_pixel(const Job<A>& job, A d, A weight, int64_t row, int64_t column,
                                Sum<A> (&sums)[kTerms]) {
 #pragma unroll
   for (int t = kL1; t < kTerms; ++t) {
     if (!job.wanted[t]) continue;
-    sums[t].add(pixel_term(t, d, is_counted(t) ? pixel_count(job, row, column) : A(0)));
+    sums[t].add(weight * pixel_term(t, d, is_counted(t) ? pixel_count(job, row, column) : A(0)));
   }
 }
 
-// Upstream gradients at a position: those of the maps, or the weights of the loss.
+// Upstream gradients at a position: those of the maps, or the weights of the loss. `weight`: of the
+// pixel there.
 template <class A, bool kMasked>
-SSIMFAST_DEVICE Upstream<A> upstream_at(const Job<A>& job, const Pixel<A, kMasked>& p) {
+SSIMFAST_DEVICE Upstream<A> upstream_at(const Job<A>& job, const Pixel<A, kMasked>& p, A weight) {
   if (job.pass == Pass::kMapsGradient) {
     const auto at = [&](const View& map) {
-      return map.data == nullptr ? A(0) : load<A, kMasked>(map, p.in_map(map));
+      return map.data == nullptr ? A(0) : load<A>(map, p.in_map(map));
     };
     return {at(job.upstream[kSsimMap]), at(job.upstream[kLuminanceMap]),
             at(job.upstream[kContrastMap])};
   }
-  return {plane_weight(job, p.plane, kSsim), 0, plane_weight(job, p.plane, kContrastStructure)};
+  if constexpr (kMasked) weight *= mask_factor(job, p.plane, kSsim);
+  return {weight * plane_weight(job, p.plane, kSsim), 0,
+          weight * plane_weight(job, p.plane, kContrastStructure)};
 }
 
 template <class A, bool kMasked>
 SSIMFAST_DEVICE void write_maps(const Job<A>& job, const Pixel<A, kMasked>& p,
                                 const Terms<A>& terms) {
   const auto write_map = [&](const View& map, A half_distance) {
-    if (map.data != nullptr) store<A, kMasked>(map, p.in_map(map), similarity_of(half_distance));
+    if (map.data != nullptr) store<A>(map, p.in_map(map), similarity_of(half_distance));
   };
   write_map(job.map[kSsimMap], terms.half_distance());
   write_map(job.map[kLuminanceMap], terms.half_luminance_distance);
@@ -308,10 +306,10 @@ __global__ void __launch_bounds__(kPixelThreads, 1)
   const Pixel<A, kMasked> p(job, grid);
   Sum<A> sums[kTerms];
   Four<A> own{};
+  A weight = 0;
   if (p.inside) {
-    A weight;
     p.load_pixel(line, 0, own.s, own.d, weight);
-    add_pixel(job, own.d + p.unit().centre_d(), p.row, p.column, sums);
+    add_pixel(job, own.d + p.unit().centre_d(), weight, p.row, p.column, sums);
   }
   if (p.is_centre(line)) {
     A total = 1;
@@ -321,13 +319,13 @@ __global__ void __launch_bounds__(kPixelThreads, 1)
                        non_negative(m.s2) + job.twice_c2, non_negative(m.d2)};
     if (!sees) moments = {1, 0, 1, 0};
     const Terms<A> terms(moments, job.twice_c1, Reciprocals());
-    sums[kSsim].add(terms.half_distance());
-    sums[kContrastStructure].add(terms.half_contrast_distance);
+    sums[kSsim].add(weight * terms.half_distance());
+    sums[kContrastStructure].add(weight * terms.half_contrast_distance);
     write_maps(job, p, terms);
     if (to != nullptr) {
       Four<A> partial{};
       if (sees) {
-        const Partials<A> by = partials(terms, slopes(terms, upstream_at(job, p)));
+        const Partials<A> by = partials(terms, slopes(terms, upstream_at(job, p, weight)));
         partial = {by.by_mu_s + by.by_var_s * (own.s - m.s), by.by_var_s,
                    by.by_mu_d + by.by_var_d * (own.d - m.d), by.by_var_d};
         if constexpr (kMasked) {
@@ -390,11 +388,13 @@ __global__ void __launch_bounds__(kPixelThreads, 1)
   A s, d, weight;
   p.load_pixel(line, 0, s, d, weight);
   const Four<A> by = adjoint_along<A, kMasked>(job, p, line, from, s, d);
-  const A by_d = by.d + slope_at_pixel(job, d + p.unit().centre_d(), p.row, p.column);
+  A slope = slope_at_pixel(job, d + p.unit().centre_d(), p.row, p.column);
+  if constexpr (kMasked) slope *= mask_factor(job, p.plane, kL1);
+  const A by_d = by.d + slope;
   for (int i = 0; i < job.gradients; ++i) {
     A gradient = (i == 0 ? by.s + by_d : by.s - by_d) * job.grad_scale;
     if constexpr (kMasked) gradient = weight == 0 ? A(0) : gradient * weight;
-    store<A, kMasked>(job.grad[i], p.in(job.grad[i]), gradient);
+    store<A>(job.grad[i], p.in(job.grad[i]), gradient);
   }
 }
 

@@ -31,10 +31,15 @@ constexpr int kRows = 4;
 constexpr int kColumns = 4;
 constexpr int kMostThreads = 192;
 
+// Threads of a block, at most: a mask takes the shared memory of a third of them.
+constexpr int most_threads(bool masked) { return masked ? 128 : kMostThreads; }
+
 // Threads that the registers of a multiprocessor allow at a time: 168 registers a thread allow
 // three warps for each scheduler. The gradients with respect to both images need more registers,
-// which leaves two. Shared memory may allow fewer (plan.h).
-constexpr int resident_threads(int gradients) { return gradients == 2 ? 256 : 384; }
+// and so does a mask, which leaves two. Shared memory may allow fewer (plan.h).
+constexpr int resident_threads(int gradients, bool masked) {
+  return gradients == 2 || masked ? 256 : 384;
+}
 
 // Variant of the fused kernel.
 enum class Kind {
@@ -77,36 +82,51 @@ constexpr int first_own_column(int halo, int spread) {
   return (halo + spread + kColumns - 1) / kColumns * kColumns;
 }
 
-// Sizes in shared memory for a window of K taps.
-template <int K, Kind kKind>
+// Sizes in shared memory for a window of K taps. A row of the ring has s and d and, if there is a
+// mask, the weights.
+template <int K, Kind kKind, bool kMasked>
 struct Sizes {
   static constexpr int kHalo = K / 2;
   static constexpr bool kGradient = kKind != Kind::kForward;
   static constexpr int kSpread = kGradient ? kHalo : 0;  // statistics beyond the own pixels
-  // Rows of the ring: all that D and B of one step see, and those that A writes meanwhile. A
-  // multiple of kRows, so that four rows never wrap.
-  static constexpr int kSlots = kGradient ? (2 * kHalo + 3 * kRows - 1) / kRows * kRows : 2 * kRows;
+  // Rows of the ring: all that D, C and B of one step see, and those that A writes meanwhile. C
+  // sees the weights of its windows' centres. A multiple of kRows, so that four rows never wrap.
+  static constexpr int kRowsBefore = kGradient ? 2 * kHalo : kMasked ? kHalo : 0;
+  static constexpr int kSlots = (kRowsBefore + 3 * kRows - 1) / kRows * kRows;
+  static constexpr int kMapsOfRow = kMasked ? 3 : 2;
   // Columns of zeros in the exchange buffer: before the first column of statistics, after the last.
   static constexpr int kPadBefore = 2 * kHalo, kPadAfter = 25 - kPadBefore;
 
-  // Floats of a row of the ring, and vectors of a row of the exchange buffer.
-  static constexpr SSIMFAST_INLINE int pitch(int threads) { return threads + 12; }
+  // Floats of a row of the ring, and vectors of a row of the exchange buffer. With a mask, rows of
+  // coverages, which are floats, follow the vectors.
+  static constexpr SSIMFAST_INLINE int pitch(int threads) { return threads + (kMasked ? 24 : 12); }
   static constexpr SSIMFAST_INLINE int exchange_pitch(int threads) {
     return kPadBefore + threads + kPadAfter;
   }
+  static constexpr SSIMFAST_INLINE int coverage_pitch(int threads) { return threads + 8; }
   static constexpr SSIMFAST_INLINE int exchange_size(int threads) {
     return kRows * exchange_pitch(threads);
   }
+  // Vectors before the ring.
+  static constexpr SSIMFAST_INLINE int ring_begin(int threads) {
+    return exchange_size(threads) + (kMasked ? kRows * coverage_pitch(threads) / 4 : 0);
+  }
   static constexpr SSIMFAST_INLINE int shared_bytes(int threads) {
-    return 16 * exchange_size(threads) + 8 * kSlots * pitch(threads);
+    return 16 * ring_begin(threads) + 4 * kMapsOfRow * kSlots * pitch(threads);
   }
 };
 
-// T: element type of the images. kPlain: the loss is SSIM alone, times a weight that is the same
-// for all planes; there is no other term and no map.
-template <class T, int K, Kind kKind, bool kPlain>
+// T, U: element types of x and of y; U is T or, for an 8-bit y beside a floating x, uint8_t.
+// kPlain: the loss is SSIM alone, times a weight that is the same for all planes; there is no other
+// term, no map and no mask.
+//
+// kMasked: pixels have weights, and moments are normalised by what a window sees of them. Hidden
+// pixels, of weight 0, become s = d = 0 on their way into the ring, whatever the images hold there.
+// B passes on means, variances times coverage, and the coverage of each row: the sum of tap times
+// weight. C filters these with weights of tap times coverage.
+template <class T, class U, int K, Kind kKind, bool kPlain, bool kMasked>
 class Sweep {
-  using Size = Sizes<K, kKind>;
+  using Size = Sizes<K, kKind, kMasked>;
   static constexpr int kHalo = Size::kHalo;
   static constexpr bool kGradient = Size::kGradient;
   static constexpr bool kBoth = kKind == Kind::kGradientBoth;
@@ -120,11 +140,14 @@ class Sweep {
   // Shared memory serves eight threads at once, each with a vector. They have four rows and two
   // groups of columns in B and D, one row and eight columns in C; with these remainders no two of
   // them meet in a bank. Numbers of threads are multiples of 32, which leave the remainders alike.
-  static_assert(Size::pitch(kMostThreads) % 8 == 4 && Size::pitch(kMostThreads - 32) % 8 == 4);
-  static_assert(Size::exchange_pitch(kMostThreads) % 8 == 1);
-  static_assert(2 * kSlots % 8 == 0);
+  static constexpr int kMost = most_threads(kMasked);
+  static_assert(Size::kMapsOfRow * Size::pitch(kMost) % 16 == 8);
+  static_assert(Size::coverage_pitch(kMost) % 16 == 8);
+  static_assert(Size::exchange_pitch(kMost) % 8 == 1);
+  static_assert(kMost % kWarp == 0 && kSlots % kRows == 0);
+  static_assert(!(kPlain && kMasked));  // would save a masked step some 3 %
   // A kernel may have more only after a call that says so.
-  static_assert(Size::shared_bytes(kMostThreads) <= 48 * 1024);
+  static_assert(Size::shared_bytes(kMost) <= 48 * 1024);
 
   // In A, B and D a thread owns four neighbouring columns of one of four rows. The last columns of
   // a row, beyond the number of threads, are second groups of some threads.
@@ -137,6 +160,8 @@ class Sweep {
   const int n, c;  // image and channel of the plane
   const int run, strip;
   const int first_row, first_column;  // in the image
+  // With a mask: factors that make the weights 1 on average, at positions and at all pixels.
+  float position_factor = 1, pixel_factor = 1;
   // Ends of the own pixels, and of the rows of wanted statistics.
   int own_row_end, own_column_begin, own_column_end;
   int valid_row_begin, valid_row_end;
@@ -147,21 +172,27 @@ class Sweep {
   const Shared<float> ring;              // at the first of this thread's columns in A, B and D
   const Shared<float4> exchange;         // at its row and column in B and D
   const Shared<float4> exchange_column;  // at its column in C
+  const Shared<float> coverages;         // of the four rows, from the first column on
   Sum<float> sums[kTerms];
 
-  // Four neighbours of a row of x and of y, on their way from global memory.
+  // Four neighbours of a row of x, of y and of the mask, on their way from global memory.
   struct Group {
-    T x[kColumns], y[kColumns];
+    T x[kColumns];
+    U y[kColumns];
+    float weight[kMasked ? kColumns : 1];
   };
   Group ahead[2];
-  // Where this thread's first group begins: of the next rows of x and y, of the next gradients.
+  // Where this thread's first group begins: of the next rows of x, y and the mask, and of the next
+  // gradients.
   const T* next_x;
-  const T* next_y;
+  const U* next_y;
+  const float* next_weight;
   T* next_grad[kBoth ? 2 : 1];
 
   // Horizontal means and variances of s and of d in this thread's column: the last 2 * kHalo rows,
-  // then the new ones.
+  // then the new ones. With a mask, the variances are times the coverages.
   Two mean[kSeen] = {}, variance[kSeen] = {};
+  float coverage[kMasked ? kSeen : 1] = {};
   // Vertical adjoint of the rows to come, as far as it is known.
   float pending[kAdjoints][K - 1] = {};
 
@@ -183,10 +214,10 @@ class Sweep {
         first_column(plan.first_column + strip * plan.strip_step),
         pitch(Size::pitch(threads)),
         exchange_pitch(Size::exchange_pitch(threads)),
-        ring((Shared<float4>::dynamic() + Size::exchange_size(threads)).template as<float>() +
-             column),
+        ring((Shared<float4>::dynamic() + Size::ring_begin(threads)).template as<float>() + column),
         exchange(Shared<float4>::dynamic() + (quad_row * exchange_pitch + column)),
-        exchange_column(Shared<float4>::dynamic() + (thread + Size::kPadBefore)) {
+        exchange_column(Shared<float4>::dynamic() + (thread + Size::kPadBefore)),
+        coverages((Shared<float4>::dynamic() + Size::exchange_size(threads)).template as<float>()) {
     const int height = job.height, width = job.width, margin = job.window().margin;
     own_row_end = least(kFirstOwnRow + plan.run_rows, height - first_row);
     own_column_begin = strip == 0 ? -first_column : kFirstOwnColumn;
@@ -201,6 +232,10 @@ class Sweep {
     valid_rows = valid ? most(0, valid_row_end - valid_row_begin) : 0;
     summed_row_begin = most(kFirstOwnRow, valid_row_begin);
     summed_rows = own ? most(0, least(own_row_end, valid_row_end) - summed_row_begin) : 0;
+    if constexpr (kMasked) {
+      position_factor = mask_factor(job, plane, kSsim);
+      pixel_factor = mask_factor(job, plane, kL1);
+    }
   }
 
   // Marches from the first row that a wanted window sees to the last row that the own pixels need.
@@ -208,11 +243,12 @@ class Sweep {
   SSIMFAST_DEVICE void march() {
     int row = (valid_row_begin - kHalo) / kRows * kRows;
     int slot = row % kSlots;
-    next_x = first_of(job.x, row);
-    next_y = first_of(job.y, row);
+    next_x = first_of<T>(job.x, row);
+    next_y = first_of<U>(job.y, row);
+    if constexpr (kMasked) next_weight = first_of<float>(job.mask, row);
     if constexpr (kGradient) {
       for (int i = 0; i < (kBoth ? 2 : 1); ++i)
-        next_grad[i] = first_of(job.grad[i], row - 2 * kHalo);
+        next_grad[i] = first_of<T>(job.grad[i], row - 2 * kHalo);
     }
     fetch(row);
     clear_padding();
@@ -227,7 +263,7 @@ class Sweep {
         if (row + kRows > kFirstOwnRow && row < own_row_end) sum_pixels(unit, row, slot);
       }
       __syncthreads();
-      filter_column(unit, centre);
+      filter_column(unit, centre, slot);
       const int next = slot + kRows == kSlots ? 0 : slot + kRows;
       const bool more = row + kRows < end;
       if constexpr (kGradient) {
@@ -256,15 +292,28 @@ class Sweep {
     return image.plane(n, c) + (first_row + row) * image.by_row;
   }
 
-  // This lane's sample of the own pixels, for choose_centre.
+  // This lane's sample of the own pixels, for choose_centre, which ignores NaN: hidden pixels.
   SSIMFAST_DEVICE float sample() const {
     const int lane = thread % kWarp;
     const Sample sample(lane);
     const View& image = lane % 2 == 0 ? job.x : job.y;
     const int row = Sample::at(sample.row, kFirstOwnRow, own_row_end);
     const int at = first_column + Sample::at(sample.column, own_column_begin, own_column_end);
-    return to_arithmetic(
-        read(static_cast<const T*>(image.data) + offset_of(image, row) + at * image.by_column));
+    if constexpr (kMasked) {
+      const int64_t offset = offset_of(job.mask, row) + at * job.mask.by_column;
+      if (read(static_cast<const float*>(job.mask.data) + offset) == 0) return NAN;
+    }
+    const int64_t offset = offset_of(image, row) + at * image.by_column;
+    if constexpr (!std::is_same_v<T, U>) {
+      if (lane % 2 == 1) return value_of_y(read(static_cast<const U*>(image.data) + offset));
+    }
+    return to_arithmetic(read(static_cast<const T*>(image.data) + offset));
+  }
+
+  // An element of y in the value range of x.
+  SSIMFAST_DEVICE float value_of_y(U y) const {
+    const float value = to_arithmetic(y);
+    return std::is_same_v<T, U> ? value : multiply_add(value, job.y_step, job.y_low);
   }
 
   // The window is symmetric: its first half has all taps, which need fewer registers.
@@ -272,8 +321,11 @@ class Sweep {
   SSIMFAST_DEVICE float tap(int k) const { return job.window().taps[unlike(k)]; }
 
   // Rows of the ring from this thread's first column on.
-  SSIMFAST_DEVICE Shared<float> row_s(int slot) const { return ring + 2 * slot * pitch; }
-  SSIMFAST_DEVICE Shared<float> row_d(int slot) const { return ring + (2 * slot + 1) * pitch; }
+  SSIMFAST_DEVICE Shared<float> row_s(int slot) const {
+    return ring + Size::kMapsOfRow * slot * pitch;
+  }
+  SSIMFAST_DEVICE Shared<float> row_d(int slot) const { return row_s(slot) + pitch; }
+  SSIMFAST_DEVICE Shared<float> row_weight(int slot) const { return row_s(slot) + 2 * pitch; }
 
   // Number of columns of a group of four that come before `end`.
   static SSIMFAST_DEVICE int before(int end, int column) {
@@ -296,8 +348,9 @@ class Sweep {
   // writes it to the ring. Phases B to D of the step before lie between the two.
 
   // Where this thread's first group begins, in its row of the four from `row` on.
-  SSIMFAST_DEVICE T* first_of(const View& image, int row) const {
-    return static_cast<T*>(image.data) + offset_of(image, row + quad_row) +
+  template <class V>
+  SSIMFAST_DEVICE V* first_of(const View& image, int row) const {
+    return static_cast<V*>(image.data) + offset_of(image, row + quad_row) +
            (first_column + column) * image.by_column;
   }
 
@@ -311,13 +364,13 @@ class Sweep {
   }
 
   // Reads those of four neighbours that are `inside`; as many at once as job.load_width says.
-  template <int kWidth>
-  static SSIMFAST_DEVICE void load_group(T (&values)[kColumns], const T* from, int inside,
+  template <int kWidth, class V>
+  static SSIMFAST_DEVICE void load_group(V (&values)[kColumns], const V* from, int inside,
                                          int64_t by_column = 1) {
 #pragma unroll
     for (int i = 0; i < kColumns; i += kWidth) {
       if (i >= inside) continue;
-      const auto packed = read(reinterpret_cast<const Packed<T, kWidth>*>(from + i * by_column));
+      const auto packed = read(reinterpret_cast<const Packed<V, kWidth>*>(from + i * by_column));
       memcpy(&values[i], &packed, sizeof packed);
     }
   }
@@ -325,19 +378,24 @@ class Sweep {
   SSIMFAST_DEVICE void fetch_group(Group& group, int skip) const {
     const int inside = columns_inside(column + skip);
     if (job.load_width == 4) {
-      load_group<4>(group.x, next_x + skip, inside);
-      load_group<4>(group.y, next_y + skip, inside);
+      load_images<4>(group, skip, inside);
     } else if (job.load_width > 1) {
-      load_group<2>(group.x, next_x + skip, inside);
-      load_group<2>(group.y, next_y + skip, inside);
+      load_images<2>(group, skip, inside);
     } else if (job.load_width > 0) {
-      load_group<1>(group.x, next_x + skip, inside);
-      load_group<1>(group.y, next_y + skip, inside);
+      load_images<1>(group, skip, inside);
     } else {
       const int64_t step_x = job.x.by_column, step_y = job.y.by_column;
       load_group<1>(group.x, next_x + skip * step_x, inside, step_x);
       load_group<1>(group.y, next_y + skip * step_y, inside, step_y);
+      const int64_t step = job.mask.by_column;
+      if constexpr (kMasked) load_group<1>(group.weight, next_weight + skip * step, inside, step);
     }
+  }
+  template <int kWidth>
+  SSIMFAST_DEVICE void load_images(Group& group, int skip, int inside) const {
+    load_group<kWidth>(group.x, next_x + skip, inside);
+    load_group<kWidth>(group.y, next_y + skip, inside);
+    if constexpr (kMasked) load_group<kWidth>(group.weight, next_weight + skip, inside);
   }
 
   SSIMFAST_DEVICE void fetch(int first) {
@@ -347,6 +405,7 @@ class Sweep {
     }
     next_x += kRows * job.x.by_row;
     next_y += kRows * job.y.by_row;
+    if constexpr (kMasked) next_weight += kRows * job.mask.by_row;
   }
 
   SSIMFAST_DEVICE void keep(const UnitRange<float>& unit, int first, int slot) const {
@@ -359,10 +418,14 @@ class Sweep {
 
   SSIMFAST_DEVICE void keep_group(const UnitRange<float>& unit, const Group& group, int inside,
                                   const Shared<float>& to) const {
+    if constexpr (kMasked) {
+      keep_seen(unit, group, inside, to);
+      return;
+    }
     float s[kColumns], d[kColumns];
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) {
-      const float x = to_arithmetic(group.x[i]), y = to_arithmetic(group.y[i]);
+      const float x = to_arithmetic(group.x[i]), y = value_of_y(group.y[i]);
       s[i] = unit.s(x, y);
       d[i] = unit.d(x, y);
     }
@@ -374,8 +437,28 @@ class Sweep {
         d[i] = unit.black_d();
       }
     }
-    to.template as<float4>().set(0, make_float4(s[0], s[1], s[2], s[3]));
-    (to + pitch).template as<float4>().set(0, make_float4(d[0], d[1], d[2], d[3]));
+    set_four(to, s);
+    set_four(to + pitch, d);
+  }
+
+  // The same with a mask. Outside of the image nothing is seen.
+  SSIMFAST_DEVICE void keep_seen(const UnitRange<float>& unit, const Group& group, int inside,
+                                 const Shared<float>& to) const {
+    float s[kColumns], d[kColumns], weight[kColumns];
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) {
+      const float x = to_arithmetic(group.x[i]), y = value_of_y(group.y[i]);
+      weight[i] = i < inside ? group.weight[i] : 0;
+      s[i] = weight[i] == 0 ? 0 : unit.s(x, y);
+      d[i] = weight[i] == 0 ? 0 : unit.d(x, y);
+    }
+    set_four(to, s);
+    set_four(to + pitch, d);
+    set_four(to + 2 * pitch, weight);
+  }
+
+  static SSIMFAST_DEVICE void set_four(const Shared<float>& to, const float (&v)[4]) {
+    to.template as<float4>().set(0, make_float4(v[0], v[1], v[2], v[3]));
   }
 
   // ---- B: horizontal filters
@@ -437,6 +520,80 @@ class Sweep {
     }
   }
 
+  // Weighted means of four neighbouring windows, their variances times coverage, and 1 / coverage,
+  // which is 0 where a window sees nothing. The mask may hide any pixel, so all four windows centre
+  // on the mean of what is seen of six pixels in their middle. If kOwn, the values have variances
+  // of their own, already times their weight.
+  template <bool kOwn, int n>
+  SSIMFAST_DEVICE void filter_seen(const Two (&v)[n], const Two (&own)[n], const float (&weight)[n],
+                                   Two (&means)[4], Two (&variances)[4], float (&coverage)[4],
+                                   float (&inverse)[4]) const {
+    float total = 0;
+    Two near;
+#pragma unroll
+    for (int k = kSeen / 2 - 3; k < kSeen / 2 + 3; ++k) {
+      total += weight[k];
+      near = accumulate(near, twice(weight[k]), v[k]);
+    }
+    near = multiply(near, twice(inverse_or_zero(total)));
+    const Two away = negative(near);
+    Two sum[4], square[4];
+#pragma unroll
+    for (int b = 0; b < 4; ++b) coverage[b] = 0;
+#pragma unroll
+    for (int k = 0; k < kSeen; ++k) {
+      const Two e = add(v[k], away), seen = multiply(twice(weight[k]), e);
+      const Two square_seen = kOwn ? accumulate(own[k], seen, e) : multiply(seen, e);
+#pragma unroll
+      for (int b = 0; b < 4; ++b) {
+        if (k < b || k - b >= K) continue;
+        const Two by = twice(tap(k - b));
+        sum[b] = accumulate(sum[b], by, seen);
+        square[b] = accumulate(square[b], by, square_seen);
+        coverage[b] += by.a * weight[k];
+      }
+    }
+    bool far = false;
+#pragma unroll
+    for (int b = 0; b < 4; ++b) {
+      inverse[b] = inverse_or_zero(coverage[b]);
+      const Two mean = multiply(sum[b], twice(inverse[b]));
+      means[b] = add(near, mean);
+      variances[b] = accumulate(square[b], negative(sum[b]), mean);
+      const float apart = sum[b].a * mean.a + sum[b].b * mean.b;
+      const float spread = variances[b].a + variances[b].b + coverage[b] * job.twice_c2;
+      far = far || apart > 8 * spread;
+    }
+    if (far) filter_about<kOwn>(v, own, weight, means, variances);
+  }
+
+  // Sets the variances, times coverage, about known means. At the border of a mask, all that a
+  // window sees may be far from the common centre: a variance about that is the small difference of
+  // two large numbers.
+  template <bool kOwn, int n>
+  SSIMFAST_DEVICE void filter_about(const Two (&v)[n], const Two (&own)[n],
+                                    const float (&weight)[n], const Two (&means)[4],
+                                    Two (&variances)[4]) const {
+#pragma unroll
+    for (int b = 0; b < 4; ++b) {
+      variances[b] = {};
+#pragma unroll
+      for (int k = b; k < b + K; ++k) {
+        const Two e = add(v[k], negative(means[b])), seen = multiply(twice(weight[k]), e);
+        variances[b] = accumulate(variances[b], twice(tap(k - b)),
+                                  kOwn ? accumulate(own[k], seen, e) : multiply(seen, e));
+      }
+    }
+  }
+
+  static SSIMFAST_DEVICE Two twice(float v) { return {v, v}; }
+
+  // 1 / v, or 0 if there is no such float.
+  static SSIMFAST_DEVICE float inverse_or_zero(float v) {
+    constexpr float kLeast = 1.1754944e-38f;  // the smallest that reciprocal() does not take for 0
+    return v < kLeast ? 0 : reciprocal(v);
+  }
+
   // Filters row quad_row of the four newest rows.
   SSIMFAST_DEVICE void filter_rows(int slot) const {
     const auto of_s = row_s(slot + quad_row).template as<float4>();
@@ -451,7 +608,22 @@ class Sweep {
       v[4 * i + 3] = {s.w, d.w};
     }
     Two m[4], u[4];
-    filter_both<false>(v, v, m, u);
+    if constexpr (kMasked) {
+      const auto of_mask = row_weight(slot + quad_row).template as<float4>();
+      float weight[(kSeen + 3) / 4 * 4], covered[4], inverse[4];
+#pragma unroll
+      for (int i = 0; i < (kSeen + 3) / 4; ++i) {
+        const float4 w = of_mask[i];
+        weight[4 * i] = w.x;
+        weight[4 * i + 1] = w.y;
+        weight[4 * i + 2] = w.z;
+        weight[4 * i + 3] = w.w;
+      }
+      filter_seen<false>(v, v, weight, m, u, covered, inverse);
+      set_four(coverages + (quad_row * Size::coverage_pitch(threads) + column), covered);
+    } else {
+      filter_both<false>(v, v, m, u);
+    }
 #pragma unroll
     for (int b = 0; b < 4; ++b)
       exchange.set(b + Size::kPadBefore, make_float4(m[b].a, m[b].b, u[b].a, u[b].b));
@@ -471,7 +643,8 @@ class Sweep {
           if (!job.wanted[t]) continue;
           const float count =
               is_counted(t) ? pixel_count(job, first_row + r, first_column + at) : 0;
-          sums[t].add(pixel_term(t, d, count));
+          const float term = pixel_term(t, d, count);
+          sums[t].add(kMasked ? row_weight(slot + i)[at - column] * term : term);
         }
       }
     }
@@ -482,13 +655,13 @@ class Sweep {
   // Each thread takes four new rows of its column from the exchange buffer, evaluates the four
   // windows that are now complete, and puts four rows of the vertical adjoint back in their place.
 
-  SSIMFAST_DEVICE void filter_column(const UnitRange<float>& unit, int centre) {
+  SSIMFAST_DEVICE void filter_column(const UnitRange<float>& unit, int centre, int slot) {
     take_column();
     if (centre >= valid_row_end) {
       if constexpr (kGradient) flush_adjoint();
     } else if (centre + kRows > valid_row_begin) {
       float partial[kRows][kAdjoints];
-      evaluate_windows(unit, centre, partial);
+      evaluate_windows(unit, centre, slot, partial);
       if constexpr (kGradient) {
 #pragma unroll
         for (int i = 0; i < kRows; ++i) push_adjoint(i, partial[i]);
@@ -499,30 +672,60 @@ class Sweep {
 
   // Adds the terms of four windows, and sets the derivatives of those that are wanted. The others
   // are computed, too, without branches: four chains of arithmetic that do not wait for each other.
-  SSIMFAST_DEVICE void evaluate_windows(const UnitRange<float>& unit, int centre,
+  SSIMFAST_DEVICE void evaluate_windows(const UnitRange<float>& unit, int centre, int slot,
                                         float (&partial)[kRows][kAdjoints]) {
     Two m[4], u[4];
-    filter_both<true>(mean, variance, m, u, {job.twice_c2, 0});
+    float inverse[4] = {1, 1, 1, 1};
+    if constexpr (kMasked) {
+      float covered[4];
+      filter_seen<true>(mean, variance, coverage, m, u, covered, inverse);
+    } else {
+      filter_both<true>(mean, variance, m, u, {job.twice_c2, 0});
+    }
     float distance = sums[kSsim].rest(), contrast_distance = 0;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const int r = centre + i;
       const bool wanted = unsigned(r - valid_row_begin) < unsigned(valid_rows);
       const bool own = unsigned(r - summed_row_begin) < unsigned(summed_rows);
-      const Moments<float> moments{m[i].a + unit.centre_s(), m[i].b + unit.centre_d(),
-                                   larger(u[i].a, job.twice_c2), non_negative(u[i].b)};
+      Moments<float> moments{m[i].a + unit.centre_s(), m[i].b + unit.centre_d(),
+                             larger(u[i].a, job.twice_c2), non_negative(u[i].b)};
+      float weight = 1;  // of the position
+      if constexpr (kMasked) {
+        moments = seen_moments(unit, m[i], u[i], inverse[i]);
+        weight = weight_of_centre(slot, i);
+      }
       const Terms<float> terms(moments, job.twice_c1, Reciprocals());
-      if (own) distance += terms.half_distance();
+      if (own) distance += weight * terms.half_distance();
       if constexpr (!kPlain) {
-        if (own) contrast_distance += terms.half_contrast_distance;
+        if (own) contrast_distance += weight * terms.half_contrast_distance;
       }
       if constexpr (!kPlain) {
         if (own) write_maps(terms, r, kHalo + thread);
       }
-      if constexpr (kGradient) set_partials(terms, r, wanted, m[i].a, m[i].b, partial[i]);
+      if constexpr (kGradient) {
+        const float scale = job.pass == Pass::kMapsGradient ? inverse[i] : inverse[i] * weight;
+        set_partials(terms, r, wanted, m[i].a, m[i].b, scale, partial[i]);
+      }
     }
     sums[kSsim].add_with_rest(distance);
     if constexpr (!kPlain) sums[kContrastStructure].add(contrast_distance);
+  }
+
+  // Moments from a mean and a variance times coverage. A window that sees nothing gets those of two
+  // equal images: its SSIM is 1 and its derivatives are 0.
+  SSIMFAST_DEVICE Moments<float> seen_moments(const UnitRange<float>& unit, Two mean, Two variance,
+                                              float inverse) const {
+    const bool sees = inverse > 0;
+    return {sees ? mean.a + unit.centre_s() : 1, sees ? mean.b + unit.centre_d() : 0,
+            sees ? non_negative(variance.a * inverse) + job.twice_c2 : 1,
+            sees ? non_negative(variance.b * inverse) : 0};
+  }
+
+  // Weight of the pixel at the centre of window i of the four.
+  SSIMFAST_DEVICE float weight_of_centre(int slot, int i) const {
+    const int above = slot + i - kHalo;
+    return row_weight(above < 0 ? above + kSlots : above)[kHalo + thread - column];
   }
 
   SSIMFAST_DEVICE void take_column() {
@@ -531,6 +734,8 @@ class Sweep {
       const float4 v = exchange_column[i * exchange_pitch];
       mean[K - 1 + i] = {v.x, v.y};
       variance[K - 1 + i] = {v.z, v.w};
+      if constexpr (kMasked)
+        coverage[K - 1 + i] = coverages[i * Size::coverage_pitch(threads) + thread];
     }
   }
 
@@ -539,14 +744,16 @@ class Sweep {
     for (int k = 0; k < K - 1; ++k) {
       mean[k] = mean[k + kRows];
       variance[k] = variance[k + kRows];
+      if constexpr (kMasked) coverage[k] = coverage[k + kRows];
     }
   }
 
   // The derivatives at one position that the adjoint spreads: by the means (for x alone one sum of
-  // both), and by the variances of s and of d.
+  // both), and by the variances of s and of d. With a mask, they are multiplied by `scale`.
   SSIMFAST_DEVICE void set_partials(const Terms<float>& terms, int row, bool wanted, float mean_s,
-                                    float mean_d, float (&partial)[kAdjoints]) const {
-    const Slopes<float> by = slopes_at(terms, row, kHalo + thread, wanted);
+                                    float mean_d, float scale, float (&partial)[kAdjoints]) const {
+    Slopes<float> by = slopes_at(terms, row, kHalo + thread, wanted);
+    if constexpr (kMasked) by = {by.luminance * scale, by.contrast_structure * scale};
     const Partials<float> p = partials(terms, by);
     partial[1] = wanted ? p.by_var_s : 0;
     partial[2] = wanted ? p.by_var_d : 0;
@@ -614,6 +821,9 @@ class Sweep {
           by_map[i] = load<float>(job.upstream[i], in_map(job.upstream[i], row, column));
       return slopes(terms, {by_map[kSsimMap], by_map[kLuminanceMap], by_map[kContrastMap]});
     }
+    if constexpr (kMasked)
+      return slopes(terms, {job.weight[kSsim] * position_factor, 0,
+                            job.weight[kContrastStructure] * position_factor});
     return slopes(
         terms, {plane_weight(job, plane, kSsim), 0, plane_weight(job, plane, kContrastStructure)});
   }
@@ -670,11 +880,23 @@ class Sweep {
       const float by_s = sum[0][b] + s[b] * sum[1][b];
       float by_d = kBoth ? sum[3][b] : 0;
       if constexpr (!kPlain) {
-        if (at < own_column_end)
-          by_d += slope_at_pixel(job, d[b] + unit.centre_d(), first_row + row, first_column + at);
+        if (at < own_column_end) {
+          const float slope =
+              slope_at_pixel(job, d[b] + unit.centre_d(), first_row + row, first_column + at);
+          by_d += kMasked ? slope * pixel_factor : slope;
+        }
       }
       by_x[b] = kBoth || !kPlain ? by_s + (by_d + d[b] * sum[2][b]) : by_s + d[b] * sum[2][b];
       by_y[b] = by_s - (by_d + d[b] * sum[2][b]);
+    }
+    if constexpr (kMasked) {
+      const float4 w4 = (from + 2 * pitch).template as<float4>()[0];
+      const float weight[4] = {w4.x, w4.y, w4.z, w4.w};
+#pragma unroll
+      for (int b = 0; b < 4; ++b) {
+        by_x[b] = weight[b] == 0 ? 0 : weight[b] * by_x[b];
+        by_y[b] = weight[b] == 0 ? 0 : weight[b] * by_y[b];
+      }
     }
     put(0, skip, by_x);
     if constexpr (kBoth) put(1, skip, by_y);
@@ -716,14 +938,14 @@ class Sweep {
   }
 };
 
-constexpr int blocks_at_a_time(Kind kind) {
-  return resident_threads(kind == Kind::kGradientBoth ? 2 : 1) / kMostThreads;
+constexpr int blocks_at_a_time(Kind kind, bool masked) {
+  return resident_threads(kind == Kind::kGradientBoth ? 2 : 1, masked) / most_threads(masked);
 }
 
-template <class T, int K, Kind kKind, bool kPlain>
-__global__ void __launch_bounds__(kMostThreads, blocks_at_a_time(kKind))
+template <class T, class U, int K, Kind kKind, bool kPlain, bool kMasked>
+__global__ void __launch_bounds__(most_threads(kMasked), blocks_at_a_time(kKind, kMasked))
     sweep(const __grid_constant__ Job<float> job, const __grid_constant__ Plan plan) {
-  Sweep<T, K, kKind, kPlain>(job, plan, blockIdx.x).march();
+  Sweep<T, U, K, kKind, kPlain, kMasked>(job, plan, blockIdx.x).march();
 }
 
 // The levels of a pyramid, all with the same number of threads.
@@ -736,12 +958,12 @@ struct LevelJobs {
 
 // Sweeps all levels of a pyramid: its coarse levels are too small to fill a device alone.
 template <int K, Kind kKind>
-__global__ void __launch_bounds__(kMostThreads, blocks_at_a_time(kKind))
+__global__ void __launch_bounds__(kMostThreads, blocks_at_a_time(kKind, false))
     sweep_levels(const __grid_constant__ LevelJobs all) {
   int level = 0;
   while (level + 1 < all.levels && int(blockIdx.x) >= all.first_block[level + 1]) ++level;
-  Sweep<float, K, kKind, false>(all.jobs[level], all.plans[level],
-                                int(blockIdx.x) - all.first_block[level])
+  Sweep<float, float, K, kKind, false, false>(all.jobs[level], all.plans[level],
+                                              int(blockIdx.x) - all.first_block[level])
       .march();
 }
 

@@ -247,6 +247,26 @@ __global__ void blocks_write_one(__half* to) {
   if (threadIdx.x == 0) write(to, __float2half_rn(1.0f));
 }
 
+// Sums of neighbours where a mask hides some. A kernel that does not select keeps only what is seen:
+// its neighbours then read what was never written.
+__global__ void add_seen(const float* values, const float* mask, float* to, bool selects) {
+  const auto words = shared<float>();
+  const int i = int(threadIdx.x);
+  const bool seen = read(mask + i) != 0;
+  if (selects || seen) words.set(i, seen ? read(values + i) : 0.0f);
+  __syncthreads();
+  write(to + i, words[i] + words[i ^ 1]);
+}
+
+void sums_of_seen(bool selects) {
+  std::vector<float> values(kThreads, 1.0f), mask(kThreads, 1.0f), to(kThreads);
+  values[4] = std::numeric_limits<float>::quiet_NaN();
+  mask[4] = 0;
+  emulator::launch(add_seen, 1, kThreads, kThreads * sizeof(float), values.data(), mask.data(),
+                   to.data(), selects);
+  for (int i = 0; i < kThreads; ++i) EXPECT(to[i] == (i / 2 == 2 ? 1.0f : 2.0f));
+}
+
 // The halves of a 4-byte word belong to two threads, and that is all right.
 __global__ void write_halves(__half* to) {
   write(to + threadIdx.x, __float2half_rn(float(threadIdx.x)));
@@ -562,6 +582,8 @@ std::map<std::string, Case> cases() {
          emulator::options().check_global = false;
          launch(blocks_write_one, 2, 32, 0, halves.data());
        }},
+      {"hidden_pixels", [] { sums_of_seen(true); }},
+      {"hidden_pixels_not_kept", [] { sums_of_seen(false); }},
       {"halves_of_a_word", [] { launch(write_halves, 1, kThreads, 0, halves.data()); }},
       {"read_of_written", [=] { launch(write_then_read, 1, kThreads, 0, data, 1); }},
       {"write_of_read", [=] { launch(read_then_write, 1, kThreads, 0, data); }},
