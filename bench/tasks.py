@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -66,6 +66,12 @@ def _torchmetrics_ssim(x: Tensor, y: Tensor) -> Tensor:
     return 1 - ssim(x, y, data_range=1.0)
 
 
+def _torchmetrics_ssim_and_map(x: Tensor, y: Tensor) -> Tensor:
+    from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+
+    return 1 - ssim(x, y, data_range=1.0, return_full_image=True)[0]
+
+
 def _torchmetrics_ms_ssim(x: Tensor, y: Tensor) -> Tensor:
     from torchmetrics.functional.image import (
         multiscale_structural_similarity_index_measure as ms_ssim,
@@ -108,6 +114,12 @@ def _mask_of(x: Tensor) -> Tensor:
     """The lower half of the image."""
     rows = torch.arange(x.shape[-2], device=x.device)
     return (rows >= x.shape[-2] // 2).to(x.dtype)[:, None]
+
+
+@cache
+def _bytes_of(y: Tensor) -> Tensor:
+    """The image as a decoder gives it, made once."""
+    return (y * 255).byte()
 
 
 # By name of the task: the loss by each library. Libraries without the task are compared by the
@@ -153,6 +165,15 @@ TASKS: dict[str, dict[str, Loss]] = {
         "ssimfast": lambda x, y: 1 - ssimfast.ssim(x, y, mask=_mask_of(x)),
         "pytorch-msssim (no mask)": _peer_ssim,
     },
+    "SSIM with an 8-bit target": {
+        "ssimfast": lambda x, y: 1 - ssimfast.ssim(x, _bytes_of(y)),
+        "pytorch-msssim": lambda x, y: _peer_ssim(x, _bytes_of(y) / 255),
+    },
+    "SSIM and its map": {
+        "ssimfast": lambda x, y: 1 - ssimfast.ssim(x, y, return_map=True)[0],
+        "pytorch-msssim (no map)": _peer_ssim,
+        "torchmetrics": _torchmetrics_ssim_and_map,
+    },
 }
 # Ours by the convention of a library that has another one: for every other it is that of TASKS.
 CONVENTIONS: dict[tuple[str, str], Loss] = {
@@ -164,8 +185,6 @@ VOLUME_TASKS = {
     "SSIM of volumes": {name: TASKS["SSIM"][name] for name in ("ssimfast", "pytorch-msssim")}
 }
 EVERY_TASK = TASKS | VOLUME_TASKS
-WITHOUT_TRITON = ("masked SSIM", "SSIM of volumes")  # which has no kernels for these
-
 TRITON = "ssimfast, Triton"
 COMPILED = "pytorch-msssim, compiled"
 FUSED_PEERS = {"fused-ssim": "fused_ssim", "fussim": "fussim"}  # for GPUs

@@ -6,7 +6,7 @@ plots of time and memory against pixels are made of these.
 
 import pytest
 from cards import HALF
-from tasks import EVERY_TASK, VOLUME_TASKS, WITHOUT_TRITON
+from tasks import EVERY_TASK, VOLUME_TASKS
 from turns import BACKENDS, CARD, Group, clock, hand_over, measured, note, require_compared
 
 pytestmark = [
@@ -25,8 +25,7 @@ def groups() -> dict[Group, list[str]]:
     for task, libraries in EVERY_TASK.items():
         shape = (1, 1, 64, 128, 128) if task in VOLUME_TASKS else (16, 3, 256, 256)
         known = [name for name in libraries if name.split(" (")[0] == "pytorch-msssim"]
-        ours = BACKENDS[:1] if task in WITHOUT_TRITON else BACKENDS
-        found[Group(task, shape)] = [*ours, *known]
+        found[Group(task, shape)] = [*BACKENDS, *known]
     for height, width in SIZES:
         few = ["pytorch-msssim", "frame-analytics"] if height * width <= MOST_FOR_PEERS else []
         found[Group("SSIM", (1, 3, height, width))] = [*BACKENDS, *few]

@@ -24,7 +24,15 @@ of_every_function = pytest.mark.parametrize(
     ],
 )
 of_every_derivative = pytest.mark.parametrize(
-    "function", [FUNCTIONS[name] for name in sorted(DERIVATIVES)], ids=sorted(DERIVATIVES)
+    "function",
+    [
+        pytest.param(
+            FUNCTIONS[name],
+            id=name,
+            marks=[] if name in ("masked_map", "mixture", "volume") else pytest.mark.long,
+        )
+        for name in sorted(DERIVATIVES)
+    ],
 )
 FEW_TAPS = {"window_size": 3}
 LOSSES = {

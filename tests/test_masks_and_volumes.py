@@ -42,7 +42,7 @@ def masks(batch: int, channels: int, height: int, width: int) -> dict[str, torch
     }
 
 
-@pytest.mark.long_with("reference")
+@pytest.mark.long_with("reference", "cuda-emulated")
 @pytest.mark.parametrize("kind", masks(2, 3, 4, 4))
 def test_every_mask(backend, kind):
     x, y = pair(2, 3, 17, 20)
@@ -51,7 +51,7 @@ def test_every_mask(backend, kind):
         assert_matches_oracle(x, y, mask=mask, padding=padding)
 
 
-@pytest.mark.long_with("reference")
+@pytest.mark.long_with("reference", "cuda-emulated")
 @pytest.mark.parametrize("padding", ["valid", "same"])
 @pytest.mark.parametrize("window", ["gaussian", "uniform"])
 @pytest.mark.parametrize("window_size", [1, 3, 7, 13, 33])
