@@ -572,7 +572,8 @@ int main() {
   static_assert(Sizes<11, Kind::kGradientBoth, false>::kSlots ==
                 Sizes<11, Kind::kGradientX, false>::kSlots);
   std::printf("{\\"masked\\": %d, \\"masked 11\\": %d, \\"resident masked\\": %d, ",
-              most_threads(true), Sizes<11, Kind::kGradientX, true>::shared_bytes(most_threads(true)),
+              most_threads(true),
+              Sizes<11, Kind::kGradientX, true>::shared_bytes(most_threads(true)),
               resident_threads(1, true));
   std::printf("\\"sweep\\": %d, \\"separable\\": %d", kMostThreads, kPixelThreads);
   std::printf(", \\"reduce\\": %d, \\"pyramid\\": %d", kMostSumThreads,
