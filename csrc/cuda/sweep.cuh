@@ -553,7 +553,9 @@ class Sweep {
         coverage[b] += by.a * weight[k];
       }
     }
-    bool far = false;
+    // At the border of a mask, all that a window sees may be far from the common centre: the
+    // variance is then the small difference of two large numbers.
+    bool far[4];
 #pragma unroll
     for (int b = 0; b < 4; ++b) {
       inverse[b] = inverse_or_zero(coverage[b]);
@@ -562,28 +564,28 @@ class Sweep {
       variances[b] = accumulate(square[b], negative(sum[b]), mean);
       const float apart = sum[b].a * mean.a + sum[b].b * mean.b;
       const float spread = variances[b].a + variances[b].b + coverage[b] * job.twice_c2;
-      far = far || apart > 8 * spread;
+      far[b] = apart > 8 * spread;
     }
-    if (far) filter_about<kOwn>(v, own, weight, means, variances);
+    if (far[0] || far[1] || far[2] || far[3]) {
+#pragma unroll
+      for (int b = 0; b < 4; ++b)
+        if (far[b]) variances[b] = variance_about<kOwn>(b, means[b], v, own, weight);
+    }
   }
 
-  // Sets the variances, times coverage, about known means. At the border of a mask, all that a
-  // window sees may be far from the common centre: a variance about that is the small difference of
-  // two large numbers.
+  // Variance, times coverage, of window b of four about its known mean.
   template <bool kOwn, int n>
-  SSIMFAST_DEVICE void filter_about(const Two (&v)[n], const Two (&own)[n],
-                                    const float (&weight)[n], const Two (&means)[4],
-                                    Two (&variances)[4]) const {
+  SSIMFAST_DEVICE Two variance_about(int b, Two mean, const Two (&v)[n], const Two (&own)[n],
+                                     const float (&weight)[n]) const {
+    Two variance;
 #pragma unroll
-    for (int b = 0; b < 4; ++b) {
-      variances[b] = {};
-#pragma unroll
-      for (int k = b; k < b + K; ++k) {
-        const Two e = add(v[k], negative(means[b])), seen = multiply(twice(weight[k]), e);
-        variances[b] = accumulate(variances[b], twice(tap(k - b)),
-                                  kOwn ? accumulate(own[k], seen, e) : multiply(seen, e));
-      }
+    for (int j = 0; j < K; ++j) {
+      const int k = b + j;
+      const Two e = add(v[k], negative(mean)), seen = multiply(twice(weight[k]), e);
+      variance = accumulate(variance, twice(tap(j)),
+                            kOwn ? accumulate(own[k], seen, e) : multiply(seen, e));
     }
+    return variance;
   }
 
   static SSIMFAST_DEVICE Two twice(float v) { return {v, v}; }
