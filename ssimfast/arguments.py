@@ -297,9 +297,9 @@ def mask_like(mask: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
             f"{tuple(x.shape)}{hint}"
         )
     if mask.dtype.is_floating_point and mask.numel() > 0 and is_readable(mask):
-        least, most = mask.aminmax()
+        least, most = mask.min().item(), mask.max().item()
         if not (least >= 0 and most <= 1):  # NaN, too
-            raise ValueError(f"mask must lie in [0, 1], got {least.item():g} to {most.item():g}")
+            raise ValueError(f"mask must lie in [0, 1], got {least:g} to {most:g}")
     weights = mask.to(dtype) / 255 if is_bytes else mask.to(dtype)
     return weights[(None,) * (x.dim() - mask.dim())]
 

@@ -1,4 +1,5 @@
-// The separable path: SSIM of volumes and of masked images, and its gradient.
+// The separable path: SSIM of volumes and of images with different windows along their axes, with
+// or without a mask, and its gradient.
 //
 // A volume is processed slice by slice:
 //
