@@ -70,14 +70,26 @@ class Definition:
     low: float = 0.0
     high: float = 1.0
     window: str = "gaussian"
-    size: int = 11
-    sigma: float = 1.5
+    size: int | tuple[int, ...] = 11  # or one for each axis
+    sigma: float | tuple[float, ...] = 1.5
     k1: float = 0.01
     k2: float = 0.03
     sample_covariance: bool = False
     padding: str = "valid"
     # Gradients are sums of magnitudes then: of what is rounded, where much of it cancels.
     magnitudes: bool = False
+
+    def sizes(self, dims: int) -> tuple[int, ...]:
+        return self.size if isinstance(self.size, tuple) else (self.size,) * dims
+
+    def halos(self, dims: int) -> tuple[int, ...]:
+        return tuple(size // 2 for size in self.sizes(dims))
+
+    def lines(self, dims: int) -> list[Array]:
+        """The window along each axis."""
+        sigmas = self.sigma if isinstance(self.sigma, tuple) else (self.sigma,) * dims
+        pairs = zip(self.sizes(dims), sigmas, strict=True)
+        return [taps(self.window, size, sigma) for size, sigma in pairs]
 
     def unit(self, image: Array) -> Array:
         return (np.asarray(image, np.float64) - self.low) / (self.high - self.low)
@@ -111,7 +123,7 @@ class Definition:
                 deviations = np.abs(to_cov) * (np.abs(slab.dx) + np.abs(slab.dy))
                 of_x = of_y = slab.weights * (means + deviations)
             positions = (up_l.shape[2], *by_luminance.shape[3:])
-            for offset in np.ndindex((self.size,) * dims):
+            for offset in np.ndindex(self.sizes(dims)):
                 start = (slab.rows.start + offset[0], *offset[1:])
                 at = tuple(slice(s, s + n) for s, n in zip(start, positions, strict=True))
                 grad_x[(..., *at)] += of_x[(..., *offset)]
@@ -119,14 +131,13 @@ class Definition:
         return self._unpad(grad_x, x.shape), self._unpad(grad_y, x.shape)
 
     def _bias(self, dims: int) -> float:
-        count = self.size**dims
+        count = int(np.prod(self.sizes(dims)))
         return count / (count - 1) if self.sample_covariance else 1.0
 
     def _slabs(self, x: Array, y: Array, mask: Array | None) -> Iterator[Slab]:
         dims = x.ndim - 2
         axes = tuple(range(-dims, 0))
-        line = taps(self.window, self.size, self.sigma)
-        window = reduce(np.multiply.outer, [line] * dims)
+        window = reduce(np.multiply.outer, self.lines(dims))
         c1, c2, bias = self.k1**2, self.k2**2, self._bias(dims)
         if mask is not None:  # what is not seen may be anything
             x, y = np.where(mask > 0, x, 0.0), np.where(mask > 0, y, 0.0)
@@ -165,8 +176,8 @@ class Definition:
             for axis in range(2, image.ndim):
                 image = image.take(self._reflected(image.shape[axis]), axis)
         if self.padding == "same":
-            halo = self.size // 2
-            image = np.pad(image, [(0, 0)] * 2 + [(halo, halo)] * (image.ndim - 2))
+            borders = [(halo, halo) for halo in self.halos(image.ndim - 2)]
+            image = np.pad(image, [(0, 0)] * 2 + borders)
         return image
 
     def _unpad(self, grad: Array, shape: tuple[int, ...]) -> Array:
@@ -177,8 +188,8 @@ class Definition:
                 np.add.at(folded, (*[slice(None)] * axis, self._reflected(shape[axis])), grad)
                 grad = folded
         if self.padding == "same":
-            halo = self.size // 2
-            grad = grad[(..., *[slice(halo, halo + length) for length in shape[2:]])]
+            sides = zip(self.halos(grad.ndim - 2), shape[2:], strict=True)
+            grad = grad[(..., *[slice(halo, halo + length) for halo, length in sides])]
         return grad
 
 
@@ -210,8 +221,8 @@ def centres(mask: Array, shape: tuple[int, ...], **definition) -> Array:
     mask = np.broadcast_to(np.asarray(mask, np.float64), shape)
     if by.padding != "valid":
         return mask
-    halo = by.size // 2
-    return mask[(..., *[slice(halo, length - halo) for length in shape[2:]])]
+    sides = zip(by.halos(len(shape) - 2), shape[2:], strict=True)
+    return mask[(..., *[slice(halo, length - halo) for halo, length in sides])]
 
 
 @remembered

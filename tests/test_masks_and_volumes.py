@@ -137,6 +137,23 @@ def test_smaller_than_the_window(backend, shape):
     assert_matches_oracle(*pair(*shape), mask=torch.rand(shape[2:]), padding="same")
 
 
+BY_AXIS = {
+    "thin_volume": ((1, 2, 6, 19, 21), {"window_size": (3, 11, 7), "sigma": (0.8, 1.5, 1.2)}),
+    "signal": ((2, 2, 1, 40), {"window_size": (1, 11)}),
+    "image": ((1, 2, 17, 20), {"window_size": (7, 5), "sample_covariance": True}),
+    "sigma_only": ((1, 1, 17, 20), {"window_size": 5, "sigma": (1.5, 0.7)}),
+}
+
+
+@pytest.mark.long_with("reference", "triton")
+@pytest.mark.parametrize("case", BY_AXIS)
+def test_a_window_for_each_axis(backend, case):
+    shape, arguments = BY_AXIS[case]
+    for mask in (None, torch.rand(shape[2:])):
+        for padding in ("valid", "same"):
+            assert_matches_oracle(*pair(*shape), HARD, mask=mask, padding=padding, **arguments)
+
+
 # ---- what a mask means --------------------------------------------------------------------------
 
 
