@@ -593,7 +593,8 @@ class Sweep {
   // 1 / v, or 0 if there is no such float.
   static SSIMFAST_DEVICE float inverse_or_zero(float v) {
     constexpr float kLeast = 1.1754944e-38f;  // the smallest that reciprocal() does not take for 0
-    return v < kLeast ? 0 : reciprocal(v);
+    const float inverse = reciprocal(v);      // in every thread, so that there is no branch
+    return v < kLeast ? 0 : inverse;
   }
 
   // Filters row quad_row of the four newest rows.

@@ -247,8 +247,8 @@ __global__ void blocks_write_one(__half* to) {
   if (threadIdx.x == 0) write(to, __float2half_rn(1.0f));
 }
 
-// Sums of neighbours where a mask hides some. A kernel that does not select keeps only what is seen:
-// its neighbours then read what was never written.
+// Sums of neighbours where a mask hides some. A kernel that does not select keeps only what is
+// seen: its neighbours then read what was never written.
 __global__ void add_seen(const float* values, const float* mask, float* to, bool selects) {
   const auto words = shared<float>();
   const int i = int(threadIdx.x);
