@@ -71,7 +71,7 @@ ARGUMENTS = {
 }
 
 
-@pytest.mark.long_with("reference")
+@pytest.mark.long_with("reference", "cuda-emulated")
 @pytest.mark.parametrize("case", ARGUMENTS)
 @pytest.mark.parametrize("padding", ["valid", "same"])
 def test_every_argument(backend, padding, case):
@@ -98,7 +98,7 @@ SIZES = {
 }
 
 
-@pytest.mark.long_with("reference")
+@pytest.mark.long_with("reference", "cuda-emulated")
 @pytest.mark.parametrize("shape", SIZES.values(), ids=SIZES)
 def test_every_shape(backend, shape):
     x, y = pair(*shape)
@@ -145,7 +145,7 @@ BY_AXIS = {
 }
 
 
-@pytest.mark.long_with("reference", "triton")
+@pytest.mark.long_with("reference", "triton", "cuda-emulated")
 @pytest.mark.parametrize("case", BY_AXIS)
 def test_a_window_for_each_axis(backend, case):
     shape, arguments = BY_AXIS[case]
@@ -516,3 +516,106 @@ def test_bool_masks_are_masks_of_zeros_and_ones(seed, shape, arguments):
     seen = mask > 0
     value = ssimfast.ssim(x, y, mask=seen, **arguments)
     assert torch.equal(value, ssimfast.ssim(x, y, mask=seen.double(), **arguments))
+
+
+# ---- losses of masked images --------------------------------------------------------------------
+
+
+def soft(*shape: int) -> torch.Tensor:
+    """Weights in [0, 1], a third of which are 0."""
+    return (1.5 * torch.rand(shape) - 0.5).clamp(min=0)
+
+
+@pytest.mark.long_with("triton", "reference")
+@pytest.mark.parametrize("reduction", ["mean", "batch"])
+def test_terms_of_a_masked_loss_are_weighted_means(backend, reduction):
+    x, y = pair(2, 3, 24, 26)
+    mask = soft(2, 1, 24, 26)
+    factors = {"ssim": 0.3, "l1": 0.5, "l2": 0.7, "reduction": reduction}
+    bad = x.where(mask > 0, torch.nan).requires_grad_()
+    loss, terms = ssimfast.similarity_loss(bad, y, mask=mask, return_terms=True, **factors)
+    loss.sum().backward()
+    exact, weights = x.double().requires_grad_(), mask.double().expand(x.shape)
+    dims = (0, 1, 2, 3) if reduction == "mean" else (1, 2, 3)
+    d = exact - y.double()
+    want = {
+        "ssim": ssimfast.ssim(exact, y.double(), mask=mask, reduction=reduction),
+        "l1": (weights * d.abs()).sum(dims) / weights.sum(dims),
+        "l2": (weights * d.square()).sum(dims) / weights.sum(dims),
+    }
+    total = 0.3 * (1 - want["ssim"]) + 0.5 * want["l1"] + 0.7 * want["l2"]
+    total.sum().backward()
+    for name, term in want.items():
+        torch.testing.assert_close(terms[name].double(), term.detach(), rtol=2e-6, atol=2e-7)
+    torch.testing.assert_close(loss.double(), total, rtol=2e-6, atol=2e-7, check_dtype=False)
+    limit = 1e-5 * exact.grad.abs().max().item()
+    torch.testing.assert_close(bad.grad.double(), exact.grad, rtol=0, atol=limit)
+    assert (bad.grad[(mask == 0).expand(x.shape)] == 0).all()
+
+
+@pytest.mark.long_with("triton", "reference", "cuda-emulated")
+@pytest.mark.parametrize("odd", ["floor", "pad", "replicate"])
+def test_ms_ssim_with_a_mask_of_ones_is_that_without(backend, odd):
+    arguments = {"weights": (0.4, 0.6), "window_size": 5, "odd": odd}
+    results = []
+    for mask in (None, torch.ones(1, 1, 27, 29, dtype=torch.bool)):
+        torch.manual_seed(0)
+        x, y = pair(2, 2, 27, 29)
+        x.requires_grad_()
+        value = ssimfast.ms_ssim(x, y, mask=mask, reduction="batch", **arguments)
+        value.sum().backward()
+        results.append((value.detach(), x.grad))
+    (want, by_x), (got, grad) = results
+    torch.testing.assert_close(got, want, rtol=0, atol=2e-7)
+    torch.testing.assert_close(grad, by_x, rtol=0, atol=1e-5 * by_x.abs().max().item())
+
+
+@pytest.mark.long_with("triton", "reference")
+def test_ms_ssim_of_what_is_seen(backend):
+    """Hidden pixels have no influence; a level is the SSIM of weighted means of 2 x 2 pixels."""
+    x, y = pair(1, 2, 28, 30)
+    mask = soft(1, 1, 28, 30)
+    arguments = {"weights": (0.4, 0.6), "window_size": 5, "channels": "joint"}
+    bad = x.where(mask > 0, torch.inf).requires_grad_()
+    value = ssimfast.ms_ssim(bad, y, mask=mask, **arguments)
+    value.backward()
+    x, y, weights = x.double().requires_grad_(), y.double(), mask.double()
+    finer = ssimfast.ssim(x, y, mask=weights, window_size=5, return_map="contrast_structure")[1]
+    centres = weights[..., 2:-2, 2:-2].expand(finer.shape)
+    pool = torch.nn.functional.avg_pool2d
+    means = [pool(image * weights, 2) / pool(weights, 2) for image in (x, y)]
+    coarser = ssimfast.ssim(*means, mask=pool(weights, 2), window_size=5)
+    want = ((centres * finer).sum() / centres.sum()) ** 0.4 * coarser**0.6
+    torch.testing.assert_close(value.double(), want, rtol=2e-6, atol=0, check_dtype=False)
+    assert bad.grad.isfinite().all() and (bad.grad[(mask == 0).expand(x.shape)] == 0).all()
+
+
+@pytest.mark.long_with("triton", "reference")
+@pytest.mark.parametrize("which", ["ssim", "contrast_structure"])
+def test_the_map_comes_with_the_loss(backend, which):
+    x, y = pair(2, 2, 17, 20)
+    mask = soft(17, 20)
+    want = ssimfast.ssim(x, y, mask=mask, padding="same", reduction="none")
+    if which == "contrast_structure":
+        want, mask = ssimfast.ssim_components(x, y, padding="same").contrast_structure, None
+    for image in (x, x.clone().requires_grad_()):
+        arguments = {"padding": "same", "mask": mask, "return_map": which}
+        for value, shown in (
+            ssimfast.ssim(image, y, **arguments),
+            ssimfast.similarity_loss(image, y, l1=0.8, **arguments),
+        ):
+            assert value.requires_grad == image.requires_grad and not shown.requires_grad
+            torch.testing.assert_close(shown, want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.long_with("triton", "reference")
+def test_a_range_for_each_image(backend):
+    x, y = pair(2, 1, 13, 14)
+    widths = torch.tensor([1.0, 200.0])
+    x, y = x * widths[:, None, None, None], y * widths[:, None, None, None]
+    got = ssimfast.ssim(x, y, data_range=widths, reduction="batch")
+    want = [
+        ssimfast.ssim(*each, data_range=w)
+        for *each, w in zip(x[:, None], y[:, None], (1, 200), strict=True)
+    ]
+    torch.testing.assert_close(got, torch.stack(want), rtol=0, atol=2e-7)

@@ -121,7 +121,9 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.long)], ids=str
+)
 def test_a_target_of_bytes_is_its_converted_image(backend, dtype):
     """Values and gradients, in either order of the arguments."""
     x, y = (image[..., :24, :24] for image in pair(1, 2, 24, 26))
