@@ -355,7 +355,6 @@ OF_MASKS = {
     ),
     "of_integers": (X, MASK.int(), TypeError, "mask.*torch.int32; `mask > 0` makes it bool"),
     "negative": (X, -0.5 * MASK, ValueError, r"mask must lie in \[0, 1\], got -0.5"),
-    "of_nan": (X, MASK * torch.nan, ValueError, r"mask must lie in \[0, 1\], got nan"),
     "complex": (X, MASK.cfloat(), TypeError, "mask.*complex64$"),
     "array": (X, np.ones((48, 50)), TypeError, "mask must be a tensor, got ndarray"),
     "device": (X, MASK.to("meta"), ValueError, "mask.*meta"),

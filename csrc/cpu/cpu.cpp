@@ -12,11 +12,8 @@
 namespace ssimfast::cpu {
 namespace {
 
-// Largest width of a tile. The rings of a tile then take 400 KB (gradient, float32, window 11) and
-// fit a level-2 cache of 512 KiB. tests/comparison.py repeats this number and kLeastTileRows.
-constexpr int64_t kTileColumns = 480;
 // kWantedTiles: enough tiles for the threads of a workstation. kLeastTileRows: in a lower tile the
-// halo would dominate.
+// halo would dominate; tests/comparison.py repeats this number and kTileColumns.
 constexpr int64_t kWantedTiles = 48;
 constexpr int64_t kLeastTileRows = 64;
 

@@ -31,7 +31,13 @@ namespace ssimfast::cpu {
 constexpr int kRows = 4;
 constexpr int kMaxRing = kMaxWindow + kRows - 1;
 constexpr int kMaxLanes = 16;
+constexpr int kStep = 128;  // columns whose moments stay in the level-1 cache
 constexpr int kChunk = 32;  // columns that share a pixel of s in the horizontal adjoint
+
+// Largest width of a tile. The rings of a tile then take 400 KB (gradient, float32, window 11) and
+// fit a level-2 cache of 512 KiB.
+constexpr int64_t kTileColumns = 480;
+constexpr int kMaxSteps = (kTileColumns + 2 * kMaxWindow + kMaxLanes) / kStep + 1;
 
 // A rectangle of one plane. The positions and pixels inside are the tile's own.
 struct Tile {
@@ -210,7 +216,10 @@ struct TileState {
   A* const chunks;  // one row, chunk by chunk: input of the horizontal adjoint of s
   const int64_t chunk_pitch;
   const A weight_ssim, weight_cs;  // four times the weights, as in Slopes
-  int64_t loaded;                  // the first pixel row that is not in the ring yet
+  // Masked tiles: for each row of the ring and each step of columns, true if the windows see
+  // weights of 1 only. The row then has variances, as in a tile without a mask.
+  bool plain_runs[kMasked ? kMaxRing : 1][kMasked ? kMaxSteps : 1] = {};
+  int64_t loaded;  // the first pixel row that is not in the ring yet
   TileSums sums;
 
   SSIMFAST_INLINE TileState(const Problem<A>& problem, const Images<A>& images, const Tile& tile,
@@ -269,6 +278,9 @@ struct TileState {
   }
   SSIMFAST_INLINE A* moments_row(int64_t r) const {
     return moments_ring + (r - first_row) % ring * moment_count(kMasked) * pitch;
+  }
+  SSIMFAST_INLINE bool& is_plain(int64_t r, int64_t column) {
+    return plain_runs[(r - first_row) % ring][(column - vector_begin) / kStep];
   }
   SSIMFAST_INLINE A* partial_row(int64_t centre) const {
     return partials_ring + (centre - first_centre) % ring * kPartials * pitch;

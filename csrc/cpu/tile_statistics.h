@@ -89,18 +89,28 @@ SSIMFAST_INLINE void masked_row_moments(const State& t, const typename State::Ta
   store(to + kCoverage * t.pitch, coverage);
 }
 
-// Filters a row of a masked tile in runs of columns, most of which see no pixel or no hole.
+// Filters row r of a masked tile in runs of columns. Most runs see no pixel, or no hole; runs that
+// see weights of 1 only are filtered as without a mask.
 template <class State>
-SSIMFAST_INLINE void filter_masked_row(const State& t, const typename State::Taps& taps,
+SSIMFAST_INLINE void filter_masked_row(State& t, const typename State::Taps& taps, int64_t r,
                                        const typename State::A* s, typename State::A* to) {
   using A = typename State::A;
-  constexpr int64_t kRun = 64;
   const A* const w = s + kWeight * t.pitch;
-  for (int64_t run = t.vector_begin; run < t.valid_end; run += kRun) {
-    const int64_t end = std::min(run + kRun, t.valid_end), last = end + 2 * t.halo;
-    int64_t visible = 0;
-    for (int64_t c = run; c < last; ++c) visible += w[c] > 0;
-    if (visible == 0) {
+  for (int64_t run = t.vector_begin; run < t.valid_end; run += kStep) {
+    const int64_t end = std::min(run + kStep, t.valid_end), last = end + 2 * t.halo;
+    int64_t visible = 0, whole = 0;
+    for (int64_t c = run; c < last; ++c) {
+      visible += w[c] > 0;
+      whole += w[c] == 1;
+    }
+    bool& is_plain = t.is_plain(r, run);
+    is_plain = whole == last - run;
+    if (is_plain) {
+      for (int64_t c = run; c < end; c += State::kLanes) {
+        row_moments(t, taps, s + c, s + kD * t.pitch + c, to + c);
+        store(to + kCoverage * t.pitch + c, broadcast<typename State::V>(A(1)));
+      }
+    } else if (visible == 0) {
       for (int i = 0; i < kMoments; ++i)
         std::fill(to + i * t.pitch + run, to + i * t.pitch + end, A(0));
     } else if (visible == last - run) {
@@ -115,10 +125,12 @@ SSIMFAST_INLINE void filter_masked_row(const State& t, const typename State::Tap
 
 // Computes the horizontal means and variances of pixel row r, at the window centres.
 template <class State>
-SSIMFAST_INLINE void filter_row(const State& t, int64_t r) {
+SSIMFAST_INLINE void filter_row(State& t, int64_t r) {
   using A = typename State::A;
   A* const to = t.moments_row(r);
   if (r < 0 || r >= t.problem.height) {
+    if constexpr (State::kMasked)
+      for (int64_t c = t.vector_begin; c < t.valid_end; c += kStep) t.is_plain(r, c) = false;
     std::fill(to, to + moment_count(State::kMasked) * t.pitch, A(0));
     if (!State::kMasked) std::fill(to + kMeanS * t.pitch, to + (kMeanS + 1) * t.pitch, t.pad_s);
     return;
@@ -133,7 +145,7 @@ SSIMFAST_INLINE void filter_row(const State& t, int64_t r) {
     prefetch(soon_y + c * t.images.y.element_size);
     if constexpr (!State::kMasked) row_moments(t, taps, s + c, d + c, to + c);
   }
-  if constexpr (State::kMasked) filter_masked_row(t, taps, s, to);
+  if constexpr (State::kMasked) filter_masked_row(t, taps, r, s, to);
 }
 
 // Computes the means and variances of kBlock vertical windows: window b covers
@@ -334,20 +346,24 @@ SSIMFAST_INLINE typename State::A* map_place(const State& t, Map map, int row, i
   return view.data == nullptr ? nullptr : t.map_row(map, row) + column;
 }
 
-constexpr int kStep = 128;  // columns whose moments stay in the level-1 cache
-
 template <class A>
 using MomentsOfStep = A[kMoments][kRows][kStep];
 
 // Computes the moments of whole windows in kRows rows and `some` columns from `column` on. `rows`
-// are the rows of moments that the windows cover.
+// are the rows of moments that the windows cover, from row `first` on.
 template <class State>
-SSIMFAST_INLINE void filter_columns(const State& t, const typename State::Taps& taps,
-                                    const typename State::A* const* rows, int64_t column,
-                                    int64_t some, MomentsOfStep<typename State::A>& moments) {
+SSIMFAST_INLINE void filter_columns(State& t, const typename State::Taps& taps,
+                                    const typename State::A* const* rows, int64_t first,
+                                    int64_t column, int64_t some,
+                                    MomentsOfStep<typename State::A>& moments) {
   using V = typename State::V;
   constexpr int kBlock = State::kBlock;
+  bool plain = true;
   if constexpr (State::kMasked) {
+    for (int64_t k = 0; k < t.ring; ++k) plain = plain && t.is_plain(first + k, column);
+    if (plain) std::fill_n(&moments[kCoverage][0][0], kRows * kStep, typename State::A(1));
+  }
+  if (!plain) {
     const int64_t coverage_at = kCoverage * t.pitch + column;
     for (int b = 0; b < kRows; b += kBlock) {
       for (int64_t c = 0; c < some; c += State::kLanes) {
@@ -388,7 +404,7 @@ SSIMFAST_INLINE void positions(State& t, int64_t first) {
   alignas(64) MomentsOfStep<A> moments;
   for (int64_t column = t.vector_begin; column < t.valid_end; column += kStep) {
     const int64_t some = std::min<int64_t>(kStep, t.valid_end - column);
-    filter_columns(t, taps, rows, column, some, moments);
+    filter_columns(t, taps, rows, first - t.halo, column, some, moments);
     for (int b = 0; b < kRows; ++b) {
       const int64_t centre = first + b;
       if (!t.is_centre(centre)) continue;
