@@ -71,10 +71,10 @@ def mistakes(text: str) -> None:
     ssimfast.ms_ssim(x, y, weights="automatic")  # refused: arg-type
     ssimfast.similarity_loss(x, y, padding="reflect")  # refused: call-overload
     ssimfast.similarity_loss(x, y, return_terms=True).backward()  # refused: attr-defined
-    ssimfast.SSIMLoss(window_size="7")  # refused: call-overload
+    ssimfast.SSIMLoss(window_size="7")  # refused: arg-type
     ssimfast.SSIMLoss(weights="auto")  # refused: call-overload
     ssimfast.MSSSIM()(x, y, 0.5)  # refused: arg-type
     ssimfast.SimilarityLoss(preset="scikit")  # refused: call-overload
     ssimfast.MixLoss(ssim=0.5)  # refused: call-overload
     ssimfast.SimilarityLoss(return_terms=True)(x, y).backward()  # refused: attr-defined
-    fused_ssim.fused_ssim(x, y, "reflect")  # refused: arg-type
+    fused_ssim.fused_ssim(x, y, "reflect")  # refused: call-overload
