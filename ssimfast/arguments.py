@@ -111,11 +111,9 @@ def _check_range(data_range: Tensor) -> None:
 
 def is_readable(tensor: Tensor) -> bool:
     """True if the numbers of a tensor can be checked without waiting for a device."""
-    return tensor.is_cpu and type(tensor) is Tensor and not is_traced_or_transformed()
-
-
-def is_traced_or_transformed() -> bool:
-    return torch.compiler.is_compiling() or in_func_transform()
+    if torch.compiler.is_compiling() or in_func_transform():
+        return False
+    return tensor.is_cpu and type(tensor) is Tensor
 
 
 def windows_of(
@@ -215,9 +213,7 @@ def checked_images(x: Tensor, y: Tensor, ranks: tuple[int, ...] = (4,)) -> tuple
         )
     if x.device != y.device:
         raise ValueError(f"x and y must be on the same device, got {x.device} and {y.device}")
-    if x.dtype == y.dtype:
-        return x, y
-    if y.dtype == torch.uint8:
+    if x.dtype == y.dtype or y.dtype == torch.uint8:
         return x, y
     if x.dtype == torch.uint8:
         return y, x

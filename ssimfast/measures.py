@@ -144,7 +144,7 @@ class Windowed:
                 images[1] = y if beside_bytes else (y.to(dtype) - low) * scale
                 low, scale = 0.0, 1.0
         if beside_bytes and x.dtype == torch.float64:
-            images[1] = images[1].to(dtype) * (1 / (255 * scale)) + low
+            images = [*reference.floating(images[0], images[1], low, scale, dtype)]
         return images[0], images[1], low, scale
 
     def _widths(self, data_range: Tensor, x: Tensor) -> Tensor:
@@ -205,7 +205,10 @@ class SSIMMeasure(Windowed):
         if self.reduction == "none":
             (ssim,) = autograd.maps(x, y, _expanded(weights, x), statistic)
             value = ssim if factor == 1 else constant + factor * ssim
-            maps = _map_of(x, y, statistic, weights, self._map_term)
+            if self._map_term == constants.SSIM:
+                maps = (ssim.detach(),)
+            else:
+                maps = _map_of(x, y, statistic, weights, self._map_term)
         else:
             value, maps = self._reduced(x, y, weights, statistic, factor, constant)
         return value if self._map_term < 0 else (value, *maps)
@@ -538,18 +541,16 @@ def _masked_ms_ssim(
 ) -> tuple[Tensor, Tensor]:
     """``autograd.multi_scale_loss_of`` for masked images: a sweep for each level, between pools of
     PyTorch operations that weight the pixels."""
-    dtype, low, scale = weights.dtype, statistic.low, statistic.scale
-    beside_bytes = x.dtype != y.dtype
-    unit = [
-        (x.to(dtype) - low) * scale,
-        y.to(dtype) / 255 if beside_bytes else (y.to(dtype) - low) * scale,
-    ]
     terms: list[Tensor] = []
     positions: list[int] = []
     for level in range(len(levels.exponents)):
+        if level == 1:  # pooled images are in unit range
+            low, scale = statistic.low, statistic.scale
+            images = reference.floating(x, y, low, scale, weights.dtype)
+            x, y = ((image - low) * scale for image in images)
+            statistic = statistic._replace(low=0.0, scale=1.0)
         if level > 0:
-            unit, weights = masks.weighted_pool(unit, weights, levels.pooling)
-            (x, y), statistic = unit, statistic._replace(low=0.0, scale=1.0)
+            (x, y), weights = masks.weighted_pool((x, y), weights, levels.pooling)
         is_coarsest = level == len(levels.exponents) - 1
         term = constants.SSIM if is_coarsest else constants.CONTRAST_STRUCTURE
         positions.append(statistic.positions(x.shape, 2))

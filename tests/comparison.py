@@ -24,7 +24,7 @@ TOLERANCES = {
 # In the place of the former for the CUDA kernels, whose adjoint filters do not centre and whose
 # reciprocals are right to one unit in the last place (docs/cuda.md, "How exact").
 CUDA_FLOAT32 = {"mean": 6e-8, "map": 1e-6, "grad": 5e-6, "pyramid": 1e-5}
-# Of masked float32 images, whose windows may see a few pixels only.
+# Masked float32 images: a window may see a few pixels only.
 MASKED_FLOAT32 = {"mean": 2e-7, "map": 2e-5, "grad": 1e-5, "pyramid": 1e-5}
 # Of float32 data in which much cancels: constants, for one, whose errors do not average out.
 HARD = {"mean": 2e-7, "map": 1e-6, "grad": 1e-5, "pyramid": 1e-5}

@@ -37,9 +37,10 @@ def _spatial_dims(image: Tensor) -> tuple[int, ...]:
     return tuple(range(2 - image.dim(), 0))
 
 
-def _floating(x: Tensor, y: Tensor, low: float, scale: float) -> tuple[Tensor, Tensor]:
-    """Both images in the dtype of the arithmetic, in the value range of ``x``."""
-    dtype = widest_dtype(x)
+def floating(
+    x: Tensor, y: Tensor, low: float, scale: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Both images in ``dtype``. An 8-bit ``y`` beside a floating ``x`` is brought to its range."""
     if x.dtype == y.dtype:
         return x.to(dtype), y.to(dtype)
     return x.to(dtype), y.to(dtype) * (1 / (255 * scale)) + low
@@ -203,7 +204,7 @@ class _LocalStatistics:
         _, _, c1, c2, low, scale, same = statistic
         self.out_dtype = value_dtype(x.dtype)
         dtype = widest_dtype(x)
-        x, y = _floating(x, y, low, scale)
+        x, y = floating(x, y, low, scale, widest_dtype(x))
         self.c1, self.c2, self.scale = c1, c2, scale
         self.mask = mask if mask is None else mask.to(dtype)
         if mask is not None:  # pixels with weight 0 may be NaN
@@ -394,7 +395,7 @@ def sweep(
         grads = _gradients_like((x, y), (by_x + by_d, by_y - by_d), gradients)
     pooled = []
     if pooling != POOLINGS["none"]:
-        for image in _floating(x, y, statistic.low, statistic.scale):
+        for image in floating(x, y, statistic.low, statistic.scale, widest_dtype(x)):
             unit = (image - statistic.low) * statistic.scale
             pooled.append(local.as_map(pool(unit, pooling)))
     maps = []
@@ -478,7 +479,7 @@ def collapse_(
         below = _pool_adjoint(total, height, width, pooling)
         total = grad.to(slopes.dtype) * slope[..., None, None] + below
     if x is not None and y is not None:
-        x, y = _floating(x, y, low, scale)
+        x, y = floating(x, y, low, scale, widest_dtype(x))
         d = (x - y) * scale
         by_d = _by_difference(d, pixel_weights, _pixel_counts(d, rows, columns))
         total = total + by_d * (upstream.numel() / d.numel() if d.numel() else 1.0)

@@ -58,11 +58,15 @@ def _pair(x: Tensor, y: Tensor, statistic: Statistic, ranks: tuple[int, ...]) ->
         raise _error(f"images must have {' or '.join(map(str, ranks))} dimensions, got {x.dim()}")
     if x.dtype not in _FLOATING and x.dtype != torch.uint8:
         raise _error(f"images must be floating point or uint8, got {x.dtype}")
-    beside_bytes = y.dtype == torch.uint8 and x.dtype != torch.float64
-    if x.shape != y.shape or x.device != y.device or not (x.dtype == y.dtype or beside_bytes):
+    if x.shape != y.shape or x.device != y.device or y.dtype not in _dtypes_beside(x):
         raise _error(f"x and y differ: {_kind(x)}, {_kind(y)}")
     _window(statistic, x.dim() - 2)
     _window_fits(x.shape, statistic)
+
+
+def _dtypes_beside(x: Tensor) -> tuple[torch.dtype, ...]:
+    """Dtypes that ``y`` may have."""
+    return (x.dtype,) if x.dtype == torch.float64 else (x.dtype, torch.uint8)
 
 
 def _window(statistic: Statistic, axes: int) -> None:
@@ -264,9 +268,9 @@ def _collapse(
         raise _error("x and y come in pairs")
     if x is None and any(pixel_weights):
         raise _error("pixel_weights need x and y")
-    beside_bytes = y is not None and y.dtype == torch.uint8 and finest.dtype != torch.float64
     _tensor("x", x, finest.shape, finest.dtype, finest)
-    _tensor("y", y, finest.shape, torch.uint8 if beside_bytes else finest.dtype, finest)
+    is_fit = y is not None and y.dtype in _dtypes_beside(finest)
+    _tensor("y", y, finest.shape, y.dtype if y is not None and is_fit else finest.dtype, finest)
     _pixel_counts(rows, columns, finest, pixel_weights[-1])
     shape: Sequence[int] = finest.shape
     for level, grad in enumerate(coarser, start=1):

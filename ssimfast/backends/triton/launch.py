@@ -9,6 +9,7 @@ and ``scale_`` of gradients that are not dense.
 """
 
 import math
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, lru_cache
 from typing import Any
@@ -123,7 +124,7 @@ _COMPONENTS = (False, True, True)
 _CONTRAST_STRUCTURE = (False, False, True)
 
 
-class _Launch:
+class _Launch(ABC):
     """Inputs, outputs and options of one pass over a pair of images or volumes."""
 
     def __init__(
@@ -153,9 +154,9 @@ class _Launch:
         self.grads = [torch.empty_like(self.x) for _ in range(gradients)]
         self._plan()
 
+    @abstractmethod
     def _plan(self) -> None:
         """Derives from the arguments what the kernels need to know."""
-        raise NotImplementedError
 
     def new_maps(self, written: tuple[bool, bool, bool]) -> list[Tensor]:
         """Uninitialised maps, which the launch writes: of SSIM, luminance, contrast-structure."""
@@ -164,10 +165,10 @@ class _Launch:
         self.maps = [self.x.new_empty(shape, dtype=self.arithmetic) for _ in range(sum(written))]
         return self.maps
 
+    @abstractmethod
     def launch(self) -> Tensor | None:
         """Runs the pass. Returns the records (sums) of all tiles, or None if no sums are wanted or
         the images are empty."""
-        raise NotImplementedError
 
     def _maps_and_upstreams(self, unused: Tensor) -> list[Tensor]:
         """Two maps and two upstream gradients, for the kernels."""
