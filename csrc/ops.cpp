@@ -36,9 +36,10 @@ void check_numbers(const MaybeTensor& tensor, const Tensor& like, int64_t numel,
                   " contiguous numbers of the result's dtype");
 }
 
-// True if y is 8-bit beside a floating x, whose value range it has.
-bool is_bytes_beside(const Tensor& x, const Tensor& y) {
-  return y.scalar_type() == ScalarType::Byte && x.scalar_type() != ScalarType::Byte;
+// True if y has a dtype that it may have beside x: that of x, or 8 bits if x is not float64.
+bool is_dtype_beside(const Tensor& x, const Tensor& y) {
+  return y.scalar_type() == x.scalar_type() ||
+         (y.scalar_type() == ScalarType::Byte && x.scalar_type() != ScalarType::Double);
 }
 
 void check_gradients(int64_t gradients, int64_t least, const Tensor& x, const Tensor& y) {
@@ -117,9 +118,7 @@ void check_pair(const Tensor& x, const Tensor& y, const Statistic& statistic, bo
   for (int64_t i = 0; i < x.dim(); ++i)
     STD_TORCH_CHECK(x.size(i) == y.size(i), "ssimfast: x and y differ in dimension ", i, ": ",
                     x.size(i), " and ", y.size(i));
-  STD_TORCH_CHECK(x.scalar_type() == y.scalar_type() ||
-                      (is_bytes_beside(x, y) && x.scalar_type() != ScalarType::Double),
-                  "ssimfast: x and y differ in dtype");
+  STD_TORCH_CHECK(is_dtype_beside(x, y), "ssimfast: x and y differ in dtype");
   STD_TORCH_CHECK(is_floating(x) || x.scalar_type() == ScalarType::Byte,
                   "ssimfast: images must be floating point or uint8, got ",
                   torch::headeronly::toString(x.scalar_type()));
@@ -230,8 +229,7 @@ void check(const CollapseRequest& request) {
     if (!image) continue;
     check_device(*image, finest);
     const bool has_dtype =
-        image->scalar_type() == finest.scalar_type() ||
-        (is_y && is_bytes_beside(finest, *image) && finest.scalar_type() != ScalarType::Double);
+        is_y ? is_dtype_beside(finest, *image) : image->scalar_type() == finest.scalar_type();
     STD_TORCH_CHECK(has_shape(*image, shape_of(finest)) && has_dtype,
                     "ssimfast: x and y do not fit the gradient");
   }
@@ -294,6 +292,11 @@ Dtype dtype_of(const Tensor& tensor) {
     default:
       return Dtype::kFloat32;  // check_pair admits no other
   }
+}
+
+ElementRange range_of_y(const Tensor& x, const Tensor& y, double low, double scale) {
+  if (x.scalar_type() == y.scalar_type()) return {};
+  return {low, 1 / (255 * scale)};
 }
 
 View view_of(const Tensor& tensor) {
@@ -379,10 +382,9 @@ Problem<A> problem_of(const Tensor& x, const Tensor& y, const MaybeTensor& mask,
   problem.twice_c2 = A(2 * statistic.c2);
   problem.low = A(statistic.low);
   problem.scale = A(statistic.scale);
-  if (is_bytes_beside(x, y)) {
-    problem.y_low = problem.low;
-    problem.y_step = A(byte_step(statistic.scale));
-  }
+  const ElementRange range = range_of_y(x, y, statistic.low, statistic.scale);
+  problem.y_low = A(range.low);
+  problem.y_step = A(range.step);
   return problem;
 }
 

@@ -110,8 +110,12 @@ void check(const CollapseRequest& request);
 // Dtype of values and maps: float64 for float64 images, else float32.
 ScalarType arithmetic_dtype(const Tensor& tensor);
 Dtype dtype_of(const Tensor& tensor);
-// Factor that brings 8-bit images to a value range of width 1 / scale.
-inline double byte_step(double scale) { return 1 / (255 * scale); }
+// value = low + step * element.
+struct ElementRange {
+  double low = 0, step = 1;
+};
+// That of y beside x: an 8-bit y beside a floating x is brought to its value range.
+ElementRange range_of_y(const Tensor& x, const Tensor& y, double low, double scale);
 View view_of(const Tensor& tensor);
 View written_view_of(const Tensor& tensor);
 Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype);
@@ -177,8 +181,8 @@ void set_pooled(Problem<A>& problem, int64_t pooling, const std::vector<Tensor>&
 //
 // and its static members are
 //
-//   computes_in_double(by_axis, has_mask)   true if images of any dtype need Problem<double>;
-//                    by_axis: for volumes, and for different windows along the axes
+//   kDoubleByAxis    true if volumes, and images with different windows along their axes, need
+//                    Problem<double>, whatever their dtype
 //   Levels           allocates the images of coarser pyramid levels
 template <class Device>
 class Ops {
@@ -198,7 +202,7 @@ class Ops {
     for (int i = 0; i <= int(components); ++i) out.push_back(new_map(x, statistic));
     if (x.numel() == 0) return out;
     Device device(x);
-    dispatch(x, statistic, mask.has_value(), [&](auto zero) {
+    dispatch(x, statistic, [&](auto zero) {
       using A = decltype(zero);
       Problem<A> problem = problem_of<A>(x, y, mask, statistic);
       for (size_t i = 0; i < out.size(); ++i)
@@ -220,7 +224,7 @@ class Ops {
     const std::vector<Tensor> grads = new_gradients(x, y, gradients);
     if (x.numel() == 0) return grads;
     Device device(x);
-    dispatch(x, statistic, mask.has_value(), [&](auto zero) {
+    dispatch(x, statistic, [&](auto zero) {
       using A = decltype(zero);
       Problem<A> problem = problem_of<A>(x, y, mask, statistic);
       problem.pass = Pass::kMapsGradient;
@@ -268,14 +272,13 @@ class Ops {
       return {value, terms, grads, pooled, maps};
     }
     Device device(x);
-    const std::vector<Records> records =
-        dispatch(x, statistic, request.mask.has_value(), [&](auto zero) {
-          using A = decltype(zero);
-          Problem<A> problem = problem_for<A>(x, y, statistic, request, grads, pooled);
-          if (map_term >= 0)
-            problem.map[map_term == kSsim ? kSsimMap : kContrastMap] = written_view_of(maps[0]);
-          return device.sweep(std::vector{problem});
-        });
+    const std::vector<Records> records = dispatch(x, statistic, [&](auto zero) {
+      using A = decltype(zero);
+      Problem<A> problem = problem_for<A>(x, y, statistic, request, grads, pooled);
+      if (map_term >= 0)
+        problem.map[map_term == kSsim ? kSsimMap : kContrastMap] = written_view_of(maps[0]);
+      return device.sweep(std::vector{problem});
+    });
     dispatch_arithmetic(x, [&](auto zero) {
       using A = decltype(zero);
       Reduction<A> reduction = reduction_of<A>(x, request, value, terms);
@@ -396,8 +399,8 @@ class Ops {
  private:
   // Calls body(A{}) with the arithmetic type of a problem.
   template <class Body>
-  static auto dispatch(const Tensor& x, const Statistic& statistic, bool has_mask, Body&& body) {
-    if (Device::computes_in_double(x.dim() == 5 || statistic.sizes.size() > 1, has_mask))
+  static auto dispatch(const Tensor& x, const Statistic& statistic, Body&& body) {
+    if (Device::kDoubleByAxis && (x.dim() == 5 || statistic.sizes.size() > 1))
       return body(double{});
     return dispatch_arithmetic(x, body);
   }

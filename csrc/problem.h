@@ -60,7 +60,7 @@ struct View {
 };
 
 // A: the arithmetic type. It is double if the images are float64 or the device asks for double
-// (Device::computes_in_double), else float. A plane is one channel of one image or volume.
+// (Device::kDoubleByAxis), else float. A plane is one channel of one image or volume.
 template <class A>
 struct Problem {
   Pass pass = Pass::kForward;
@@ -102,11 +102,6 @@ struct Problem {
   // The window along every axis, for devices that have kernels for images with one window.
   SSIMFAST_INLINE const Window<A>& window() const { return windows[kWidth]; }
   SSIMFAST_INLINE bool has_mask() const { return mask.data != nullptr; }
-  SSIMFAST_INLINE bool has_upstream() const {
-    bool has = false;
-    for (const View& view : upstream) has = has || view.data != nullptr;
-    return has;
-  }
   SSIMFAST_INLINE bool wants_pixel_terms() const {
     bool wants = false;
     for (int term = kL1; term < kTerms; ++term) wants = wants || wanted[term];

@@ -37,7 +37,7 @@ class CpuDevice {
   explicit CpuDevice(const Tensor&) {}
 
   // The separable path computes in double (separable.cpp says why).
-  static bool computes_in_double(bool by_axis, bool) { return by_axis; }
+  static constexpr bool kDoubleByAxis = true;
 
   template <class A>
   std::vector<Records> sweep(const std::vector<Problem<A>>& problems);

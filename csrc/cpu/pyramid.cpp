@@ -157,10 +157,8 @@ void collapse_pyramid(const CollapseRequest& request) {
   Source<A> x_source, y_source;
   if (has_pixels) {
     x_source = Source<A>(view_of(*request.x));
-    const bool is_bytes = request.y->scalar_type() != request.x->scalar_type();
-    y_source = is_bytes
-                   ? Source<A>(view_of(*request.y), A(request.low), A(byte_step(request.scale)))
-                   : Source<A>(view_of(*request.y));
+    const ElementRange range = range_of_y(*request.x, *request.y, request.low, request.scale);
+    y_source = Source<A>(view_of(*request.y), A(range.low), A(range.step));
   }
   const A* const row_counts = numbers<A>(request.rows);
   const A* const column_counts = numbers<A>(request.columns);

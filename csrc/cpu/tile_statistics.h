@@ -350,39 +350,43 @@ template <class A>
 using MomentsOfStep = A[kMoments][kRows][kStep];
 
 // Computes the moments of whole windows in kRows rows and `some` columns from `column` on. `rows`
-// are the rows of moments that the windows cover, from row `first` on.
+// are the rows of moments that the windows cover.
 template <class State>
-SSIMFAST_INLINE void filter_columns(State& t, const typename State::Taps& taps,
-                                    const typename State::A* const* rows, int64_t first,
-                                    int64_t column, int64_t some,
-                                    MomentsOfStep<typename State::A>& moments) {
+SSIMFAST_INLINE void filter_columns(const State& t, const typename State::Taps& taps,
+                                    const typename State::A* const* rows, int64_t column,
+                                    int64_t some, MomentsOfStep<typename State::A>& moments) {
+  for (int i : {kMeanS, kMeanD}) {  // the variance follows its mean
+    for (int b = 0; b < kRows; b += State::kBlock) {
+      for (int64_t c = 0; c < some; c += State::kLanes)
+        column_moments(t, taps, rows + b, i * t.pitch + column + c, (i + 1) * t.pitch + column + c,
+                       moments[i][b] + c, moments[i + 1][b] + c, kStep);
+    }
+  }
+}
+
+// The same for masked tiles, with 1 / coverage. `first` is the first of the rows.
+template <class State>
+SSIMFAST_INLINE void filter_masked_columns(State& t, const typename State::Taps& taps,
+                                           const typename State::A* const* rows, int64_t first,
+                                           int64_t column, int64_t some,
+                                           MomentsOfStep<typename State::A>& moments) {
   using V = typename State::V;
   constexpr int kBlock = State::kBlock;
   bool plain = true;
-  if constexpr (State::kMasked) {
-    for (int64_t k = 0; k < t.ring; ++k) plain = plain && t.is_plain(first + k, column);
-    if (plain) std::fill_n(&moments[kCoverage][0][0], kRows * kStep, typename State::A(1));
+  for (int64_t k = 0; k < t.ring; ++k) plain = plain && t.is_plain(first + k, column);
+  if (plain) {
+    std::fill_n(&moments[kCoverage][0][0], kRows * kStep, typename State::A(1));
+    return filter_columns(t, taps, rows, column, some, moments);
   }
-  if (!plain) {
-    const int64_t coverage_at = kCoverage * t.pitch + column;
-    for (int b = 0; b < kRows; b += kBlock) {
-      for (int64_t c = 0; c < some; c += State::kLanes) {
-        const Seen<V, kBlock> seen = seen_along_columns(t, taps, rows + b, column + c);
-        for (int i = 0; i < kBlock; ++i) store(moments[kCoverage][b + i] + c, seen.share[i]);
-        for (int i : {kMeanS, kMeanD})
-          masked_column_moments(t, taps, rows + b, i * t.pitch + column + c, coverage_at + c,
-                                i == kMeanS ? seen.near_s : seen.near_d, seen.share,
-                                moments[i][b] + c, moments[i + 1][b] + c, kStep);
-      }
-    }
-  } else {
-    for (int i : {kMeanS, kMeanD}) {  // the variance follows its mean
-      for (int b = 0; b < kRows; b += kBlock) {
-        for (int64_t c = 0; c < some; c += State::kLanes)
-          column_moments(t, taps, rows + b, i * t.pitch + column + c,
-                         (i + 1) * t.pitch + column + c, moments[i][b] + c, moments[i + 1][b] + c,
-                         kStep);
-      }
+  const int64_t coverage_at = kCoverage * t.pitch + column;
+  for (int b = 0; b < kRows; b += kBlock) {
+    for (int64_t c = 0; c < some; c += State::kLanes) {
+      const Seen<V, kBlock> seen = seen_along_columns(t, taps, rows + b, column + c);
+      for (int i = 0; i < kBlock; ++i) store(moments[kCoverage][b + i] + c, seen.share[i]);
+      for (int i : {kMeanS, kMeanD})
+        masked_column_moments(t, taps, rows + b, i * t.pitch + column + c, coverage_at + c,
+                              i == kMeanS ? seen.near_s : seen.near_d, seen.share,
+                              moments[i][b] + c, moments[i + 1][b] + c, kStep);
     }
   }
 }
@@ -404,7 +408,11 @@ SSIMFAST_INLINE void positions(State& t, int64_t first) {
   alignas(64) MomentsOfStep<A> moments;
   for (int64_t column = t.vector_begin; column < t.valid_end; column += kStep) {
     const int64_t some = std::min<int64_t>(kStep, t.valid_end - column);
-    filter_columns(t, taps, rows, first - t.halo, column, some, moments);
+    if constexpr (State::kMasked) {
+      filter_masked_columns(t, taps, rows, first - t.halo, column, some, moments);
+    } else {
+      filter_columns(t, taps, rows, column, some, moments);
+    }
     for (int b = 0; b < kRows; ++b) {
       const int64_t centre = first + b;
       if (!t.is_centre(centre)) continue;

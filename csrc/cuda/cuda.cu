@@ -229,10 +229,9 @@ Collapse<A> collapse_of(const CollapseRequest& request) {
   if (request.x.has_value()) {
     p.x = patches(view_of(*request.x));
     p.y = patches(view_of(*request.y));
-    if (request.y->scalar_type() != request.x->scalar_type()) {
-      p.y_low = request.low;
-      p.y_step = byte_step(request.scale);
-    }
+    const ElementRange range = range_of_y(*request.x, *request.y, request.low, request.scale);
+    p.y_low = range.low;
+    p.y_step = range.step;
   }
   p.slopes = numbers<double>(request.slopes);
   p.upstream = numbers<A>(request.upstream);
@@ -326,7 +325,7 @@ class CudaDevice {
     }
   };
 
-  static bool computes_in_double(bool, bool) { return false; }
+  static constexpr bool kDoubleByAxis = false;
 
   explicit CudaDevice(const Tensor& like) : like(like), launch(like) {}
 
