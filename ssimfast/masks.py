@@ -37,8 +37,9 @@ def total(weights: Tensor, shape: Sequence[int], kept: int) -> Tensor:
     the widest dtype of the device."""
     dims = tuple(range(kept, len(shape)))
     copies = _product([shape[dim] for dim in dims if weights.shape[dim] == 1])
-    # Rows in the dtype of the weights, because torch converts a large tensor slowly.
-    of_rows = weights.sum(-1, keepdim=True)
+    # Rows in the dtype of the weights, because torch converts a large tensor slowly. Contiguous, so
+    # that strides do not change the order of the sum.
+    of_rows = weights.contiguous().sum(-1, keepdim=True)
     seen = of_rows.sum(dims, dtype=widest_dtype(weights)) * copies
     return seen.expand(tuple(shape[:kept]))
 

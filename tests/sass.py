@@ -87,7 +87,7 @@ class Unit(NamedTuple):
 class Kernel:
     """What ptxas tells about a kernel, in registers of a thread and bytes."""
 
-    name: str  # as in the source: sweep<float, 11, kGradientX, true>
+    name: str  # as in the source: sweep<float, float, 11, kGradientX, kPlain>
     symbol: str
     architecture: int
     cubin: Path
@@ -113,7 +113,7 @@ def bytes_unit(window: int, architecture: int) -> Unit:
     """The fused kernel for uint8, which has no gradients."""
     source = f"""#include "cuda/select.cuh"
     namespace ssimfast::cuda {{
-    template Fused fused<uint8_t, uint8_t, {window}, Kind::kForward, false, false>();
+    template Fused fused<uint8_t, uint8_t, {window}, Kind::kForward, Serves::kAny>();
     }}"""
     return Unit(f"sweep_uint8_{window}", source, architecture)
 
@@ -165,7 +165,7 @@ def other_unit(header: str, architecture: int) -> Unit:
 
 
 def variant(name: str) -> list[str]:
-    """Element types, window, kind, plainness and maskedness of a fused kernel, from its name."""
+    """Element types, window, kind and what it serves, of a fused kernel, from its name."""
     return re.findall(r"\w+", name.split("<")[1].replace("unsigned char", "uint8_t"))
 
 
@@ -182,13 +182,15 @@ def readable(symbol: str) -> str:
     """The name of a kernel as in the source."""
     name = run(tool("c++filt") or "c++filt", symbol).strip()
     name = name.split("ssimfast::cuda::", 1)[-1].rsplit("(", 1)[0]
-    return re.sub(r"\(ssimfast::cuda::Kind\)(\d)", lambda m: kinds()[int(m[1])], name)
+    return re.sub(r"\(ssimfast::cuda::(\w+)\)(\d)", lambda m: constants(m[1])[int(m[2])], name)
 
 
 @cache
-def kinds() -> tuple[str, ...]:
-    body = re.search(r"enum class Kind \{(.*?)\}", (KERNELS / "sweep.cuh").read_text(), re.DOTALL)
-    assert body is not None, "sweep.cuh has no kinds of kernels"
+def constants(enum: str) -> tuple[str, ...]:
+    """Their names, of an enum of the fused kernel."""
+    source = (KERNELS / "sweep.cuh").read_text()
+    body = re.search(rf"enum class {enum} \{{(.*?)\}}", source, re.DOTALL)
+    assert body is not None, f"sweep.cuh has no {enum}"
     return tuple(re.findall(r"^\s*(k\w+)", body[1], re.MULTILINE))
 
 
@@ -530,10 +532,10 @@ class Loop:
 
 
 def loop_of(kernel: Kernel) -> Loop:
-    element, other, _, which, _, masked = variant(kernel.name)
+    element, other, _, which, serves = variant(kernel.name)
     sizes = {"float": 4, "uint8_t": 1}
     of_x, of_y = (sizes.get(name, 2) for name in (element, other))
-    chunk = 4 * (of_x + of_y + 4 * (masked == "true"))
+    chunk = 4 * (of_x + of_y + 4 * (serves == "kMasked"))
     return phases_of(disassemble(kernel), chunk, 4 * of_x * (1 + (which == "kGradientBoth")))
 
 
@@ -638,6 +640,7 @@ using namespace ssimfast;
 using namespace ssimfast::cuda;
 
 constexpr int kHalo = WINDOW / 2;
+constexpr bool kMasked = Serves::SERVES == Serves::kMasked;
 static Plan plan;  // of the few blocks that run
 static int phases, strips_between, runs_between;
 static std::map<std::string, long> lines;
@@ -651,7 +654,7 @@ void probe::finish_block() {
   const long times = weight(block % strips, strips_between) *
                      weight(block / strips % plan.runs, runs_between);
   if ((intervals.size() - 1) % size_t(phases) != 0) std::abort();
-  const int chunk = 4 * (sizeof(ELEMENT) + sizeof(OTHER) + (MASKED ? 4 : 0));
+  const int chunk = 4 * (sizeof(ELEMENT) + sizeof(OTHER) + (kMasked ? 4 : 0));
   const int group = 4 * sizeof(ELEMENT) * (Kind::KIND == Kind::kGradientBoth ? 2 : 1);
   // The first interval is what comes before the loop.
   for (size_t first = 1; first < intervals.size(); first += size_t(phases)) {
@@ -688,10 +691,10 @@ int main(int, char** arguments) {
   const auto number = [&](int i) { return std::atoi(arguments[i]); };
   phases = number(1);
   int height = number(5), width = number(6);
-  using Size = Sizes<WINDOW, Kind::KIND, MASKED>;
+  using Size = Sizes<WINDOW, Kind::KIND, kMasked>;
   constexpr int kGradients = int(Kind::KIND);
   const Plan whole = plan =
-      make_plans({{number(4), 1, height, width, kHalo, WINDOW, kGradients, MASKED}},
+      make_plans({{number(4), 1, height, width, kHalo, WINDOW, kGradients, kMasked}},
                  {number(2), number(3) * 1024}, Size::shared_bytes)[0];
   constexpr int kMany = 4;
   strips_between = std::max(0, plan.strips.divisor - kMany);
@@ -725,7 +728,7 @@ int main(int, char** arguments) {
   }
   job.twice_c1 = job.twice_c2 = 1e-3f;
   job.load_width = job.store_width = width % 4 == 0 ? 4 : width % 2 == 0 ? 2 : 1;
-  const auto kernel = sweep<ELEMENT, OTHER, WINDOW, Kind::KIND, PLAIN, MASKED>;
+  const auto kernel = sweep<ELEMENT, OTHER, WINDOW, Kind::KIND, Serves::SERVES>;
   emulator::launch(kernel, plan.tiles.divisor, plan.threads,
                    Size::shared_bytes(plan.threads), job, plan);
   probe::finish_block();
@@ -783,7 +786,7 @@ class Cost(NamedTuple):
 @cache
 def march_of(name: str, folder: Path) -> Path:
     """The program of a fused kernel, one for all architectures."""
-    names = ("ELEMENT", "OTHER", "WINDOW", "KIND", "PLAIN", "MASKED")
+    names = ("ELEMENT", "OTHER", "WINDOW", "KIND", "SERVES")
     given = variant(name)
     flags = [f"-D{name}={value}" for name, value in zip(names, given, strict=True)]
     return build(MARCH, folder, "_".join(["march", *given]), *flags)
@@ -825,7 +828,7 @@ class Device(NamedTuple):
 
 
 DEVICES = {"H100": Device(132, 228), "RTX 4090": Device(128, 100), "RTX 3060": Device(28, 100)}
-PLAIN = "sweep<float, float, 11, kGradientX, true, false>"
+PLAIN = "sweep<float, float, 11, kGradientX, kPlain>"
 
 
 def budget_of(name: str) -> str:

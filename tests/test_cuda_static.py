@@ -88,7 +88,7 @@ def test_figures_are_within_their_budgets(measured):
 
 
 def is_masked(kernel: sass.Kernel) -> bool:
-    return kernel.name.startswith("sweep<") and sass.variant(kernel.name)[-1] == "true"
+    return kernel.name.startswith("sweep<") and sass.variant(kernel.name)[-1] == "kMasked"
 
 
 def threads_of(kernel: sass.Kernel, sizes: dict[str, int]) -> int:

@@ -15,21 +15,22 @@ struct Fused {
   int (*shared_bytes)(int threads) = nullptr;
 };
 
-template <class T, class U, int K, Kind kKind, bool kPlain, bool kMasked>
+template <class T, class U, int K, Kind kKind, Serves kServes>
 Fused fused() {
-  return {sweep<T, U, K, kKind, kPlain, kMasked>, Sizes<K, kKind, kMasked>::shared_bytes};
+  return {sweep<T, U, K, kKind, kServes>,
+          Sizes<K, kKind, kServes == Serves::kMasked>::shared_bytes};
 }
 
 template <class T, int K>
 Fused select_kind(Kind kind, bool plain) {
   switch (kind) {
     case Kind::kForward:
-      return fused<T, T, K, Kind::kForward, false, false>();
+      return fused<T, T, K, Kind::kForward, Serves::kAny>();
     case Kind::kGradientX:
-      return plain ? fused<T, T, K, Kind::kGradientX, true, false>()
-                   : fused<T, T, K, Kind::kGradientX, false, false>();
+      return plain ? fused<T, T, K, Kind::kGradientX, Serves::kPlain>()
+                   : fused<T, T, K, Kind::kGradientX, Serves::kAny>();
     case Kind::kGradientBoth:
-      return fused<T, T, K, Kind::kGradientBoth, false, false>();
+      return fused<T, T, K, Kind::kGradientBoth, Serves::kAny>();
   }
   return {};
 }
@@ -58,7 +59,7 @@ Fused select_sweep(Dtype dtype, Kind kind, bool plain) {
     case Dtype::kBFloat16:
       return select_kind<__nv_bfloat16, K>(kind, plain);
     case Dtype::kUInt8:  // has no gradients
-      return fused<uint8_t, uint8_t, K, Kind::kForward, false, false>();
+      return fused<uint8_t, uint8_t, K, Kind::kForward, Serves::kAny>();
     case Dtype::kFloat64:
       break;
   }
@@ -67,9 +68,9 @@ Fused select_sweep(Dtype dtype, Kind kind, bool plain) {
 
 template <class T, int K>
 Fused select_beside_bytes(Kind kind, bool plain) {
-  return kind == Kind::kForward ? fused<T, uint8_t, K, Kind::kForward, false, false>()
-         : plain                ? fused<T, uint8_t, K, Kind::kGradientX, true, false>()
-                                : fused<T, uint8_t, K, Kind::kGradientX, false, false>();
+  return kind == Kind::kForward ? fused<T, uint8_t, K, Kind::kForward, Serves::kAny>()
+         : plain                ? fused<T, uint8_t, K, Kind::kGradientX, Serves::kPlain>()
+                                : fused<T, uint8_t, K, Kind::kGradientX, Serves::kAny>();
 }
 
 // The kernel for an 8-bit y, which has no gradient, beside a floating x.
@@ -91,12 +92,12 @@ template <class T, class U, int K>
 Fused select_masked(Kind kind) {
   switch (kind) {
     case Kind::kForward:
-      return fused<T, U, K, Kind::kForward, false, true>();
+      return fused<T, U, K, Kind::kForward, Serves::kMasked>();
     case Kind::kGradientX:
-      return fused<T, U, K, Kind::kGradientX, false, true>();
+      return fused<T, U, K, Kind::kGradientX, Serves::kMasked>();
     case Kind::kGradientBoth:
       if constexpr (std::is_same_v<T, float> && std::is_same_v<U, float>)
-        return fused<T, U, K, Kind::kGradientBoth, false, true>();
+        return fused<T, U, K, Kind::kGradientBoth, Serves::kMasked>();
   }
   return {};
 }

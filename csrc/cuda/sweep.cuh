@@ -116,16 +116,25 @@ struct Sizes {
   }
 };
 
+// What a fused kernel serves: what it need not do costs it no registers.
+enum class Serves {
+  kPlain,   // SSIM alone, times a weight that is the same for all planes
+  kLevel,   // all terms, of a level of a pyramid
+  kAny,     // all terms and maps
+  kMasked,  // all terms and maps, of masked images
+};
+
 // T, U: element types of x and of y; U is T or, for an 8-bit y beside a floating x, uint8_t.
-// kPlain: the loss is SSIM alone, times a weight that is the same for all planes; there is no other
-// term, no map and no mask.
 //
-// kMasked: pixels have weights, and moments are normalised by what a window sees of them. Hidden
+// Masked pixels have weights, and moments are normalised by what a window sees of them. Hidden
 // pixels, of weight 0, become s = d = 0 on their way into the ring, whatever the images hold there.
 // B passes on means, variances times coverage, and the coverage of each row: the sum of tap times
 // weight. C filters these with weights of tap times coverage.
-template <class T, class U, int K, Kind kKind, bool kPlain, bool kMasked>
+template <class T, class U, int K, Kind kKind, Serves kServes>
 class Sweep {
+  static constexpr bool kPlain = kServes == Serves::kPlain;
+  static constexpr bool kMasked = kServes == Serves::kMasked;
+  static constexpr bool kHasMaps = kServes == Serves::kAny || kMasked;
   using Size = Sizes<K, kKind, kMasked>;
   static constexpr int kHalo = Size::kHalo;
   static constexpr bool kGradient = Size::kGradient;
@@ -145,7 +154,6 @@ class Sweep {
   static_assert(Size::coverage_pitch(kMost) % 16 == 8);
   static_assert(Size::exchange_pitch(kMost) % 8 == 1);
   static_assert(kMost % kWarp == 0 && kSlots % kRows == 0);
-  static_assert(!(kPlain && kMasked));  // would save a masked step some 3 %
   // A kernel may have more only after a call that says so.
   static_assert(Size::shared_bytes(kMost) <= 48 * 1024);
 
@@ -703,7 +711,7 @@ class Sweep {
       if constexpr (!kPlain) {
         if (own) contrast_distance += weight * terms.half_contrast_distance;
       }
-      if constexpr (!kPlain) {
+      if constexpr (kHasMaps) {
         if (own) write_maps(terms, r, kHalo + thread);
       }
       if constexpr (kGradient) {
@@ -816,7 +824,7 @@ class Sweep {
                                           bool wanted) const {
     if constexpr (kPlain) {
       return slopes_of_ssim(terms);  // weighted_taps has the weight
-    } else if (job.pass == Pass::kMapsGradient) {
+    } else if (kHasMaps && job.pass == Pass::kMapsGradient) {
       float by_map[kMaps] = {};
 #pragma unroll
       for (int i = 0; i < kMaps; ++i)
@@ -945,10 +953,11 @@ constexpr int blocks_at_a_time(Kind kind, bool masked) {
   return resident_threads(kind == Kind::kGradientBoth ? 2 : 1, masked) / most_threads(masked);
 }
 
-template <class T, class U, int K, Kind kKind, bool kPlain, bool kMasked>
-__global__ void __launch_bounds__(most_threads(kMasked), blocks_at_a_time(kKind, kMasked))
+template <class T, class U, int K, Kind kKind, Serves kServes>
+__global__ void __launch_bounds__(most_threads(kServes == Serves::kMasked),
+                                  blocks_at_a_time(kKind, kServes == Serves::kMasked))
     sweep(const __grid_constant__ Job<float> job, const __grid_constant__ Plan plan) {
-  Sweep<T, U, K, kKind, kPlain, kMasked>(job, plan, blockIdx.x).march();
+  Sweep<T, U, K, kKind, kServes>(job, plan, blockIdx.x).march();
 }
 
 // The levels of a pyramid, all with the same number of threads.
@@ -965,8 +974,8 @@ __global__ void __launch_bounds__(kMostThreads, blocks_at_a_time(kKind, false))
     sweep_levels(const __grid_constant__ LevelJobs all) {
   int level = 0;
   while (level + 1 < all.levels && int(blockIdx.x) >= all.first_block[level + 1]) ++level;
-  Sweep<float, float, K, kKind, false, false>(all.jobs[level], all.plans[level],
-                                              int(blockIdx.x) - all.first_block[level])
+  Sweep<float, float, K, kKind, Serves::kLevel>(all.jobs[level], all.plans[level],
+                                                int(blockIdx.x) - all.first_block[level])
       .march();
 }
 

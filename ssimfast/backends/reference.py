@@ -204,11 +204,12 @@ class _LocalStatistics:
         _, _, c1, c2, low, scale, same = statistic
         self.out_dtype = value_dtype(x.dtype)
         dtype = widest_dtype(x)
-        x, y = floating(x, y, low, scale, widest_dtype(x))
+        x, y = floating(x, y, low, scale, dtype)
         self.c1, self.c2, self.scale = c1, c2, scale
-        self.mask = mask if mask is None else mask.to(dtype)
-        if mask is not None:  # pixels with weight 0 may be NaN
-            x, y = x.where(mask != 0, low), y.where(mask != 0, low)
+        self.mask = mask if mask is None else mask.to(dtype).contiguous()
+        if self.mask is not None:  # pixels with weight 0 may be NaN
+            seen = self.mask != 0
+            x, y = x.where(seen, low), y.where(seen, low)
         level = self._level(x.detach(), low)
         level_s = 2 * (level - low) * scale
         self.s = ((x - level) + (y - level)) * scale
@@ -363,10 +364,10 @@ def sweep(
         BLURRED_L1: lambda: d.abs() * counts * positions_per_pixel,
     }
     at_positions = at_pixels = None
-    if mask is not None and mask_factors is not None:
+    if local.mask is not None and mask_factors is not None:
         of_positions, of_pixels = (_by_plane(f, d) for f in mask_factors.to(d.dtype).unbind(-1))
-        at_positions = _at_positions(mask, statistic) * of_positions
-        at_pixels = mask * of_pixels
+        at_positions = _at_positions(local.mask, statistic) * of_positions
+        at_pixels = local.mask * of_pixels
     dims = tuple(range(kept, x.dim()))
     terms = d.new_zeros(*x.shape[:kept], TERMS)
     value = d.new_zeros(x.shape[:kept])
