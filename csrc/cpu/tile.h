@@ -169,6 +169,10 @@ struct AnyTaps {
   SSIMFAST_INLINE A operator[](int j) const { return taps[j]; }
 };
 
+// What neighbouring windows see of a mask: weights of 1 only; other weights, too; weights or no
+// pixel; no pixel.
+enum class Seen : uint8_t { kOnes, kWeights, kHoles, kNothing };
+
 // State that all phases of a tile share: geometry and rings.
 //
 // V_ is a vector of A_. kWindow > 0: the kernel is unrolled for that window and filters kRows
@@ -216,9 +220,9 @@ struct TileState {
   A* const chunks;  // one row, chunk by chunk: input of the horizontal adjoint of s
   const int64_t chunk_pitch;
   const A weight_ssim, weight_cs;  // four times the weights, as in Slopes
-  // Masked tiles: for each row of the ring and each step of columns, true if the windows see
-  // weights of 1 only. The row then has variances, as in a tile without a mask.
-  bool plain_runs[kMasked ? kMaxRing : 1][kMasked ? kMaxSteps : 1] = {};
+  // Masked tiles: what the windows along rows see, for each row of the ring and each step of
+  // columns. Of ones only, the row has variances, as in a tile without a mask.
+  Seen seen_runs[kMasked ? kMaxRing : 1][kMasked ? kMaxSteps : 1] = {};
   int64_t loaded;  // the first pixel row that is not in the ring yet
   TileSums sums;
 
@@ -279,8 +283,8 @@ struct TileState {
   SSIMFAST_INLINE A* moments_row(int64_t r) const {
     return moments_ring + (r - first_row) % ring * moment_count(kMasked) * pitch;
   }
-  SSIMFAST_INLINE bool& is_plain(int64_t r, int64_t column) {
-    return plain_runs[(r - first_row) % ring][(column - vector_begin) / kStep];
+  SSIMFAST_INLINE Seen& seen(int64_t r, int64_t column) {
+    return seen_runs[(r - first_row) % ring][(column - vector_begin) / kStep];
   }
   SSIMFAST_INLINE A* partial_row(int64_t centre) const {
     return partials_ring + (centre - first_centre) % ring * kPartials * pitch;

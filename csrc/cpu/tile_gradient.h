@@ -157,9 +157,17 @@ SSIMFAST_INLINE void row_adjoint(const State& t, const typename State::Taps& tap
     } else {
       part_s += filtered_to_own(t, taps, constant_s + i, var_d + i, near_d, own_d);
     }
-    store_some(by_x + c + i, (part_s + part_d) * t.problem.grad_scale, some - i);
-    if constexpr (State::kBoth)
-      store_some(by_y + c + i, (part_s - part_d) * t.problem.grad_scale, some - i);
+    const auto put = [&](A* to, V gradient) SSIMFAST_INLINE_LAMBDA {
+      gradient *= t.problem.grad_scale;
+      if constexpr (State::kMasked) {
+        // A hidden pixel gets 0 even if a window that covers it has a NaN.
+        const V weight = load<V>(own + kWeight * pitch + c + i);
+        gradient = weight > V{} ? weight * gradient : V{};
+      }
+      store_some(to + c + i, gradient, some - i);
+    };
+    put(by_x, part_s + part_d);
+    if constexpr (State::kBoth) put(by_y, part_s - part_d);
   }
 }
 
@@ -173,8 +181,10 @@ SSIMFAST_INLINE void add_pixel_gradient(const State& t, int64_t r, typename Stat
   for (int term = kL1; term < kTerms; ++term) weight[term - kL1] = t.weight_of(term);
   const A grad_scale = t.problem.grad_scale;
   const A* const d = t.pixel_row(r) + kD * t.pitch + 2 * t.halo;
+  const A* const of_pixels = d + (kWeight - kD) * t.pitch;
   const auto add = [&](int64_t c, A count) SSIMFAST_INLINE_LAMBDA {
-    const A by_d = pixel_slope(weight, d[c], count) * grad_scale;
+    A by_d = pixel_slope(weight, d[c], count) * grad_scale;
+    if constexpr (State::kMasked) by_d *= of_pixels[c];
     by_x[c] += by_d;
     if constexpr (State::kBoth) by_y[c] -= by_d;
   };
@@ -185,15 +195,6 @@ SSIMFAST_INLINE void add_pixel_gradient(const State& t, int64_t r, typename Stat
     const A row = t.problem.rows[r];
     for (int64_t c = 0; c < t.columns; ++c) add(c, row * counts[c]);
   }
-}
-
-// Multiplies one row of gradients by the weights of its pixels. Hidden pixels get 0, even if a
-// window that covers them has a NaN.
-template <class State>
-SSIMFAST_INLINE void weigh_gradient(const State& t, int64_t r, typename State::A* grad) {
-  using A = typename State::A;
-  const A* const weights = t.pixel_row(r) + kWeight * t.pitch + 2 * t.halo;
-  for (int64_t c = 0; c < t.columns; ++c) grad[c] = weights[c] > 0 ? grad[c] * weights[c] : A(0);
 }
 
 // Writes gradient rows g .. g + kRows - 1, from the partial derivatives of the positions in rows
@@ -221,10 +222,6 @@ SSIMFAST_INLINE void gradient(const State& t, int64_t g) {
         row_adjoint(t, taps, b, near, own, c, some, by_x, by_y);
       });
       if constexpr (State::kPass == Pass::kGradient) add_pixel_gradient(t, g + b, by_x, by_y);
-      if constexpr (State::kMasked) {
-        weigh_gradient(t, g + b, by_x);
-        if constexpr (State::kBoth) weigh_gradient(t, g + b, by_y);
-      }
       if (by_x == t.out_row) to_x.row(n, channel, g + b, first, t.columns, t.out_row);
       if (State::kBoth && by_y == t.out_row_y)
         to_y.row(n, channel, g + b, first, t.columns, t.out_row_y);

@@ -2,6 +2,8 @@
 // SSIM. SSIM goes to the sums or the maps, its partial derivatives go to their ring.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <limits>
 
 #include "cpu/tile_pixels.h"
@@ -89,38 +91,60 @@ SSIMFAST_INLINE void masked_row_moments(const State& t, const typename State::Ta
   store(to + kCoverage * t.pitch, coverage);
 }
 
-// Filters row r of a masked tile in runs of columns. Most runs see no pixel, or no hole; runs that
-// see weights of 1 only are filtered as without a mask.
-template <class State>
-SSIMFAST_INLINE void filter_masked_row(State& t, const typename State::Taps& taps, int64_t r,
-                                       const typename State::A* s, typename State::A* to) {
-  using A = typename State::A;
-  const A* const w = s + kWeight * t.pitch;
-  for (int64_t run = t.vector_begin; run < t.valid_end; run += kStep) {
-    const int64_t end = std::min(run + kStep, t.valid_end), last = end + 2 * t.halo;
-    int64_t visible = 0, whole = 0;
-    for (int64_t c = run; c < last; ++c) {
-      visible += w[c] > 0;
-      whole += w[c] == 1;
-    }
-    bool& is_plain = t.is_plain(r, run);
-    is_plain = whole == last - run;
-    if (is_plain) {
-      for (int64_t c = run; c < end; c += State::kLanes) {
-        row_moments(t, taps, s + c, s + kD * t.pitch + c, to + c);
-        store(to + kCoverage * t.pitch + c, broadcast<typename State::V>(A(1)));
-      }
-    } else if (visible == 0) {
-      for (int i = 0; i < kMoments; ++i)
-        std::fill(to + i * t.pitch + run, to + i * t.pitch + end, A(0));
-    } else if (visible == last - run) {
-      for (int64_t c = run; c < end; c += State::kLanes)
-        masked_row_moments<false>(t, taps, s + c, to + c);
-    } else {
-      for (int64_t c = run; c < end; c += State::kLanes)
-        masked_row_moments<true>(t, taps, s + c, to + c);
-    }
+// The smallest and the largest of `count` numbers.
+template <class V, class A>
+SSIMFAST_INLINE std::array<A, 2> extremes(const A* from, int64_t count) {
+  constexpr int64_t kLanes = sizeof(V) / sizeof(A);
+  V least = broadcast<V>(from[0]), most = least;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    const V v = load<V>(from + i);
+    least = v < least ? v : least;
+    most = v > most ? v : most;
   }
+  A lowest[kLanes], highest[kLanes];
+  store(lowest, least);
+  store(highest, most);
+  const auto low = std::min_element(lowest, lowest + kLanes);
+  const auto high = std::max_element(highest, highest + kLanes);
+  for (; i < count; ++i) {
+    *low = std::min(*low, from[i]);
+    *high = std::max(*high, from[i]);
+  }
+  return {*low, *high};
+}
+
+// Filters columns run .. end - 1 of a row of a masked tile. Most runs see nothing, or no hole;
+// those that see ones only are filtered as without a mask. Unless the kernel is unrolled for the
+// window, runs without holes are filtered like those with holes, which compiles faster.
+template <class State>
+SSIMFAST_INLINE Seen filter_masked_run(const State& t, const typename State::Taps& taps,
+                                       const typename State::A* s, int64_t run, int64_t end,
+                                       typename State::A* to) {
+  using V = typename State::V;
+  using A = typename State::A;
+  const auto [least, most] = extremes<V, A>(s + kWeight * t.pitch + run, end - run + 2 * t.halo);
+  if (most == 0) {
+    for (int i = 0; i < kMoments; ++i)
+      std::fill(to + i * t.pitch + run, to + i * t.pitch + end, A(0));
+    return Seen::kNothing;
+  }
+  if (least == 1) {
+    for (int64_t c = run; c < end; c += State::kLanes) {
+      row_moments(t, taps, s + c, s + kD * t.pitch + c, to + c);
+      store(to + kCoverage * t.pitch + c, broadcast<V>(A(1)));
+    }
+    return Seen::kOnes;
+  }
+  if (State::kWindow > 0 && least > 0) {
+    for (int64_t c = run; c < end; c += State::kLanes)
+      masked_row_moments<false>(t, taps, s + c, to + c);
+  } else {
+    for (int64_t c = run; c < end; c += State::kLanes)
+      masked_row_moments<true>(t, taps, s + c, to + c);
+  }
+  const auto [least_coverage, _] = extremes<V, A>(to + kCoverage * t.pitch + run, end - run);
+  return least_coverage > 0 ? Seen::kWeights : Seen::kHoles;
 }
 
 // Computes the horizontal means and variances of pixel row r, at the window centres.
@@ -130,7 +154,7 @@ SSIMFAST_INLINE void filter_row(State& t, int64_t r) {
   A* const to = t.moments_row(r);
   if (r < 0 || r >= t.problem.height) {
     if constexpr (State::kMasked)
-      for (int64_t c = t.vector_begin; c < t.valid_end; c += kStep) t.is_plain(r, c) = false;
+      for (int64_t c = t.vector_begin; c < t.valid_end; c += kStep) t.seen(r, c) = Seen::kNothing;
     std::fill(to, to + moment_count(State::kMasked) * t.pitch, A(0));
     if (!State::kMasked) std::fill(to + kMeanS * t.pitch, to + (kMeanS + 1) * t.pitch, t.pad_s);
     return;
@@ -140,12 +164,26 @@ SSIMFAST_INLINE void filter_row(State& t, int64_t r) {
   const A* const d = s + t.pitch;
   const char* const soon_x = t.images.x.address(t.x, r + kRows, t.first_stat);
   const char* const soon_y = t.images.y.address(t.y, r + kRows, t.first_stat);
-  for (int64_t c = t.vector_begin; c < t.valid_end; c += State::kLanes) {
+  const auto prefetch_at = [&](int64_t c) SSIMFAST_INLINE_LAMBDA {
     prefetch(soon_x + c * t.images.x.element_size);
     prefetch(soon_y + c * t.images.y.element_size);
-    if constexpr (!State::kMasked) row_moments(t, taps, s + c, d + c, to + c);
+  };
+  if constexpr (State::kMasked) {
+    const char* const soon_mask = t.images.mask.address(t.mask, r + kRows, t.first_stat);
+    for (int64_t run = t.vector_begin; run < t.valid_end; run += kStep) {
+      const int64_t end = std::min(run + kStep, t.valid_end);
+      for (int64_t c = run; c < end; c += State::kLanes) {
+        prefetch_at(c);
+        prefetch(soon_mask + c * t.images.mask.element_size);
+      }
+      t.seen(r, run) = filter_masked_run(t, taps, s, run, end, to);
+    }
+  } else {
+    for (int64_t c = t.vector_begin; c < t.valid_end; c += State::kLanes) {
+      prefetch_at(c);
+      row_moments(t, taps, s + c, d + c, to + c);
+    }
   }
-  if constexpr (State::kMasked) filter_masked_row(t, taps, r, s, to);
 }
 
 // Computes the means and variances of kBlock vertical windows: window b covers
@@ -180,16 +218,16 @@ SSIMFAST_INLINE void column_moments(const State& t, const typename State::Taps& 
 }
 
 // For kBlock neighbouring windows along columns: 1 / coverage of each, and the means of the visible
-// row nearest to the middle, on which all centre.
+// row nearest to the middle, on which all centre. Without holes that is the row in the middle.
 template <class V, int kBlock>
-struct Seen {
+struct Visible {
   V share[kBlock];
   V near_s, near_d;
 };
 
 // `at` is the offset in a row of moments.
-template <class State>
-SSIMFAST_INLINE Seen<typename State::V, State::kBlock> seen_along_columns(
+template <bool kHoles, class State>
+SSIMFAST_INLINE Visible<typename State::V, State::kBlock> visible_columns(
     const State& t, const typename State::Taps& taps, const typename State::A* const* rows,
     int64_t at) {
   using V = typename State::V;
@@ -198,12 +236,14 @@ SSIMFAST_INLINE Seen<typename State::V, State::kBlock> seen_along_columns(
   const int count = (kWindow > 0 ? kWindow : t.window) + kBlock - 1;
   const auto moment = [&](int k, Moment map)
                           SSIMFAST_INLINE_LAMBDA { return load<V>(rows[k] + map * t.pitch + at); };
-  Seen<V, kBlock> seen{};
+  Visible<V, kBlock> visible{};
   V sum[kBlock] = {};
   const auto take = [&](int k) SSIMFAST_INLINE_LAMBDA {
     const V coverage = moment(k, kCoverage);
-    seen.near_s = coverage > V{} ? moment(k, kMeanS) : seen.near_s;
-    seen.near_d = coverage > V{} ? moment(k, kMeanD) : seen.near_d;
+    if (kHoles || k == count / 2) {
+      visible.near_s = coverage > V{} ? moment(k, kMeanS) : visible.near_s;
+      visible.near_d = coverage > V{} ? moment(k, kMeanD) : visible.near_d;
+    }
 #pragma GCC unroll 4
     for (int b = 0; b < kBlock; ++b) {
       if (kBlock > 1 && (k - b < 0 || k - b >= kWindow)) continue;
@@ -218,8 +258,8 @@ SSIMFAST_INLINE Seen<typename State::V, State::kBlock> seen_along_columns(
   }
   if (count % 2 == 1) take(count / 2);
 #pragma GCC unroll 4
-  for (int b = 0; b < kBlock; ++b) seen.share[b] = reciprocal_or_zero<A>(sum[b]);
-  return seen;
+  for (int b = 0; b < kBlock; ++b) visible.share[b] = reciprocal_or_zero<A>(sum[b]);
+  return visible;
 }
 
 // column_moments for masked tiles. `at` is the offset of a mean in a row; its squares follow.
@@ -364,30 +404,63 @@ SSIMFAST_INLINE void filter_columns(const State& t, const typename State::Taps& 
   }
 }
 
-// The same for masked tiles, with 1 / coverage. `first` is the first of the rows.
+// What the windows along the rows of a step see. `first` is the first of the rows.
 template <class State>
-SSIMFAST_INLINE void filter_masked_columns(State& t, const typename State::Taps& taps,
-                                           const typename State::A* const* rows, int64_t first,
-                                           int64_t column, int64_t some,
-                                           MomentsOfStep<typename State::A>& moments) {
+SSIMFAST_INLINE Seen seen_by_step(State& t, int64_t first, int64_t column) {
+  Seen seen = t.seen(first, column);
+  for (int64_t k = 1; k < t.ring; ++k) {
+    const Seen more = t.seen(first + k, column);
+    if (more != seen) seen = std::max(more, seen) == Seen::kWeights ? Seen::kWeights : Seen::kHoles;
+  }
+  return seen;
+}
+
+template <bool kHoles, class State>
+SSIMFAST_INLINE void filter_weighted_columns(const State& t, const typename State::Taps& taps,
+                                             const typename State::A* const* rows, int64_t column,
+                                             int64_t some,
+                                             MomentsOfStep<typename State::A>& moments) {
   using V = typename State::V;
   constexpr int kBlock = State::kBlock;
-  bool plain = true;
-  for (int64_t k = 0; k < t.ring; ++k) plain = plain && t.is_plain(first + k, column);
-  if (plain) {
-    std::fill_n(&moments[kCoverage][0][0], kRows * kStep, typename State::A(1));
-    return filter_columns(t, taps, rows, column, some, moments);
-  }
   const int64_t coverage_at = kCoverage * t.pitch + column;
   for (int b = 0; b < kRows; b += kBlock) {
     for (int64_t c = 0; c < some; c += State::kLanes) {
-      const Seen<V, kBlock> seen = seen_along_columns(t, taps, rows + b, column + c);
-      for (int i = 0; i < kBlock; ++i) store(moments[kCoverage][b + i] + c, seen.share[i]);
+      const Visible<V, kBlock> visible = visible_columns<kHoles>(t, taps, rows + b, column + c);
+      for (int i = 0; i < kBlock; ++i) store(moments[kCoverage][b + i] + c, visible.share[i]);
       for (int i : {kMeanS, kMeanD})
         masked_column_moments(t, taps, rows + b, i * t.pitch + column + c, coverage_at + c,
-                              i == kMeanS ? seen.near_s : seen.near_d, seen.share,
+                              i == kMeanS ? visible.near_s : visible.near_d, visible.share,
                               moments[i][b] + c, moments[i + 1][b] + c, kStep);
     }
+  }
+}
+
+// filter_columns for masked tiles, with 1 / coverage. `seen`: by the windows along the rows.
+template <class State>
+SSIMFAST_INLINE void filter_masked_columns(const State& t, const typename State::Taps& taps,
+                                           const typename State::A* const* rows, Seen seen,
+                                           int64_t column, int64_t some,
+                                           MomentsOfStep<typename State::A>& moments) {
+  if (seen == Seen::kOnes) {
+    std::fill_n(&moments[kCoverage][0][0], kRows * kStep, typename State::A(1));
+    filter_columns(t, taps, rows, column, some, moments);
+  } else if (State::kWindow > 0 && seen == Seen::kWeights) {
+    filter_weighted_columns<false>(t, taps, rows, column, some, moments);
+  } else {
+    filter_weighted_columns<true>(t, taps, rows, column, some, moments);
+  }
+}
+
+// Writes the maps and partial derivatives of windows that see nothing, in kRows rows.
+template <class State>
+SSIMFAST_INLINE void fill_hidden(const State& t, int64_t first, int64_t column, int64_t some) {
+  using A = typename State::A;
+  for (int b = 0; b < kRows; ++b) {
+    if (!t.is_centre(first + b)) continue;
+    for (int i = 0; State::kSums && i < kMaps; ++i)
+      if (t.problem.map[i].data != nullptr) std::fill_n(t.map_row(i, b) + column, some, A(1));
+    for (int i = 0; State::kGrad && i < (State::kBoth ? 4 : 3); ++i)
+      std::fill_n(t.partial_row(first + b) + i * t.pitch + column, some, A(0));
   }
 }
 
@@ -409,7 +482,12 @@ SSIMFAST_INLINE void positions(State& t, int64_t first) {
   for (int64_t column = t.vector_begin; column < t.valid_end; column += kStep) {
     const int64_t some = std::min<int64_t>(kStep, t.valid_end - column);
     if constexpr (State::kMasked) {
-      filter_masked_columns(t, taps, rows, first - t.halo, column, some, moments);
+      const Seen seen = seen_by_step(t, first - t.halo, column);
+      if (seen == Seen::kNothing) {
+        fill_hidden(t, first, column, some);
+        continue;
+      }
+      filter_masked_columns(t, taps, rows, seen, column, some, moments);
     } else {
       filter_columns(t, taps, rows, column, some, moments);
     }
