@@ -212,7 +212,7 @@ def ssim(
     """The map of SSIM, and the gradients by x and y of ``sum(upstream * map)`` (default: ones)."""
     by = Definition(**definition)
     if mask is not None:
-        mask = np.broadcast_to(np.asarray(mask, np.float64), x.shape)
+        mask = weights_of(mask, x.shape)
     x, y = by.unit(x), by.unit(y)
     luminance, contrast = by.components(x, y, mask)
     if upstream is None:
@@ -222,7 +222,7 @@ def ssim(
     return luminance * contrast, grad_x / length, grad_y / length
 
 
-def centres(mask: Array, shape: tuple[int, ...], **definition) -> Array:
+def centres(shape: tuple[int, ...], *, mask: Array | None = None, **definition) -> Array:
     """For each position of the map of images of ``shape``, the mask at the window's centre."""
     return Definition(**definition).centres(weights_of(mask, shape))
 
@@ -244,15 +244,22 @@ def mean_of(values: Array, shares: Array, axes: tuple[int, ...], of_nothing: flo
 
 @remembered
 def components(
-    x: Array, y: Array, *, upstream: tuple[Array | float, Array | float] = (1.0, 1.0), **definition
+    x: Array,
+    y: Array,
+    *,
+    mask: Array | None = None,
+    upstream: tuple[Array | float, Array | float] = (1.0, 1.0),
+    **definition,
 ) -> tuple[Array, Array, Array, Array]:
     """The maps of luminance and of contrast and structure; the gradients by x and y of the sum of
     both, each times its upstream gradient."""
     by = Definition(**definition)
     x, y = by.unit(x), by.unit(y)
-    maps = by.components(x, y)
+    if mask is not None:
+        mask = weights_of(mask, x.shape)
+    maps = by.components(x, y, mask)
     by_maps = (np.broadcast_to(up, maps[0].shape) for up in upstream)
-    grad_x, grad_y = by.gradients(x, y, *by_maps)
+    grad_x, grad_y = by.gradients(x, y, *by_maps, mask)
     length = by.high - by.low
     return *maps, grad_x / length, grad_y / length
 
