@@ -189,6 +189,10 @@ class Call:
         return dtype == torch.uint8 and self.dtypes[0] != self.dtypes[1]
 
     @property
+    def axes(self) -> int:
+        return len(self.shape) - 2
+
+    @property
     def arithmetic(self) -> torch.dtype:
         """The floating dtype whose tolerances hold."""
         floating = [dtype for dtype in self.dtypes if dtype.is_floating_point]
@@ -243,10 +247,10 @@ def range_of(settled: dict, shape: tuple[int, ...]) -> tuple[float, float | np.n
     return settled.get("value_range", (0.0, high))
 
 
-def sizes_of(settled: dict, shape: tuple[int, ...]) -> tuple[int, ...]:
+def sizes_of(settled: dict, axes: int) -> tuple[int, ...]:
     """The size of the window along each axis."""
     size = settled.get("window_size", 11)
-    return tuple(size) if isinstance(size, (tuple, list)) else (size,) * (len(shape) - 2)
+    return tuple(size) if isinstance(size, (tuple, list)) else (size,) * axes
 
 
 def known_of(function: str) -> frozenset[str]:
@@ -296,7 +300,7 @@ def drawn_window(draw, function: str, axes: int) -> dict:
     by_axis = any(isinstance(settled.get(name), tuple) for name in ("window_size", "sigma"))
     if settled.get("padding") == "reflect" and (by_axis or function == "similarity_loss"):
         arguments["padding"] = "same"
-    if np.prod(sizes_of(settled, (0, 0, *[0] * axes))) > 1:
+    if np.prod(sizes_of(settled, axes)) > 1:
         arguments |= sometimes(draw, sample_covariance=st.booleans())
     elif settled.get("sample_covariance"):
         arguments["sample_covariance"] = False
@@ -333,7 +337,7 @@ def calls(draw) -> Call:
     images = draw(st.integers(1, 3))
     arguments = drawn_window(draw, function, axes)
     settled = presets.resolve(dict(arguments), known_of(function))
-    padding, sizes = settled.get("padding", "valid"), sizes_of(settled, (0, 0, *[0] * axes))
+    padding, sizes = settled.get("padding", "valid"), sizes_of(settled, axes)
     if draw(st.booleans()):
         arguments |= drawn_range(draw, images, {*of_images} == {torch.uint8})
     constants = {
@@ -429,7 +433,7 @@ def auto_weights(call: Call, settled: dict) -> tuple[float, ...]:
 
 def independent(count: int, call: Call, settled: dict) -> int:
     """Of so many windows, those that do not overlap: the errors of others do not average out."""
-    return max(1, count // int(np.prod(sizes_of(settled, call.shape))))
+    return max(1, count // int(np.prod(sizes_of(settled, call.axes))))
 
 
 STATISTIC = ("window", "sigma", "k1", "k2", "sample_covariance", "padding")
@@ -853,7 +857,7 @@ def test_calls_without_images(call, planes):
     reduction = "none" if call.function == "ssim_components" else settled.get("reduction", "mean")
     sides = call.shape[2:]
     if settled.get("padding", "valid") == "valid":
-        lost = sizes_of(settled, call.shape)
+        lost = sizes_of(settled, call.axes)
         sides = tuple(side - size + 1 for side, size in zip(sides, lost, strict=True))
     everything = {
         "ssim": (*planes, *sides),
@@ -1028,7 +1032,7 @@ def is_moderate(call: Call) -> bool:
     settled = call.resolved()
     low, high = range_of(settled, call.shape)
     length = np.asarray(high - low)
-    flat = call.kind not in PLAIN or np.prod(sizes_of(settled, call.shape)) == 1
+    flat = call.kind not in PLAIN or np.prod(sizes_of(settled, call.axes)) == 1
     least = 1e-3 if flat or "mask" in settled else 0.0  # without constants flat images give NaN
     sigma = np.asarray(settled.get("sigma", 1.5))
     weights = settled.get("weights", oracle.WANG)
@@ -1056,7 +1060,7 @@ def in_their_place(call: Call, name: str, value) -> Call:
 def is_too_small(call: Call, arguments: dict) -> bool:
     """Whether some scale has no window."""
     settled = presets.resolve(dict(arguments), known_of(call.function))
-    sizes, padding = sizes_of(settled, call.shape), settled.get("padding", "valid")
+    sizes, padding = sizes_of(settled, call.axes), settled.get("padding", "valid")
     scales = call.function == "ms_ssim" or settled.get("ms_ssim", 0) > 0
     if call.function == "similarity_loss" and not scales:
         if not settled.get("ssim", 1) and not settled.get("return_map"):
@@ -1178,7 +1182,7 @@ def test_images_that_do_not_go_together_are_refused(call, how):
     if how == "small":
         call.arguments |= {
             "padding": "valid",
-            "window_size": max(3, *sizes_of(settled, call.shape)),
+            "window_size": max(3, *sizes_of(settled, call.axes)),
         }
         call.arguments |= {"ssim": 1.0} if call.function == "similarity_loss" else {}
     call.arguments.pop("mask", None)
