@@ -56,7 +56,7 @@ def map_term_of(return_map: ReturnMap) -> int:
     if isinstance(return_map, bool):
         return SSIM if return_map else -1
     names = ("ssim", "contrast_structure")
-    if return_map not in names:
+    if not isinstance(return_map, str) or return_map not in names:
         raise ValueError(
             f"return_map must be True, False or one of {', '.join(names)}, got {return_map!r}"
         )

@@ -59,11 +59,13 @@ def weighted_pool(
     Hidden pixels may have any value. A black row or column that is added has weight 1, so that
     images whose weights are all 1 are pooled as without a mask.
     """
+    height, width = images[0].shape[-2:]
+    weights = weights.expand(*weights.shape[:-2], height, width)
+    padded = weights
     if pooling == POOLINGS["pad"]:
-        pooled_weights = 1 - reference.pool(1 - weights, pooling)
-    else:
-        pooled_weights = reference.pool(weights, pooling)
+        padded = torch.nn.functional.pad(weights, (width % 2, 0, height % 2, 0), value=1.0)
+    pooled_weights = reference.pool(padded, pooling)
     seen = weights > 0
-    share = torch.where(pooled_weights > 0, 1 / pooled_weights, 0)
-    pooled = [reference.pool((image.where(seen, 0) * weights), pooling) * share for image in images]
+    divisor = torch.where(pooled_weights > 0, pooled_weights, 1)
+    pooled = [reference.pool(image.where(seen, 0) * weights, pooling) / divisor for image in images]
     return pooled, pooled_weights

@@ -556,9 +556,10 @@ def _masked_ms_ssim(
         positions.append(statistic.positions(x.shape, 2))
         factors = masks.mask_factors(weights, x.shape, statistic, 2)
         mask = weights.expand(x.shape)
-        mean, _ = autograd.loss_of(
-            x, y, statistic, Loss(only(term)), positions[-1], 2, mask, factors
-        )
+        # A constant: torch.compile would trace the default number inside the sweep of the first
+        # level, and could not use it in the next one.
+        loss_of_level = Loss(only(term), constant=0.0)
+        mean, _ = autograd.loss_of(x, y, statistic, loss_of_level, positions[-1], 2, mask, factors)
         terms.append(mean.to(widest_dtype(mean))[..., None].expand(*mean.shape, constants.TERMS))
     value, all_terms, _ = reference.combine_levels(
         terms,

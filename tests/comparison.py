@@ -127,7 +127,7 @@ def assert_matches_oracle(
             allowed = {key: max(most, MASKED_FLOAT32[key]) for key, most in allowed.items()}
         mask = as_float64(arguments["mask"])
         of_oracle["mask"] = mask
-    centres = oracle.centres(mask, x.shape, **to_oracle(arguments))
+    centres = oracle.centres(x.shape, mask=mask, **to_oracle(arguments))
     # Images are independent, so that one gradient serves all sums and means.
     expected, *of_sum = oracle.ssim(*images, upstream=centres, **of_oracle)
     axes = tuple(range(1, x.dim()))

@@ -94,6 +94,13 @@ class Definition:
     def unit(self, image: Array) -> Array:
         return (np.asarray(image, np.float64) - self.low) / (self.high - self.low)
 
+    def centres(self, mask: Array) -> Array:
+        """For each position of the map, the mask at the window's centre."""
+        if self.padding != "valid":
+            return mask
+        sides = zip(self.halos(mask.ndim - 2), mask.shape[2:], strict=True)
+        return mask[(..., *[slice(halo, length - halo) for halo, length in sides])]
+
     def components(self, x: Array, y: Array, mask: Array | None = None) -> Pair:
         """The maps of luminance and of contrast and structure."""
         window_axes = tuple(range(-(x.ndim - 2), 0))
@@ -205,7 +212,7 @@ def ssim(
     """The map of SSIM, and the gradients by x and y of ``sum(upstream * map)`` (default: ones)."""
     by = Definition(**definition)
     if mask is not None:
-        mask = np.broadcast_to(np.asarray(mask, np.float64), x.shape)
+        mask = weights_of(mask, x.shape)
     x, y = by.unit(x), by.unit(y)
     luminance, contrast = by.components(x, y, mask)
     if upstream is None:
@@ -215,27 +222,44 @@ def ssim(
     return luminance * contrast, grad_x / length, grad_y / length
 
 
-def centres(mask: Array, shape: tuple[int, ...], **definition) -> Array:
+def centres(shape: tuple[int, ...], *, mask: Array | None = None, **definition) -> Array:
     """For each position of the map of images of ``shape``, the mask at the window's centre."""
-    by = Definition(**definition)
-    mask = np.broadcast_to(np.asarray(mask, np.float64), shape)
-    if by.padding != "valid":
-        return mask
-    sides = zip(by.halos(len(shape) - 2), shape[2:], strict=True)
-    return mask[(..., *[slice(halo, length - halo) for halo, length in sides])]
+    return Definition(**definition).centres(weights_of(mask, shape))
+
+
+def weights_of(mask: Array | None, shape: tuple[int, ...]) -> Array:
+    """The weight of each pixel: 1 without a mask."""
+    return np.broadcast_to(np.asarray(1.0 if mask is None else mask, np.float64), shape)
+
+
+def shares_of(weights: Array, axes: tuple[int, ...]) -> Array:
+    """What each number counts in a weighted mean over these axes; 0 if all weights are 0."""
+    total = weights.sum(axes, keepdims=True)
+    return weights / np.where(total == 0, 1, total)
+
+
+def mean_of(values: Array, shares: Array, axes: tuple[int, ...], of_nothing: float) -> Array:
+    return np.where(shares.any(axes), (shares * values).sum(axes), of_nothing)
 
 
 @remembered
 def components(
-    x: Array, y: Array, *, upstream: tuple[Array | float, Array | float] = (1.0, 1.0), **definition
+    x: Array,
+    y: Array,
+    *,
+    mask: Array | None = None,
+    upstream: tuple[Array | float, Array | float] = (1.0, 1.0),
+    **definition,
 ) -> tuple[Array, Array, Array, Array]:
     """The maps of luminance and of contrast and structure; the gradients by x and y of the sum of
     both, each times its upstream gradient."""
     by = Definition(**definition)
     x, y = by.unit(x), by.unit(y)
-    maps = by.components(x, y)
+    if mask is not None:
+        mask = weights_of(mask, x.shape)
+    maps = by.components(x, y, mask)
     by_maps = (np.broadcast_to(up, maps[0].shape) for up in upstream)
-    grad_x, grad_y = by.gradients(x, y, *by_maps)
+    grad_x, grad_y = by.gradients(x, y, *by_maps, mask)
     length = by.high - by.low
     return *maps, grad_x / length, grad_y / length
 
@@ -276,12 +300,25 @@ def halve_adjoint(grad: Array, odd: str, shape: tuple[int, ...]) -> Array:
     return grad
 
 
+def halve_weights(mask: Array, odd: str) -> Array:
+    """Means of the weights of 2 x 2 pixels; the black ones that "pad" adds have weight 1."""
+    if odd == "pad":
+        edges = [(0, 0), (0, 0), *((side % 2, 0) for side in mask.shape[2:])]
+        mask = np.pad(mask, edges, constant_values=1.0)
+    return halve(mask, odd)
+
+
+def inverse(weights: Array) -> Array:
+    """1 / weights, 0 where they are 0."""
+    return np.divide(1, weights, out=np.zeros_like(weights), where=weights > 0)
+
+
 class MultiScale(NamedTuple):
     value: Array  # (N, C), or (N,) for channels="joint"
     grad_x: Array
     grad_y: Array
     means: Array  # of each scale, before what is done to negative ones: (M, *value.shape)
-    counts: tuple[int, ...]  # of windows in one mean of each scale
+    counts: tuple[int, ...]  # of windows in one mean of each scale, as if all weighed the same
 
 
 @remembered
@@ -289,6 +326,7 @@ def ms_ssim(
     x: Array,
     y: Array,
     *,
+    mask: Array | None = None,
     weights: tuple[float, ...] = WANG,
     odd: str = "floor",
     negative: str = "relu",
@@ -302,14 +340,29 @@ def ms_ssim(
     finer = coarsest
     if coarsest.padding == "reflect":
         finer = Definition(**{**definition, "padding": "valid"})
-    scales = [(coarsest.unit(x), coarsest.unit(y))]
+    scales, seen = [(coarsest.unit(x), coarsest.unit(y))], [weights_of(mask, x.shape)]
     for _ in weights[1:]:
-        scales.append((halve(scales[-1][0], odd), halve(scales[-1][1], odd)))
-    axes = (2, 3) if channels == "separate" else (1, 2, 3)
-    maps = [finer.components(*images) for images in scales[:-1]]
-    maps.append(coarsest.components(*scales[-1]))
+        visible = [np.where(seen[-1] > 0, image, 0) * seen[-1] for image in scales[-1]]
+        seen.append(halve_weights(seen[-1], odd))
+        scales.append(tuple(halve(image, odd) * inverse(seen[-1]) for image in visible))
+    masks = [None if mask is None else weight for weight in seen]
+    definitions = [finer] * (len(weights) - 1) + [coarsest]
+    maps = [
+        by.components(*images, mask)
+        for by, images, mask in zip(definitions, scales, masks, strict=True)
+    ]
     averaged = [contrast for _, contrast in maps[:-1]] + [maps[-1][0] * maps[-1][1]]
-    means = np.stack([one.mean(axes) for one in averaged])
+    shares = [
+        shares_of(by.centres(weight) if mask is not None else np.ones_like(one), (2, 3))
+        for by, weight, one in zip(definitions, seen, averaged, strict=True)
+    ]
+    means = np.stack(
+        [mean_of(*each, (2, 3), of_nothing=1.0) for each in zip(averaged, shares, strict=True)]
+    )
+    axes = (2, 3)
+    if channels == "joint":
+        axes, means = (1, 2, 3), means.mean(2)
+        shares = [share / x.shape[1] for share in shares]
     if negative == "raise" and (means < 0).any():
         raise ValueError("negative mean")
     sizes = np.abs(means) if negative == "abs" else np.maximum(means, 0)
@@ -325,33 +378,40 @@ def ms_ssim(
     slopes = slopes * (np.sign(means) if negative == "abs" else means > 0)
     for scale in range(len(weights)):
         slopes[scale] *= np.delete(powers, scale, 0).prod(0)
-    counts = tuple(one.size // value.size for one in averaged)
+    counts = tuple(alike(share, axes) for share in shares)
     grad_x = grad_y = None
     for scale in reversed(range(len(weights))):
-        shape = averaged[scale].shape
-        by_map = np.expand_dims(upstream * slopes[scale] / counts[scale], axes)
-        by_map = np.broadcast_to(by_map, shape)
+        by_map = np.expand_dims(upstream * slopes[scale], axes) * shares[scale]
         if scale == len(weights) - 1:
             luminance, contrast = maps[scale]
-            grads = coarsest.gradients(*scales[scale], by_map * contrast, by_map * luminance)
-            grad_x, grad_y = grads
+            by_luminance, by_contrast = by_map * contrast, by_map * luminance
         else:
-            grads = finer.gradients(*scales[scale], np.zeros(shape), by_map)
-            image_shape = scales[scale][0].shape
-            grad_x = halve_adjoint(grad_x, odd, image_shape) + grads[0]
-            grad_y = halve_adjoint(grad_y, odd, image_shape) + grads[1]
+            by_luminance, by_contrast = np.zeros_like(by_map), by_map
+        grads = definitions[scale].gradients(
+            *scales[scale], by_luminance, by_contrast, masks[scale]
+        )
+        if scale < len(weights) - 1:
+            into, shape = inverse(seen[scale + 1]), scales[scale][0].shape
+            of_pooled = (halve_adjoint(grad * into, odd, shape) for grad in (grad_x, grad_y))
+            grads = [grad + seen[scale] * more for grad, more in zip(grads, of_pooled, strict=True)]
+        grad_x, grad_y = grads
     length = coarsest.high - coarsest.low
     return MultiScale(value, grad_x / length, grad_y / length, means, counts)
+
+
+def alike(shares: Array, axes: tuple[int, ...]) -> int:
+    """Number of equal shares whose mean would be as noisy; the smallest of all means."""
+    return round(1 / max((shares**2).sum(axes).max(), 1 / shares.size))
 
 
 # ---- similarity_loss ----------------------------------------------------------------------------
 
 
 class Loss(NamedTuple):
-    value: Array  # (N,)
+    value: Array  # (N,), or () for all images together
     grad_x: Array  # of the sum of the values
     grad_y: Array
-    terms: dict[str, Array]  # those with a factor above 0, (N,) each
+    terms: dict[str, Array]  # those with a factor above 0, of the shape of the value
 
 
 @remembered
@@ -360,33 +420,37 @@ def similarity_loss(
     y: Array,
     *,
     factors: dict[str, float],
+    mask: Array | None = None,
+    together: bool = False,
     weights: tuple[float, ...] = WANG,
     odd: str = "floor",
     negative: str = "relu",
     channels: str = "separate",
     **definition,
 ) -> Loss:
-    """The loss of each image. ``factors`` may leave out the terms whose factor is 0."""
+    """The loss of each image, or of all of them: where images see different parts of themselves,
+    the latter is not the mean of the former. ``factors`` may leave out terms whose factor is 0."""
     by = Definition(**definition)
-    images, planes = x.shape[:2]
+    axes = (0, 1, 2, 3) if together else (1, 2, 3)
     length = by.high - by.low
-    d = by.unit(x) - by.unit(y)
-    pixels = d[0].size
+    seen = weights_of(mask, x.shape)
+    d = np.where(seen > 0, by.unit(x) - by.unit(y), 0)
+    of_pixels = shares_of(seen, axes)
     terms: dict[str, Array] = {}
-    value, grad_x, grad_y = np.zeros(images), np.zeros(x.shape), np.zeros(x.shape)
+    value, grad_x, grad_y = np.zeros(()), np.zeros(x.shape), np.zeros(x.shape)
     for name, factor in factors.items():
         if factor == 0:
             continue
         if name == "ssim":
-            ssim_map, by_x, by_y = ssim(x, y, **definition)
-            positions = ssim_map[0].size
-            terms[name] = ssim_map.mean((1, 2, 3))
-            by_x, by_y = -by_x / positions, -by_y / positions
+            of_windows = shares_of(by.centres(seen), axes)
+            ssim_map, by_x, by_y = ssim(x, y, mask=mask, upstream=-of_windows, **definition)
+            terms[name] = mean_of(ssim_map, of_windows, axes, of_nothing=1.0)
         elif name == "ms_ssim":
             scales = dict(weights=weights, odd=odd, negative=negative, channels=channels)
-            result = ms_ssim(x, y, **scales, **definition)
-            share = planes if channels == "separate" else 1
-            terms[name] = result.value.reshape(images, -1).mean(1)
+            result = ms_ssim(x, y, mask=mask, **scales, **definition)
+            averaged = axes[: result.value.ndim - (not together)]
+            share = np.prod([result.value.shape[axis] for axis in averaged])
+            terms[name] = result.value.mean(averaged)
             by_x, by_y = -result.grad_x / share, -result.grad_y / share
         else:
             if name == "l1":
@@ -394,15 +458,17 @@ def similarity_loss(
             elif name == "l2":
                 term, by_d = d**2, 2 * d
             else:
+                assert mask is None
                 scale = 2 ** (len(weights) - 1) if factors.get("ms_ssim", 0) > 0 else 1
                 radius = by.size // 2 * scale
                 line = taps(by.window, 2 * radius + 1, by.sigma * scale)
                 rows, columns = (_blur_matrix(line, side) for side in d.shape[2:])
                 term = rows @ np.abs(d) @ columns.T
                 by_d = np.sign(d) * np.outer(rows.sum(0), columns.sum(0))
-            terms[name] = term.mean((1, 2, 3))
-            by_x, by_y = by_d / pixels / length, -by_d / pixels / length
-        value += factor * (1 - terms[name] if name in ("ssim", "ms_ssim") else terms[name])
+            terms[name] = mean_of(term, of_pixels, axes, of_nothing=0.0)
+            by_d = of_pixels * by_d / length
+            by_x, by_y = by_d, -by_d
+        value = value + factor * (1 - terms[name] if name in ("ssim", "ms_ssim") else terms[name])
         grad_x += factor * by_x
         grad_y += factor * by_y
     return Loss(value, grad_x, grad_y, terms)

@@ -60,14 +60,19 @@ class Function(NamedTuple):
         return [0.0, *(float("ssim" in name) for name in TERMS if self.arguments[name] > 0)]
 
 
-def _masked(x: Tensor, y: Tensor, **arguments) -> Tensor:
-    mask = torch.arange(x.shape[-1], device=x.device) % 4 / 3
-    return ssimfast.ssim(x, y, mask=mask, **arguments)
+def _mask_for(x: Tensor) -> Tensor:
+    """Weights of columns, a quarter of which are hidden."""
+    return torch.arange(x.shape[-1], device=x.device) % 4 / 3
 
 
-def mixture(x: Tensor, y: Tensor, **factors: float) -> tuple[Tensor, ...]:
+def _masked(x: Tensor, y: Tensor, of: Callable = ssimfast.ssim, **arguments) -> Tensor:
+    return of(x, y, mask=_mask_for(x), **arguments)
+
+
+def mixture(x: Tensor, y: Tensor, masked: bool = False, **factors: float) -> tuple[Tensor, ...]:
     arguments = {"weights": (0.4, 0.6), "return_terms": True, **factors}
-    loss, terms = ssimfast.similarity_loss(x, y, **arguments)
+    mask = _mask_for(x) if masked else None
+    loss, terms = ssimfast.similarity_loss(x, y, mask=mask, **arguments)
     return loss, *terms.values()
 
 
@@ -95,6 +100,9 @@ FUNCTIONS = {
         {"window_size": 5, "padding": "reflect", "reduction": "none"},
     ),
     "masked_volume": Function(_masked, VOLUMES, {"window_size": 5}),
+    "volume_by_axis": Function(
+        ssimfast.ssim, VOLUMES, {"window_size": (3, 7, 5), "sigma": (0.8, 1.5, 1.2)}
+    ),
     "ms_ssim": Function(ssimfast.ms_ssim, PYRAMIDS, {"weights": (0.4, 0.6)}),
     "ms_ssim_planes": Function(ssimfast.ms_ssim, PYRAMIDS, {"weights": (0.4, 0.6), **_PLANES}),
     "ms_ssim_joint": Function(ssimfast.ms_ssim, PYRAMIDS, {"weights": (0.4, 0.6), **_JOINT}),
@@ -103,7 +111,11 @@ FUNCTIONS = {
         PYRAMIDS,
         {"weights": (0.4, 0.6), "negative": "raise", **_UNIFORM},
     ),
+    "masked_ms_ssim": Function(
+        _masked, PYRAMIDS, {"of": ssimfast.ms_ssim, "weights": (0.4, 0.6), "odd": "pad"}
+    ),
     "mixture": Function(mixture, PYRAMIDS, _ALL),
+    "masked_mixture": Function(mixture, PYRAMIDS, {**_ALL, "gaussian_l1": 0.0, "masked": True}),
     "mixture_of_one_scale": Function(mixture, PYRAMIDS, {**_ALL, "weights": (0.9,)}),
     "mixture_without_ms_ssim": Function(
         mixture, PYRAMIDS, {**_ALL, "ms_ssim": 0.0, "reduction": "batch"}
@@ -112,7 +124,13 @@ FUNCTIONS = {
 }
 # One function for each autograd Function, and the compositions of them.
 DERIVATIVES = {"ssim", "map", "reflected", "components", "masked_map", "volume"}
-DERIVATIVES |= {"ms_ssim_joint", "ms_ssim_or_raise", "mixture"}
+DERIVATIVES |= {"ms_ssim_joint", "ms_ssim_or_raise", "masked_ms_ssim", "mixture"}
+# Marks of functions whose kernels are those of others.
+QUICKER = {
+    "volume_by_axis": pytest.mark.long,
+    "masked_ms_ssim": pytest.mark.long_with("cuda-emulated"),
+    "masked_mixture": pytest.mark.long_with("cuda-emulated"),
+}
 
 # Examples of hypothesis: the same ones every time, and few, for each runs kernels.
 few = settings(

@@ -1,8 +1,16 @@
 """ssimfast.ssim of masked images and of volumes against an independent float64 oracle."""
 
+import oracle
 import pytest
 import torch
-from comparison import HARD, TOLERANCES, as_float64, assert_matches_oracle, assert_near
+from comparison import (
+    HARD,
+    TOLERANCES,
+    as_float64,
+    assert_matches_oracle,
+    assert_near,
+    to_oracle,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from promises import LAYOUTS, drawn, few, pair
@@ -619,3 +627,17 @@ def test_a_range_for_each_image(backend):
         for *each, w in zip(x[:, None], y[:, None], (1, 200), strict=True)
     ]
     torch.testing.assert_close(got, torch.stack(want), rtol=0, atol=2e-7)
+
+
+@pytest.mark.long_with("triton", "reference", "cuda-emulated")
+def test_masks_of_every_shape_are_pooled(backend):
+    """Rows and columns that are repeated; and weights next to 0 keep their digits."""
+    x, y = pair(2, 2, 13, 15)
+    for mask in (torch.rand(15), torch.rand(13, 1), torch.tensor(0.3), torch.rand(2, 1, 1, 15)):
+        for weights in (mask, 1e-6 * mask):
+            for odd in ("floor", "pad", "replicate"):
+                arguments = {"weights": (0.4, 0.6), "window_size": 3, "odd": odd}
+                got = ssimfast.ms_ssim(x, y, mask=weights, **arguments)
+                own = to_oracle(arguments) | {"mask": as_float64(weights)}
+                want = oracle.ms_ssim(as_float64(x), as_float64(y), **own).value.mean()
+                assert got.item() == pytest.approx(want, abs=1e-6), (mask.shape, odd)

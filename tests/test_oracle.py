@@ -13,6 +13,11 @@ def images(*shape: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return x, 0.6 * x + 0.4 * noise
 
 
+def holes(*shape: int) -> np.ndarray:
+    """Weights of pixels, more than half of which are 0."""
+    return default_rng(3).random(shape) * (default_rng(4).random(shape) > 0.6)
+
+
 def assert_is_gradient(value, x, y, grad_x, grad_y) -> None:
     """Along random directions, one for each image: a wrong pixel shows in the sum."""
     directions = default_rng(1).standard_normal((2, *x.shape))
@@ -64,7 +69,7 @@ def test_maps(definition, shape):
 def test_masks(padding, shape):
     definition = {"size": 5, "padding": padding, "sample_covariance": True}
     x, y = images(*shape)
-    mask = default_rng(3).random(shape[1:]) * (default_rng(4).random(shape[1:]) > 0.6)
+    mask = holes(*shape[1:])
     ssim_map, *_ = oracle.ssim(x, y, mask=mask, **definition)
     up = default_rng(2).standard_normal(ssim_map.shape)
     _, *grads = oracle.ssim(x, y, mask=mask, upstream=up, **definition)
@@ -76,9 +81,23 @@ def test_masks(padding, shape):
 
 def test_a_mask_of_ones_is_no_mask():
     x, y = images(2, 1, 9, 10)
-    masked, plain = oracle.ssim(x, y, mask=np.ones(()), size=5), oracle.ssim(x, y, size=5)
-    for got, want in zip(masked, plain, strict=True):
-        np.testing.assert_allclose(got, want, rtol=0, atol=1e-14)
+    factors = {"ssim": 0.5, "ms_ssim": 0.6, "l1": 0.7, "l2": 0.8}
+    of_levels = {"weights": (0.3, 0.7), "size": 3}
+    for function, arguments in (
+        (oracle.ssim, {"size": 5}),
+        *((oracle.ms_ssim, {"odd": odd, **of_levels}) for odd in ("floor", "pad", "replicate")),
+        (oracle.similarity_loss, {"factors": factors, **of_levels}),
+        (oracle.similarity_loss, {"factors": factors, "together": True, **of_levels}),
+    ):
+        masked, plain = function(x, y, mask=np.ones(()), **arguments), function(x, y, **arguments)
+        for got, want in zip(masked, plain, strict=True):
+            pairs = (
+                zip(got.values(), want.values(), strict=True)
+                if isinstance(got, dict)
+                else [(got, want)]
+            )
+            for one, other in pairs:
+                np.testing.assert_allclose(one, other, rtol=0, atol=1e-14)
 
 
 def test_a_window_that_sees_nothing_is_one():
@@ -106,6 +125,44 @@ def test_halving_of_odd_sizes():
     assert oracle.halve(image, "floor").tolist() == [[[[1.5]]]]
     assert oracle.halve(image, "pad").tolist() == [[[[0.5, 2.5]]]]
     assert oracle.halve(image, "replicate").tolist() == [[[[1.5, 3.0]]]]
+    assert oracle.halve_weights(image, "pad").tolist() == [[[[1.0, 2.5]]]]
+    assert oracle.halve_weights(image, "floor").tolist() == [[[[1.5]]]]
+
+
+def test_pixels_are_pooled_by_their_weights():
+    """A level is the same whether pixels are hidden or have the mean of those that are seen."""
+    x, y = images(1, 1, 16, 16)
+    mask = np.ones((16, 16))
+    mask[6, 6] = mask[7, 7] = 0
+    filled = [image.copy() for image in (x, y)]
+    for image in filled:
+        image[..., 6, 6] = image[..., 7, 7] = (image[..., 6, 7] + image[..., 7, 6]) / 2
+    arguments = {"weights": (0.0, 1.0), "size": 1}
+    got = oracle.ms_ssim(x, y, mask=mask, **arguments)
+    pooled = [oracle.halve(image, "floor") for image in filled]
+    half = np.ones((8, 8))
+    half[3, 3] = 0.5
+    want = (half * oracle.ssim(*pooled, size=1)[0]).sum() / half.sum()
+    np.testing.assert_allclose(got.value, want, rtol=1e-12)
+    assert got.counts == (254, round(63.5**2 / 63.25))
+
+
+def test_means_of_what_is_not_seen():
+    x, y = images(2, 2, 17, 15)
+    mask = np.ones((2, 2, 17, 15))
+    mask[0] = mask[1, 1] = 0
+    alone = oracle.ms_ssim(x[1:, :1], y[1:, :1], weights=(1.0,), size=5).value
+    arguments = {"mask": mask, "weights": (1.0,), "size": 5}
+    assert np.allclose(oracle.ms_ssim(x, y, **arguments).value, [[1, 1], [alone.item(), 1]])
+    joint = oracle.ms_ssim(x, y, channels="joint", **arguments).value
+    assert np.allclose(joint, [1, (1 + alone.item()) / 2])
+    factors = {"ssim": 1.0, "l1": 1.0}
+    of_each = oracle.similarity_loss(x, y, factors=factors, **arguments)
+    of_all = oracle.similarity_loss(x, y, factors=factors, together=True, **arguments)
+    want = np.abs(x - y)[1, 0].mean()
+    assert np.allclose(of_each.terms["l1"], [0, want]) and np.isclose(of_all.terms["l1"], want)
+    assert np.allclose(of_each.terms["ssim"], [1, alone.item()])
+    assert np.isclose(of_all.terms["ssim"], alone.item())
 
 
 SCALES = {
@@ -120,6 +177,15 @@ SCALES = {
     "reflect": {"weights": (0.3, 0.7), "padding": "reflect"},
     "a_scale_without_weight": {"weights": (0.4, 0.0, 0.6)},
     "uniform": {"weights": (0.4, 0.6), "window": "uniform", "low": -1.0},
+    "masked": {"weights": (0.3, 0.7), "mask": holes(2, 1, 23, 21)},
+    "masked_odd_pad": {"weights": (0.3, 0.4, 0.5), "odd": "pad", "mask": holes(23, 21)},
+    "masked_joint_odd_replicate": {
+        "weights": (0.3, 0.7),
+        "odd": "replicate",
+        "channels": "joint",
+        "padding": "same",
+        "mask": holes(2, 23, 21),
+    },
 }
 
 
@@ -183,7 +249,13 @@ LOSSES = {
         "odd": "replicate",
         "low": -1.0,
     },
+    "masked": {
+        "factors": {"ssim": 0.5, "ms_ssim": 0.6, "l1": 0.7, "l2": 0.8},
+        "weights": (0.4, 0.6),
+        "mask": holes(2, 2, 17, 15),
+    },
 }
+LOSSES["masked_together"] = {**LOSSES["masked"], "together": True}
 
 
 @pytest.mark.parametrize("arguments", LOSSES.values(), ids=LOSSES)

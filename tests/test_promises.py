@@ -9,6 +9,7 @@ from promises import (
     DERIVATIVES,
     FUNCTIONS,
     LAYOUTS,
+    QUICKER,
     assert_compiles,
     assert_same_bits_for_every_number_of_threads,
     channels_last,
@@ -18,7 +19,10 @@ from promises import (
 )
 from torch import Tensor
 
-EVERY_FUNCTION = [pytest.param(function, id=name) for name, function in FUNCTIONS.items()]
+EVERY_FUNCTION = [
+    pytest.param(function, id=name, marks=QUICKER.get(name, ()))
+    for name, function in FUNCTIONS.items()
+]
 of_every_function = pytest.mark.parametrize("function", EVERY_FUNCTION)
 of_every_derivative = pytest.mark.parametrize(
     "function", [function for function in EVERY_FUNCTION if function.id in DERIVATIVES]
@@ -86,7 +90,7 @@ def test_nan_and_infinity_reach_their_image_and_no_other(backend, function):
             assert torch.equal(grad[0, 1:], clean_grad[0, 1:])
 
 
-@by_kernels
+@pytest.mark.long_with("reference", "cuda-emulated")  # no kernel is launched
 @of_every_function
 def test_no_images_or_no_channels(backend, function):
     for empty in ((0, *function.shape[1:]), (function.shape[0], 0, *function.shape[2:])):
@@ -183,7 +187,7 @@ def test_backward_twice_with_retained_graph(backend, function):
     assert torch.equal(first, second)
 
 
-@by_kernels
+@on_the_cpu
 @of_every_derivative
 def test_an_image_changed_before_backward_is_noticed(backend, function):
     """Backward may compute with the images again; never with other ones."""

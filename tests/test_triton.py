@@ -362,7 +362,7 @@ def masked_mean(x, y, mask, *, gradients=2, low=0.0, high=1.0, **window):
     size, same = window["size"], window["padding"] == "same"
     taps = gaussian_taps(size // 2, window["sigma"])
     statistic = Statistic(taps, [size], 1e-4, 9e-4, low, 1 / (high - low), same)
-    centres = oracle.centres(as_float64(mask), x.shape, **window)
+    centres = oracle.centres(x.shape, mask=as_float64(mask), **window)
     factors = torch.tensor([centres.size / centres.sum(), 1.0], dtype=torch.float64)
     request = {"mask": mask.expand(x.shape), "mask_factors": factors, "kept": 0}
     request |= {"gradients": gradients, "count": centres.size, "grad_count": centres.size}
@@ -375,7 +375,7 @@ def assert_masked_mean_matches_oracle(x, y, mask, tolerances=None, **window):
     allowed = tolerances or comparison.TOLERANCES[x.dtype]
     images, weights = (as_float64(x), as_float64(y)), as_float64(mask)
     window = {"padding": "same", "sigma": 1.5, **window}
-    centres = oracle.centres(weights, x.shape, **window)
+    centres = oracle.centres(x.shape, mask=weights, **window)
     want, *grads = oracle.ssim(*images, mask=weights, upstream=centres / centres.sum(), **window)
     value, by_images, got = masked_mean(x, y, mask, **window)
     assert_near(got, want, allowed["map"], "map")

@@ -267,6 +267,23 @@ void sums_of_seen(bool selects) {
   for (int i = 0; i < kThreads; ++i) EXPECT(to[i] == (i / 2 == 2 ? 1.0f : 2.0f));
 }
 
+// A row for each block, weighted by a mask of one row, which is broadcast: its step by rows is 0.
+__global__ void weigh(ssimfast::View mask, const float* values, float* to) {
+  const int64_t row = blockIdx.x, column = threadIdx.x, i = row * blockDim.x + column;
+  const int64_t of_mask = row * mask.by_row + column * mask.by_column;
+  write(to + i, read(values + i) * ssimfast::cuda::load<float>(mask, of_mask));
+}
+
+// With the step of a dense mask, the second row is read past the end of the only one.
+void weighted_rows(int64_t by_row, bool results_follow) {
+  const std::vector<float> values(2 * kThreads, 3.0f);
+  std::vector<float> mask((results_follow ? 3 : 1) * kThreads, 0.5f), apart(2 * kThreads);
+  float* const results = results_follow ? mask.data() + kThreads : apart.data();
+  const ssimfast::View of_mask{mask.data(), 0, 0, 0, by_row, 1, ssimfast::Dtype::kFloat32};
+  emulator::launch(weigh, 2, kThreads, 0, of_mask, values.data(), results);
+  for (int i = 0; i < 2 * kThreads; ++i) EXPECT(results[i] == 1.5f);
+}
+
 // The halves of a 4-byte word belong to two threads, and that is all right.
 __global__ void write_halves(__half* to) {
   write(to + threadIdx.x, __float2half_rn(float(threadIdx.x)));
@@ -584,6 +601,9 @@ std::map<std::string, Case> cases() {
        }},
       {"hidden_pixels", [] { sums_of_seen(true); }},
       {"hidden_pixels_not_kept", [] { sums_of_seen(false); }},
+      {"broadcast_mask", [] { weighted_rows(0, true); }},
+      {"broadcast_mask_as_dense", [] { weighted_rows(kThreads, true); }},
+      {"mask_out_of_bounds", [] { weighted_rows(kThreads, false); }},
       {"halves_of_a_word", [] { launch(write_halves, 1, kThreads, 0, halves.data()); }},
       {"read_of_written", [=] { launch(write_then_read, 1, kThreads, 0, data, 1); }},
       {"write_of_read", [=] { launch(read_then_write, 1, kThreads, 0, data); }},
