@@ -428,8 +428,13 @@ class Sweep {
                                   const Shared<float>& to) const {
     if constexpr (kMasked) {
       keep_seen(unit, group, inside, to);
-      return;
+    } else {
+      keep_all(unit, group, inside, to);
     }
+  }
+
+  SSIMFAST_DEVICE void keep_all(const UnitRange<float>& unit, const Group& group, int inside,
+                                const Shared<float>& to) const {
     float s[kColumns], d[kColumns];
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) {
