@@ -28,7 +28,7 @@ CYCLEGAN := $(VENV)/bin/python -I -m cyclegan
 demo: $(VENV)/installed
 	rm -rf $(DEMO)/run
 	$(CYCLEGAN) demo-data $(DEMO)/data
-	$(CYCLEGAN) train --data $(DEMO)/data --run-dir $(DEMO)/run --image-size 64 --test-size 256 \
+	$(CYCLEGAN) train --data $(DEMO)/data --run-dir $(DEMO)/run --crop-size 64 --test-size 256 \
 	  --steps 900 --save-every 300 --generator unet_16 --base-width 32 --discriminator-width 32 \
 	  --discriminator-layers 2 --learning-rate 1e-3 --lambda-cycle 1.5 --lambda-identity 0.6 \
 	  --pool-size 0 --ema-decay 0.99

@@ -25,13 +25,13 @@ from cyclegan.trainer import NETWORKS, Trainer
 
 CASES = {
     "demo 4x3x64x64": {
-        "image_size": 64,
+        "crop_size": "64",
         "batch_size": 4,
         "generator": "resnet_4",
         "base_width": 16,
         "discriminator_width": 32,
     },
-    "paper 1x3x256x256": {"image_size": 256},
+    "paper 1x3x256x256": {"crop_size": "256"},
 }
 LIBRARIES = ("ssimfast", "plain")
 
@@ -84,9 +84,8 @@ def data(tmp_path_factory):
 def make(case: str, data) -> tuple[Trainer, PlainStep, tuple[Tensor, Tensor]]:
     run = str(data / "run")
     trainer = Trainer(Settings(data=str(data), run_dir=run, steps=1000, **CASES[case]))
-    size = trainer.settings.image_size
     generator = torch.Generator().manual_seed(0)
-    shape = (2, trainer.settings.batch_size, 3, size, size)
+    shape = (2, trainer.settings.batch_size, 3, *trainer.settings.crop)
     batch = torch.rand(shape, generator=generator).mul(2).sub(1).to(trainer.device).unbind()
     return trainer, PlainStep(trainer), batch
 

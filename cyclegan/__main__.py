@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import warnings
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 from cyclegan.threads import choose_waiting
@@ -105,12 +105,19 @@ def make_parser() -> argparse.ArgumentParser:
         "target",
         type=Path,
         metavar="OUT",
-        help="PNG file, or folder for the results; files of the same name are replaced",
+        help="PNG, TIFF or .npy file, or folder for the results, which are of the images' kinds; "
+        "files of the same name are replaced",
     )
     add_checkpoint(translate)
     translate.add_argument("--direction", choices=("ab", "ba"), default="ab", help="default: ab")
     translate.add_argument(
-        "--tile", type=int, default=1024, help="largest side at once, in pixels; 0: any (1024)"
+        "--size", default="", help="scale images before: 512 (the shorter side), or 512x768"
+    )
+    translate.add_argument(
+        "--tile",
+        type=int,
+        help="largest side at once, in pixels; 0: any (1024 where memory has no room for the whole "
+        "image). Tiles may differ in tone",
     )
     translate.add_argument("--overlap", type=int, help="pixels that tiles share (an eighth)")
 
@@ -214,30 +221,31 @@ def run_compare(args: argparse.Namespace) -> None:
 
 def run_translate(args: argparse.Namespace) -> None:
     device = find_device(args.device)
-    generator, _ = load_generator(args.checkpoint, args.direction, device)
-    count = translate_files(generator, args.source, args.target, device, args.tile, args.overlap)
+    generator, settings = load_generator(args.checkpoint, args.direction, device)
+    place = (args.source, args.target, device, args.size, args.tile, args.overlap)
+    count = translate_files(generator, settings, args.direction, *place)
     print(f"translated into {args.target}: {count}")
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
     device = find_device(args.device)
     generators, settings = load_generators(args.checkpoint, ("ab", "ba"), device)
-    data = args.data or Path(settings.data)
-    size = settings.size_of_tests()
+    if args.data:
+        settings = replace(settings, data=str(args.data))
     if args.fid:
         check_inception(args.inception_weights)  # names now what is missing
-    results = evaluate(generators, data, size, device, args.batch_size)
+    results = evaluate(generators, settings, device, args.batch_size)
     if args.fid:
         options = {"feature_extractor_weights_path": args.inception_weights or None}
-        for direction, source, target in (("ab", "testA", "testB"), ("ba", "testB", "testA")):
-            place = (data / source, data / target, size, device, args.batch_size)
-            results[direction] = distribution_scores(generators[direction], *place, **options)
+        for direction, generator in generators.items():
+            place = (settings, direction, device, args.batch_size)
+            results[direction] = distribution_scores(generator, *place, **options)
     print(json.dumps(results, indent=1))
 
 
 def run_export(args: argparse.Namespace) -> None:
     generator, settings = load_generator(args.checkpoint, args.direction, find_device("cpu"))
-    error = export_onnx(generator, settings.image_size, args.target)
+    error = export_onnx(generator, settings.crop, settings.channels, args.target)
     print(f"{args.target}: differs from PyTorch by at most {error:.1e}")
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from cyclegan.errors import UserError
 from cyclegan.evaluate import METRICS, evaluate
-from cyclegan.files import to_image, write_png, write_text
+from cyclegan.files import write_text
+from cyclegan.images import to_image, write_png
 from cyclegan.report import write_comparison
 from cyclegan.settings import Settings
 from cyclegan.trainer import Trainer
@@ -50,13 +51,7 @@ def compare(settings: Settings, cycle_losses: Sequence[str]) -> Path | None:
             return None
         if not trainer.is_main:
             continue
-        results = evaluate(
-            trainer.generators(),
-            Path(run.data),
-            run.size_of_tests(),
-            trainer.device,
-            run.batch_size,
-        )
+        results = evaluate(trainer.generators(), trainer.settings, trainer.device, run.batch_size)
         scores[loss] = {
             **{f"cycle {METRICS[name]}": value for name, value in results["mean"].items()},
             "seconds per step": trainer.seconds / trainer.step,

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout
-from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
@@ -14,7 +13,8 @@ from torch.utils.data import Dataset
 from cyclegan.data import centre_crops
 from cyclegan.errors import UserError, cause
 from cyclegan.features import read_weights
-from cyclegan.files import to_8_bit
+from cyclegan.images import to_8_bit
+from cyclegan.settings import Settings
 from ssimfast import ms_ssim, ssim
 
 METRICS = {  # with their titles
@@ -29,8 +29,8 @@ METRICS = {  # with their titles
 def round_trips(
     real: Iterable[Tensor], there: nn.Module, back: nn.Module, device: torch.device, batch: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(real, fake, reconstruction), each (N, 3, H, W) on the CPU with N up to `batch`, of images
-    (3, H, W)."""
+    """(real, fake, reconstruction), each (N, C, H, W) on the CPU with N up to `batch`, of images
+    (C, H, W)."""
     for images in _batched(real, batch):
         fake = there(images.to(device))
         yield images, fake.cpu(), back(fake).cpu()
@@ -70,22 +70,17 @@ def colour_error(x: Tensor, y: Tensor) -> Tensor:
 
 
 def evaluate(
-    generators: dict[str, nn.Module],
-    data: Path,
-    image_size: int,
-    device: torch.device,
-    batch: int = 8,
+    generators: dict[str, nn.Module], settings: Settings, device: torch.device, batch: int = 8
 ) -> dict[str, dict[str, float]]:
     """`cycle_scores` of testA ("aba") and testB ("bab"), and their "mean".
 
     Args:
         generators: by "ab" and "ba".
-        data: folder with testA and testB.
-        image_size: side of the centre crops.
+        settings: of their run; of data, the folder that holds testA and testB.
     """
     results = {}
-    for there, back, folder in (("ab", "ba", "testA"), ("ba", "ab", "testB")):
-        real = centre_crops(data / folder, image_size)
+    for there, back, domain in (("ab", "ba", "A"), ("ba", "ab", "B")):
+        real = centre_crops(settings, domain)
         trips = round_trips(real, generators[there], generators[back], device, batch)
         results[there + back[1]] = cycle_scores(trips)
     results["mean"] = mean_scores(*results.values())
@@ -155,17 +150,17 @@ def check_inception(weights: str) -> None:
 
 def distribution_scores(
     generator: nn.Module,
-    source: Path,
-    target: Path,
-    image_size: int,
+    settings: Settings,
+    direction: str,
     device: torch.device,
     batch_size: int = 8,
     **options,
 ) -> dict[str, float]:
-    """FID and KID between translations of the images of `source` and those of `target`, through
-    torch-fidelity.
+    """FID and KID between the translations of the test images of one domain and the test images of
+    the other, as `to_8_bit` shows them, through torch-fidelity.
 
     Args:
+        direction: "ab" or "ba".
         options: more arguments of ``torch_fidelity.calculate_metrics``, such as
             feature_extractor_weights_path for machines without internet.
 
@@ -173,14 +168,15 @@ def distribution_scores(
         UserError: torch-fidelity is not installed, or there are fewer than two images.
     """
     calculate_metrics = fidelity()
+    source, target = direction.upper()
     with torch.no_grad():
-        batches = _batched(centre_crops(source, image_size), batch_size)
+        batches = _batched(centre_crops(settings, source), batch_size)
         translated = (generator(images.to(device)).cpu() for images in batches)
         fakes = _Images8Bit(fake for batch in translated for fake in batch)
-    reals = _Images8Bit(centre_crops(target, image_size))
+    reals = _Images8Bit(centre_crops(settings, target))
     fewest = min(len(fakes), len(reals))
     if fewest < 2:
-        raise UserError(f"FID and KID need two images; got {fewest} in {source} or {target}")
+        raise UserError(f"FID and KID need two images; got {fewest} in testA or testB")
     metrics = calculate_metrics(
         input1=fakes,
         input2=reals,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from cyclegan.errors import UserError
 
 
-def parse_generator(name: str, image_size: int) -> tuple[str, int, int]:
+def parse_generator(name: str, size: tuple[int, int]) -> tuple[str, int, int]:
     """The kind of generator that settings name, of which its images' sides must be a multiple, and
     its number: of residual blocks, or of levels.
 
@@ -17,7 +17,7 @@ def parse_generator(name: str, image_size: int) -> tuple[str, int, int]:
         UserError: another name.
     """
     if name == "auto":
-        name = "resnet_9" if image_size >= 256 else "resnet_6"
+        name = "resnet_9" if min(size) >= 256 else "resnet_6"
     match = re.fullmatch(r"(resnet|unet)_([1-9][0-9]{0,3})", name)
     kind, number = (match[1], int(match[2])) if match else ("", 0)
     if kind == "resnet":
@@ -30,10 +30,12 @@ def parse_generator(name: str, image_size: int) -> tuple[str, int, int]:
     )
 
 
-def make_generator(name: str, image_size: int, base_width: int) -> nn.Module:
-    """(N, 3, H, W) in [-1, 1] -> the same; see `parse_generator`."""
-    kind, _, number = parse_generator(name, image_size)
-    return (ResnetGenerator if kind == "resnet" else UnetGenerator)(base_width, number)
+def make_generator(
+    name: str, size: tuple[int, int], base_width: int, channels: int = 3
+) -> nn.Module:
+    """(N, channels, H, W) in [-1, 1] -> the same; see `parse_generator`."""
+    kind, _, number = parse_generator(name, size)
+    return (ResnetGenerator if kind == "resnet" else UnetGenerator)(base_width, number, channels)
 
 
 class ResnetGenerator(nn.Module):
@@ -49,12 +51,12 @@ class ResnetGenerator(nn.Module):
 
     smallest, multiple = 8, 4  # of the sides of images
 
-    def __init__(self, base_width: int = 64, blocks: int = 9):
+    def __init__(self, base_width: int = 64, blocks: int = 9, channels: int = 3):
         super().__init__()
         w = base_width
         self.layers = nn.Sequential(
             nn.ReflectionPad2d(3),
-            nn.Conv2d(3, w, 7),
+            nn.Conv2d(channels, w, 7),
             *norm_relu(w),
             nn.Conv2d(w, 2 * w, 3, stride=2, padding=1),
             *norm_relu(2 * w),
@@ -66,7 +68,7 @@ class ResnetGenerator(nn.Module):
             nn.ConvTranspose2d(2 * w, w, 3, 2, padding=1, output_padding=1),
             *norm_relu(w),
             nn.ReflectionPad2d(3),
-            nn.Conv2d(w, 3, 7),
+            nn.Conv2d(w, channels, 7),
             nn.Tanh(),
         )
         self.apply(init_normal)
@@ -105,14 +107,14 @@ class UnetGenerator(nn.Module):
         levels: 8 for 256x256, 7 for 128x128.
     """
 
-    def __init__(self, base_width: int = 64, levels: int = 8):
+    def __init__(self, base_width: int = 64, levels: int = 8, channels: int = 3):
         super().__init__()
         self.smallest = self.multiple = 2**levels
         widths = [base_width * min(2**level, 8) for level in range(levels)]
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for level, width in enumerate(widths):
             outer, inner = level == 0, level == levels - 1
-            above = 3 if outer else widths[level - 1]
+            above = channels if outer else widths[level - 1]
             down = nn.Conv2d(above, width, 4, stride=2, padding=1)
             up = nn.ConvTranspose2d(width if inner else 2 * width, above, 4, stride=2, padding=1)
             leak = [] if outer else [nn.LeakyReLU(0.2)]
@@ -141,9 +143,9 @@ class PatchDiscriminator(nn.Module):
         n_layers: convolutions of stride 2; three of them make patches of 70x70 pixels.
     """
 
-    def __init__(self, base_width: int = 64, n_layers: int = 3):
+    def __init__(self, base_width: int = 64, n_layers: int = 3, channels: int = 3):
         super().__init__()
-        layers = [nn.Conv2d(3, base_width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        layers = [nn.Conv2d(channels, base_width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         width = base_width
         for depth in range(1, n_layers + 1):
             width_in, width = width, base_width * min(2**depth, 8)

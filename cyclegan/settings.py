@@ -1,6 +1,7 @@
 """What a run depends on."""
 
 import math
+import re
 from dataclasses import MISSING, dataclass, field, fields
 
 from torch import nn
@@ -18,6 +19,7 @@ from cyclegan.networks import parse_generator
 
 PRECISIONS = ("no", "bf16", "fp16")
 TRACKERS = ("tensorboard", "wandb")
+MOST_CHANNELS = 16
 
 
 def setting(help: str, default: int | float | str | bool = MISSING, free: bool = False):
@@ -34,7 +36,19 @@ class Settings:
     data: str = setting("folder with trainA, trainB, testA, testB", free=True)
     run_dir: str = setting("folder for checkpoints, samples, log and report", free=True)
     steps: int = setting("updates of the generators; the paper: 200 passes over trainA", free=True)
-    image_size: int = setting("side of the training crops in pixels", 256)
+    crop_size: str = setting("training crops in pixels: 256, or 256x512 (height x width)", "256")
+    load_size: str = setting(
+        "what training images are scaled to before the crop: 286 (the shorter side), 286x572, "
+        "native (not at all); none: 286/256 of the crop, which is then covered",
+        "",
+    )
+    flip: bool = setting("mirror half of the training images", True)
+    channels: int = setting(f"bands of the images of both domains, 1 to {MOST_CHANNELS}", 3)
+    value_range: str = setting(
+        "values of black and white, as 0,4095 (--value-range=-1000,3000), or those of A/those of "
+        "B; auto: of the type for 8 and 16 bits, else measured and printed",
+        "auto",
+    )
     batch_size: int = setting("pairs per step and process", 1)
     generator: str = setting(
         "resnet_6, resnet_9 (any number of blocks), unet_128, unet_256 (any power of 2); auto: "
@@ -76,12 +90,17 @@ class Settings:
     compile: bool = setting("compile the networks: minutes at first, then faster steps", False)
     channels_last: str = setting("memory format: yes, no; auto: yes on a GPU", "auto")
     test_images: int = setting("images of each test folder, by name, that samples show", 16)
-    test_size: int = setting("side that test images are scaled to, in pixels; 0: image_size", 0)
+    test_size: str = setting("what test images are scaled to, as crop_size; none: as that", "")
     log_every: int = setting("steps between looks at the losses; each waits for a GPU", 20, True)
     save_every: int = setting("steps between checkpoints and sample grids", 1000, True)
     keep: int = setting("checkpoints that are kept", 3, True)
     trackers: str = setting(f"where losses go too: {', '.join(TRACKERS)}, with commas", "", True)
-    workers: int = setting("processes that load images; 0: the training process does", 0, True)
+    workers: int = setting(
+        "processes that load images; 0: the training process does; -1: none on a CPU, or where the "
+        "images fit in memory, else up to 8",
+        -1,
+        True,
+    )
     seed: int = setting("of weights, order of images, crops and pools", 0)
     device: str = setting("auto: what Accelerate chooses; cpu", "auto", True)
 
@@ -91,8 +110,9 @@ class Settings:
             *("learning_rate", "test_images", "log_every", "save_every", "keep"),
         ):
             self._require(name, getattr(self, name) > 0, "positive")
-        for name in ("lambda_cycle", "lambda_identity", "pool_size", "workers", "clip_norm"):
+        for name in ("lambda_cycle", "lambda_identity", "pool_size", "clip_norm"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
+        self._require("workers", self.workers >= -1, "-1 or more")
         for name in ("learning_rate", "lambda_cycle", "lambda_identity", "clip_norm"):
             self._require(name, math.isfinite(getattr(self, name)), "finite")
         for name in ("beta1", "decay_start", "ema_decay"):
@@ -107,22 +127,48 @@ class Settings:
             self._require(name, getattr(self, name) in known, f"one of {', '.join(known)}")
         for tracker in self.tracker_names():
             self._require("trackers", tracker in TRACKERS, f"some of {', '.join(TRACKERS)}")
-        # In smaller images the SSIM window or the discriminator's last two layers do not fit.
-        smallest = max(16, 4 * 2**self.discriminator_layers)
-        multiple = parse_generator(self.generator, self.image_size)[1]
-        fits = self.image_size % multiple == 0 and self.image_size >= smallest
-        self._require("image_size", fits, f"a multiple of {multiple}, at least {smallest}")
-        fits = self.size_of_tests() % multiple == 0 and self.size_of_tests() >= smallest
-        self._require("test_size", fits, f"0 or a multiple of {multiple}, at least {smallest}")
+        self._check_images()
         check_seed(self.seed)
         parse_cycle_loss(self.cycle_loss, self.loss_preset)  # rejects unknown names
+
+    def _check_images(self) -> None:
+        # In smaller images the SSIM window or the discriminator's last two layers do not fit.
+        smallest = max(16, 4 * 2**self.discriminator_layers)
+        multiple = parse_generator(self.generator, self.crop)[1]
+        for name, size in (("crop_size", self.crop), ("test_size", self.test)):
+            fits = all(side % multiple == 0 and side >= smallest for side in size)
+            what = f"of sides that are multiples of {multiple}, at least {smallest}"
+            self._require(name, fits, what)
+        if self.load_size not in ("", "native"):
+            load, whole = parse_size("load_size", self.load_size), "x" in self.load_size
+            least = self.crop if whole else [min(self.crop)] * 2
+            fits = all(a >= b for a, b in zip(load, least, strict=True))
+            self._require("load_size", fits, f"native, or at least the crop ({self.crop_size})")
+        self._require("channels", 1 <= self.channels <= MOST_CHANNELS, f"1 to {MOST_CHANNELS}")
+        _ = self.ranges
 
     def _require(self, name: str, holds: bool, what: str) -> None:
         if not holds:
             raise UserError(f"{name} must be {what}; got {getattr(self, name)!r}")
 
-    def size_of_tests(self) -> int:
-        return self.test_size or self.image_size
+    @property
+    def crop(self) -> tuple[int, int]:
+        """Height and width of the training crops in pixels."""
+        return parse_size("crop_size", self.crop_size)
+
+    @property
+    def test(self) -> tuple[int, int]:
+        """Height and width of the test images in pixels."""
+        return parse_size("test_size", self.test_size) if self.test_size else self.crop
+
+    @property
+    def ranges(self) -> dict[str, tuple[float, float] | None]:
+        """Values of black and white by domain, "A" and "B"; None: those of the pixels' type."""
+        parts = self.value_range.split("/")
+        ranges = [_parse_range(part) for part in parts]
+        fits = len(parts) <= 2 and all(one is None or one[0] < one[1] for one in ranges)
+        self._require("value_range", fits, "auto, LOW,HIGH, or one for A/one for B, LOW < HIGH")
+        return {"A": ranges[0], "B": ranges[-1]}
 
     def tracker_names(self) -> list[str]:
         return [name.strip() for name in self.trackers.split(",") if name.strip()]
@@ -141,3 +187,22 @@ class Settings:
                     f"{one.name} must be {theirs!r}, as in the checkpoint that the run goes on "
                     f"from; got {ours!r}, which needs a new run in another run_dir"
                 )
+
+
+def parse_size(name: str, text: str) -> tuple[int, int]:
+    """Height and width that "256" or "256x512" says."""
+    if not re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5})?", text):
+        raise UserError(f"{name} must be like 256 or 256x512 (height x width); got {text!r}")
+    sides = [int(side) for side in text.split("x")]
+    return sides[0], sides[-1]
+
+
+def _parse_range(text: str) -> tuple[float, float] | None:
+    """LOW and HIGH of "LOW,HIGH"; None of "auto"; LOW = HIGH = 0, which is no range, of others."""
+    if text.strip() == "auto":
+        return None
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        return 0.0, 0.0
+    return (low, high) if math.isfinite(high - low) else (0.0, 0.0)

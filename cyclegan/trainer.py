@@ -35,10 +35,11 @@ from cyclegan import checkpoints
 from cyclegan.data import Batches, UnpairedImages, load_test_images
 from cyclegan.errors import UserError
 from cyclegan.evaluate import cycle_scores, mean_scores, round_trips
-from cyclegan.files import fingerprint, to_image, write_png, write_text, writing
+from cyclegan.files import fingerprint, write_text, writing
 from cyclegan.guards import Diverged, Watch, check_finite, luminance_correlation
 from cyclegan.image_pool import ImagePool
-from cyclegan.loading import batches_of, ignore_interrupts
+from cyclegan.images import normalise, to_image, write_png
+from cyclegan.loading import batches_of, count_workers, ignore_interrupts
 from cyclegan.log import RunLog
 from cyclegan.losses import discriminator_loss, generator_loss
 from cyclegan.networks import PatchDiscriminator, make_generator
@@ -60,7 +61,7 @@ GRID_ROWS = 8  # test images per direction in a sample grid
 class Trainer:
     """Two generators, two discriminators, and all that training them takes.
 
-    Images are (N, 3, image_size, image_size) in [-1, 1]. generator_ab turns real_a into fake_b,
+    Images are (N, channels, *crop) in [-1, 1]. generator_ab turns real_a into fake_b,
     generator_ba turns fake_b into rec_a; discriminator_b tells real_b from fake_b. A loss of domain
     a is about images that are, or shall look like, those of A.
 
@@ -75,8 +76,7 @@ class Trainer:
     """
 
     def __init__(self, settings: Settings, resume: str | checkpoints.Start = "no"):
-        self.settings = s = settings
-        self.run_dir = Path(s.run_dir)
+        self.run_dir = Path(settings.run_dir)
         if not isinstance(resume, checkpoints.Start):
             resume = checkpoints.choose(resume, self.run_dir)
         checkpoint, self._known_checkpoints = resume
@@ -91,17 +91,16 @@ class Trainer:
         self.log = RunLog(self.run_dir)
         self.watch = Watch()
 
-        root = Path(s.data)
-        samples = s.steps * s.batch_size * self.processes
-        self.pairs = UnpairedImages(root, s.image_size, samples, s.seed)
-        tests = (s.size_of_tests(), s.test_images)
-        self.test_a = load_test_images(root / "testA", *tests)
-        self.test_b = load_test_images(root / "testB", *tests)
+        self.pairs = UnpairedImages(settings)
+        self.settings = s = self.pairs.settings  # with a value_range, if that was measured
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self.workers = count_workers(s.workers, self.pairs.in_memory, self.device.type, here)
+        self.test_a, self.test_b = (load_test_images(s, domain) for domain in "AB")
 
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(s.seed % 2**32)
-        generator = (s.generator, s.image_size, s.base_width)
-        discriminator = (s.discriminator_width, s.discriminator_layers)
+        generator = (s.generator, s.crop, s.base_width, s.channels)
+        discriminator = (s.discriminator_width, s.discriminator_layers, s.channels)
         self.generator_ab = make_generator(*generator)
         self.generator_ba = make_generator(*generator)
         self.discriminator_a = PatchDiscriminator(*discriminator)
@@ -253,12 +252,13 @@ class Trainer:
 
     def _introduction(self) -> str:
         s = self.settings
-        images_a, images_b = len(self.pairs.paths_a), len(self.pairs.paths_b)
+        images_a, images_b = len(self.pairs.a.paths), len(self.pairs.b.paths)
         epoch = -(-images_a // (s.batch_size * self.processes))
         return (
             f"images: {images_a} of A, {images_b} of B; {epoch} steps an epoch\n"
+            f"{self.pairs.describe()}\n"
             f"device: {self.device}; processes: {self.processes}; in each, "
-            f"threads: {torch.get_num_threads()}, workers: {s.workers}"
+            f"threads: {torch.get_num_threads()}, workers: {self.workers}"
         )
 
     def _init_trackers(self) -> None:
@@ -324,10 +324,7 @@ class Trainer:
         self._last_look, self._recent = (self.step, self.seconds), []
         began = time.perf_counter() - self.seconds
         for batch in batches:
-            real_a, real_b = (
-                images.to(self.device, non_blocking=True, memory_format=self.memory_format)
-                for images in batch
-            )
+            real_a, real_b = (self._to_device(images) for images in batch)
             losses = self.train_step(real_a, real_b)
             self._recent.append(torch.stack([losses[name] for name in LOSSES]))
             bar.update()
@@ -349,14 +346,19 @@ class Trainer:
         if not self._saved:  # nothing was left to do for a run that goes on in another folder
             self.save_checkpoint()
 
+    def _to_device(self, images: Tensor) -> Tensor:
+        """A batch as the networks take it, in [-1, 1]; uint8 is a quarter of what must be moved."""
+        images = images.to(self.device, non_blocking=True, memory_format=self.memory_format)
+        return normalise(images) if images.dtype == torch.uint8 else images
+
     def _loader(self) -> DataLoader:
         s = self.settings
         place = (self.accelerator.process_index, self.processes)
         return DataLoader(
             self.pairs,
             batch_sampler=Batches(self.step, s.steps, s.batch_size, *place),
-            num_workers=s.workers,
-            persistent_workers=s.workers > 0,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=ignore_interrupts,
             generator=torch.Generator(),  # or it would draw from the stream that is resumed

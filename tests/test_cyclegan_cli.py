@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,10 @@ from safetensors.torch import load_file, save_file
 import ssimfast
 from cyclegan import __main__, checkpoints, threads
 from cyclegan.__main__ import main, make_parser
-from cyclegan.data import load_test_images
+from cyclegan.data import centre_crops
 from cyclegan.evaluate import METRICS
-from cyclegan.files import fingerprint, list_images, readable_images, to_tensor
+from cyclegan.files import fingerprint, list_images
+from cyclegan.images import readable_images, to_tensor
 from cyclegan.log import RunLog
 from cyclegan.losses import discriminator_loss
 from cyclegan.networks import ResnetGenerator
@@ -183,11 +185,13 @@ def test_translate_writes_every_readable_image_at_its_size(trained, odd_images, 
     assert left_out == f"warning: left out of {odd_images}, which has 5 images: 1 .txt"
     assert unreadable.startswith(f"warning: skipped unreadable image {odd_images / 'broken.png'}")
     results = readable_images(list_images(out))
-    assert {str(path.relative_to(out)): image.size for path, image in results} == {
-        "gray.png": (50, 33),
-        "rgba.png": (5, 7),
-        "deep.png": (31, 18),
-        "more/dot.png": (1, 1),
+    assert {
+        str(path.relative_to(out)): (image.dtype.name, image.shape) for path, image in results
+    } == {
+        "gray.png": ("uint8", (33, 50, 3)),
+        "rgba.png": ("uint8", (7, 5, 3)),
+        "deep.png": ("uint16", (18, 31, 3)),
+        "more/dot.png": ("uint8", (1, 1, 3)),
     }
 
 
@@ -257,7 +261,12 @@ def test_user_errors_are_one_line_that_names_the_cause(trained, tmp_path, capsys
         "no images in": [*translate, run, run / "checkpoints", out],
         "IN and OUT are both": [*translate, run, data / "testA", data / "testA"],
         f"IN and OUT are both {twins / 'x.png'}": [*translate, run, *[twins / "x.png"] * 2],
-        "OUT must be a .png file": [*translate, run, data / "testA" / "rocket.png", out],
+        "OUT must be a .npy, .png, .tif, .tiff file": [
+            *translate,
+            run,
+            data / "testA" / "rocket.png",
+            out,
+        ],
         "several images would be written to": [*translate, run, twins, out],
         "tile must be 0 or more": [*translate, run, data / "testA", out, "--tile", -1],
         "no such folder: none": [*translate, "none", data / "testA", out],
@@ -346,10 +355,11 @@ def test_evaluate_prints_the_scores_of_reconstructions(trained, capsys, directio
         main(["evaluate", "--checkpoint", str(run), "--data", str(data), "--batch-size", "1"]) == 0
     )
     scores = json.loads(capsys.readouterr().out)[direction]
-    generators = [load_generator(run, name, torch.device("cpu"))[0] for name in ("ab", "ba")]
+    loaded = [load_generator(run, name, torch.device("cpu")) for name in ("ab", "ba")]
+    generators, settings = [one[0] for one in loaded], replace(loaded[0][1], data=str(data))
     wanted = []
     for folder, (there, back) in (("testA", generators), ("testB", generators[::-1])):
-        real = load_test_images(data / folder, 32, 99)
+        real = torch.stack([*centre_crops(settings, folder[-1])])
         rec = torch.cat([back(there(image[None])) for image in real])
         error = ((rec - real) / 2).square().mean((1, 2, 3))
         wanted.append(

@@ -207,7 +207,7 @@ def test_a_comparison_names_what_it_cannot_compare(settings):
 
 
 @pytest.mark.needs("torch_fidelity")
-def test_distances_between_distributions_come_from_torch_fidelity(data, tmp_path):
+def test_distances_between_distributions_come_from_torch_fidelity(settings, data, tmp_path):
     import torch_fidelity
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
@@ -236,7 +236,9 @@ def test_distances_between_distributions_come_from_torch_fidelity(data, tmp_path
     torch_fidelity.register_feature_extractor("means", Means)
     options = {"feature_extractor": "means", "feature_layer_fid": "means"}
     options["feature_layer_kid"] = "means"
-    place = (data / "trainA", data / "trainA", 32, torch.device("cpu"), 2)
+    for domain in "AB":  # which have the same images
+        shutil.copytree(data / "trainA", tmp_path / f"test{domain}")
+    place = (replace(settings, data=str(tmp_path)), "ab", torch.device("cpu"), 2)
     same = distribution_scores(torch.nn.Identity(), *place, **options)
     assert same["fid"] == pytest.approx(0, abs=1e-3)
 
@@ -246,7 +248,7 @@ def test_distances_between_distributions_come_from_torch_fidelity(data, tmp_path
 
     other = distribution_scores(Negative(), *place, **options)
     assert other["fid"] > 0.01 + same["fid"]
-    (tmp_path / "one").mkdir()
-    shutil.copy(data / "trainA" / "0.png", tmp_path / "one")
+    for name in ("1.png", "2.png"):
+        (tmp_path / "testA" / name).unlink()
     with pytest.raises(ValueError, match="need two images; got 1"):
-        distribution_scores(torch.nn.Identity(), tmp_path / "one", *place[1:], **options)
+        distribution_scores(torch.nn.Identity(), *place, **options)

@@ -29,8 +29,8 @@ def batch():
     "name, value",
     [
         ("steps", 0),
-        ("test_size", 30),
-        ("test_size", -32),
+        ("test_size", "30"),
+        ("test_size", "-32"),
         ("learning_rate", -1e-3),
         ("learning_rate", float("nan")),
         ("learning_rate", float("inf")),
@@ -39,8 +39,20 @@ def batch():
         ("lambda_identity", float("nan")),
         ("lambda_identity", float("inf")),
         ("decay_start", 1.0),
-        ("image_size", 66),
-        ("image_size", 28),
+        ("crop_size", "66"),
+        ("crop_size", "28"),
+        ("crop_size", "32x30"),
+        ("crop_size", "32x32x32"),
+        ("load_size", "31"),
+        ("load_size", "32x31"),
+        ("load_size", "large"),
+        ("channels", 0),
+        ("channels", 17),
+        ("value_range", "1"),
+        ("value_range", "5,5"),
+        ("value_range", "0,inf"),
+        ("value_range", "0,1/0,1/0,1"),
+        ("workers", -2),
         ("cycle_loss", "sim"),
         ("pool_size", -1),
         ("generator", "vit"),
@@ -61,8 +73,8 @@ def test_settings_name_the_argument_and_what_came(settings, name, value):
         replace(settings, **{name: value})
 
 
-def test_a_unet_names_the_image_size_that_it_needs(settings):
-    with pytest.raises(ValueError, match="^image_size must be a multiple of 64.*got 32"):
+def test_a_unet_names_the_size_that_it_needs(settings):
+    with pytest.raises(ValueError, match="^crop_size must be .* multiples of 64.*got '32'"):
         replace(settings, generator="unet_64")
 
 
@@ -74,7 +86,7 @@ def test_half_precision_on_a_cpu_is_refused(settings):
 @pytest.mark.parametrize("layers", [1, 2, 3, 4])
 def test_the_smallest_admissible_image_trains(settings, layers):
     size = next(size for size in range(4, 100) if admissible(settings, size, layers))
-    trainer = Trainer(replace(settings, image_size=size, discriminator_layers=layers))
+    trainer = Trainer(replace(settings, crop_size=str(size), discriminator_layers=layers))
     losses = trainer.train_step(trainer.test_a, trainer.test_b)
     assert tuple(losses) == LOSSES
     assert all(loss.isfinite() for loss in losses.values())
@@ -82,7 +94,7 @@ def test_the_smallest_admissible_image_trains(settings, layers):
 
 def admissible(settings, size, layers):
     try:
-        return replace(settings, image_size=size, discriminator_layers=layers)
+        return replace(settings, crop_size=str(size), discriminator_layers=layers)
     except ValueError:
         return None
 
@@ -389,23 +401,26 @@ def test_a_run_dir_that_cannot_be_written_fails_before_training(settings):
     assert trainer.step == 0
 
 
-def test_each_domain_is_tested_on_its_own_test_folder(settings, data):
+def test_each_domain_is_tested_on_its_own_test_folder(settings, data, tmp_path):
     trainer = Trainer(settings)
     folders = ("trainA", "trainB", "testA", "testB")
-    images = {name: load_test_images(data / name, 32, 3) for name in folders}
+    for name in folders[:2]:  # as test images of another data set
+        (tmp_path / name.replace("train", "test")).symlink_to(data / name)
+    images = {name: load_test_images(settings, name[-1]) for name in folders[2:]}
+    other = replace(settings, data=str(tmp_path))
+    images |= {name: load_test_images(other, name[-1]) for name in folders[:2]}
     assert len({image.sum().item() for image in images.values()}) == 4  # no two alike
     assert torch.equal(trainer.test_a, images["testA"])
     assert torch.equal(trainer.test_b, images["testB"])
 
 
 def test_test_images_may_be_larger_than_the_crops_that_train(settings):
-    trainer = Trainer(replace(settings, test_size=64, steps=1))
+    trainer = Trainer(replace(settings, test_size="64", steps=1))
     trainer.train()
     with Image.open(trainer.samples_path) as image:
         assert image.size == (6 * (64 + 2), 3 * (64 + 2))
     assert trainer.pairs[0][0].shape == (3, 32, 32)
-    data = Path(settings.data)
-    scores = evaluate(trainer.generators(), data, 64, trainer.device)["mean"]
+    scores = evaluate(trainer.generators(), trainer.settings, trainer.device)["mean"]
     assert trainer.log.records()[-1]["test"] == pytest.approx(scores, abs=1e-3)
 
 

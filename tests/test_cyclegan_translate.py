@@ -106,7 +106,7 @@ def test_exported_generators_compute_the_same_at_every_size(network, tmp_path):
     import onnxruntime
 
     path = tmp_path / "generator.onnx"
-    assert export_onnx(network, 32, path) < 1e-4
+    assert export_onnx(network, (32, 32), 3, path) < 1e-4
     assert [p.name for p in tmp_path.iterdir()] == ["generator.onnx"]  # weights inside
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     assert [one.name for one in (*session.get_inputs(), *session.get_outputs())] == [
@@ -131,5 +131,5 @@ def test_an_export_that_computes_something_else_is_not_written(tmp_path, monkeyp
         lambda *arguments: [output + 0.01 for output in run(*arguments)],
     )
     with pytest.raises(ValueError, match="differ by 0.01"):
-        export_onnx(ResnetGenerator(4, 1), 32, tmp_path / "generator.onnx")
+        export_onnx(ResnetGenerator(4, 1), (32, 32), 3, tmp_path / "generator.onnx")
     assert not list(tmp_path.iterdir())
