@@ -69,7 +69,10 @@ def read_header(path: Path, channels: int = 3) -> tuple[tuple[int, int], np.dtyp
     """
     try:
         with _opened(path, channels) as opened:
-            return opened.size, opened.dtype
+            height, width = opened.size
+            if not height * width:
+                raise ValueError("it has no pixels")
+            return (height, width), opened.dtype
     except Exception as error:  # as above
         raise UserError(f"unreadable image {path}: {cause(error)}") from error
 
@@ -170,7 +173,7 @@ def _kept(pixels: np.ndarray) -> np.ndarray:
 def _fit_bands(pixels: np.ndarray, channels: int, alpha: str) -> np.ndarray:
     if pixels.ndim == 2:
         pixels = pixels[..., None]
-    if pixels.ndim != 3:
+    if pixels.ndim != 3 or not pixels.size:
         raise ValueError(f"its array has the shape {pixels.shape}")
     if alpha and pixels.shape[2] != channels:
         white = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "ui" else 1.0

@@ -145,7 +145,12 @@ class Settings:
             fits = all(a >= b for a, b in zip(load, least, strict=True))
             self._require("load_size", fits, f"native, or at least the crop ({self.crop_size})")
         self._require("channels", 1 <= self.channels <= MOST_CHANNELS, f"1 to {MOST_CHANNELS}")
-        _ = self.ranges
+        of_colours = {"perceptual", "contextual"} & parse_cycle_loss(
+            self.cycle_loss, self.loss_preset
+        ).keys()
+        fits = self.channels in (1, 3) or not of_colours
+        self._require("channels", fits, f"1 or 3 for the cycle loss {self.cycle_loss}")
+        _ = self.ranges  # rejects what is no range
 
     def _require(self, name: str, holds: bool, what: str) -> None:
         if not holds:

@@ -14,6 +14,7 @@ from cyclegan import demo_data
 from cyclegan.data import Batches, UnpairedImages, centre_crops
 from cyclegan.files import list_images, replacing
 from cyclegan.images import normalise, readable_images
+from cyclegan.loading import count_workers
 from cyclegan.settings import Settings
 
 
@@ -181,6 +182,30 @@ def test_images_stay_in_memory_where_there_is_room_and_no_loader_process(flat_ro
     assert other.describe() == "training images: decoded again for each crop (0.0 MB)"
     for i in range(7):
         assert all(map(torch.equal, one[i], other[i]))
+
+
+@pytest.mark.parametrize(
+    "asked, in_memory, device, processes, count",
+    [
+        (-1, False, "cuda", 1, 8),
+        (-1, False, "cuda", 4, 3),
+        (-1, True, "cuda", 1, 0),
+        (-1, False, "cpu", 1, 0),
+        (5, False, "cpu", 8, 5),
+        (0, False, "cuda", 1, 0),
+    ],
+)
+def test_workers_are_as_many_as_pay(monkeypatch, asked, in_memory, device, processes, count):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)), raising=False)
+    assert count_workers(asked, in_memory, device, processes) == count
+    monkeypatch.setattr("sys.platform", "win32")
+    assert count_workers(asked, in_memory, device, processes) == max(asked, 0)
+
+
+def test_headers_without_pixels_are_named(flat_root):
+    np.save(flat_root / "trainA" / "5.npy", np.zeros((0, 4), np.uint8))
+    with pytest.raises(ValueError, match="1 of 6 images .*5.npy: it has no pixels"):
+        unpaired(flat_root)
 
 
 def test_augmentation_moves_and_mirrors(tmp_path):

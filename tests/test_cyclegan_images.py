@@ -175,6 +175,7 @@ def test_of_one_channel_colours_become_the_luma_of_pillow(tmp_path):
         (np.zeros((4, 4, 5), np.float32), 3, "it has 5 bands where channels is 3"),
         (np.zeros((4, 4), np.float32), 4, "it has 1 bands where channels is 4"),
         (np.zeros((4, 4, 3, 2), np.float32), 3, r"its array has the shape \(4, 4, 3, 2\)"),
+        (np.zeros((0, 4), np.float32), 1, r"its array has the shape \(0, 4, 1\)"),
         (np.full((4, 4), np.nan), 1, "some pixels are NaN or infinite"),
         (np.full((4, 4), None), 1, "Array can't be memory-mapped: Python objects in dtype."),
     ],

@@ -78,6 +78,11 @@ def test_a_unet_names_the_size_that_it_needs(settings):
         replace(settings, generator="unet_64")
 
 
+def test_losses_of_photographs_need_their_bands(settings):
+    with pytest.raises(ValueError, match="channels must be 1 or 3 for the cycle loss ssim.*got 4"):
+        replace(settings, channels=4, cycle_loss="ssim+0.1*perceptual")
+
+
 def test_half_precision_on_a_cpu_is_refused(settings):
     with pytest.raises(ValueError, match="precision must be no or bf16 on a CPU; got 'fp16'"):
         Trainer(replace(settings, precision="fp16"))
