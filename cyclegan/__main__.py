@@ -91,6 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
     demo.add_argument("dir", type=Path, metavar="DIR", help="where to put trainA, trainB, ...")
     demo.add_argument("--train-count", type=int, default=240, help="images in each train folder")
     demo.add_argument("--seed", type=int, default=0, help="of the crops and their hues")
+    demo.add_argument("--crop-size", type=int, default=71, help="side of training images (71)")
 
     fetch = command(run_download, "download", "download a data set of the paper into DIR/NAME")
     fetch.add_argument("name", metavar="NAME", help=", ".join(ARCHIVES))
@@ -197,7 +198,7 @@ def given_settings(args: argparse.Namespace, **others) -> Settings:
 
 
 def run_demo_data(args: argparse.Namespace) -> None:
-    write_demo_data(args.dir, args.train_count, args.seed)
+    write_demo_data(args.dir, args.train_count, args.seed, args.crop_size)
     print(f"demo data: {args.dir}")
 
 

@@ -12,7 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageOps
 
 from cyclegan.errors import UserError, check_seed
-from cyclegan.files import write_png
+from cyclegan.files import write_png, write_text
 
 TRAIN_PHOTOGRAPHS = ("coffee", "stereo_motorcycle")
 TEST_PHOTOGRAPHS = ("astronaut", "chelsea", "rocket")  # by the names of skimage.data
@@ -35,14 +35,20 @@ CANVAS = 15  # height of the weave, in levels
 THREAD = 2  # width of the canvas's threads, in pixels
 
 
-def write_demo_data(root: Path, train_count: int = 240, seed: int = 0):
+def write_demo_data(
+    root: Path, train_count: int = 240, seed: int = 0, crop_size: int = CROP_SIZE
+) -> None:
     """Write root/{trainA,trainB}/0000.png ... and root/{testA,testB}/<photograph>.png; the same
     arguments, the same bytes.
 
     Nothing is written where a folder holds files that no earlier call wrote.
+
+    Args:
+        crop_size: side of the training images in pixels; more than 143 are enlarged photographs.
     """
-    if train_count < 1:
-        raise UserError(f"train_count must be positive; got {train_count}")
+    for name, value in (("train_count", train_count), ("crop_size", crop_size)):
+        if value < 1:
+            raise UserError(f"{name} must be positive; got {value}")
     check_seed(seed)
     crops = [f"{index:04d}.png" for index in range(train_count)]
     wholes = [f"{name}.png" for name in TEST_PHOTOGRAPHS]
@@ -51,12 +57,13 @@ def write_demo_data(root: Path, train_count: int = 240, seed: int = 0):
     to_train = [load_photograph(name) for name in TRAIN_PHOTOGRAPHS]
     to_test = [load_photograph(name) for name in TEST_PHOTOGRAPHS]
     claim(root, paths)
+    write_text("photo\npainting\n", root / "domains.txt")
     for stream, name in enumerate(("trainA", "trainB")):
         rng = np.random.default_rng((seed, stream))
         for index, path in enumerate(paths[name]):
             photograph = to_train[index % len(to_train)]
             part = region(photograph.size, name, strip=int(rng.integers(COLUMNS // 2)))
-            crop = turn_hues(random_crop(photograph.crop(part), rng), rng)
+            crop = turn_hues(random_crop(photograph.crop(part), rng, crop_size), rng)
             write_png(paint(crop) if name.endswith("B") else crop, path)
     for name in ("testA", "testB"):
         for photograph, path in zip(to_test, paths[name], strict=True):
@@ -99,13 +106,17 @@ def region(size: tuple[int, int], name: str, strip: int) -> tuple[int, int, int,
     return column * width // COLUMNS, 0, (column + 1) * width // COLUMNS, height
 
 
-def random_crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A random square of a random size, as CROP_SIZE x CROP_SIZE pixels."""
-    side = int(rng.integers(SMALLEST_CROP, LARGEST_CROP + 1))
+def random_crop(
+    image: Image.Image, rng: np.random.Generator, crop_size: int = CROP_SIZE
+) -> Image.Image:
+    """A random square of a random size, as crop_size x crop_size pixels."""
+    scale = crop_size / CROP_SIZE
+    largest = min(round(scale * LARGEST_CROP), *image.size)
+    side = int(rng.integers(min(round(scale * SMALLEST_CROP), largest), largest + 1))
     left = int(rng.integers(image.width - side + 1))
     top = int(rng.integers(image.height - side + 1))
     square = image.crop((left, top, left + side, top + side))
-    return square.resize((CROP_SIZE, CROP_SIZE), Image.Resampling.BICUBIC)
+    return square.resize((crop_size, crop_size), Image.Resampling.BICUBIC)
 
 
 def turn_hues(image: Image.Image, rng: np.random.Generator) -> Image.Image:

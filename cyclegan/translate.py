@@ -35,7 +35,9 @@ def load_generators(
         checkpoint: a checkpoint's folder, or a run's, of which the latest is taken.
         directions: "ab", "ba" or both.
     """
-    folder = checkpoints.find(checkpoint)
+    kinds = ("", "averaged_")
+    files = [f"{kind}generator_{name}.safetensors" for kind in kinds for name in directions]
+    folder = checkpoints.find(checkpoint, [checkpoints.CONFIG, *files])
     settings = Settings(**checkpoints.read_config(folder)["settings"])
     return {name: _load(folder, name, settings).to(device) for name in directions}, settings
 
