@@ -342,6 +342,7 @@ def test_demo_data_counts_sizes_and_determinism(tmp_path):
     assert x == y
     for found in (x, y, z):
         assert b"demo-data" in found.pop(demo_data.MARKER)
+        assert found.pop("domains.txt") == b"photo\npainting\n"
     crops = [f"train{domain}/{i:04d}.png" for domain in "AB" for i in range(4)]
     wholes = [f"test{domain}/{name}.png" for domain in "AB" for name in demo_data.TEST_PHOTOGRAPHS]
     assert sorted(x) == sorted(crops + wholes)
@@ -351,6 +352,9 @@ def test_demo_data_counts_sizes_and_determinism(tmp_path):
         for name in names:
             with Image.open(tmp_path / "x" / name) as image:
                 assert (image.mode, image.size) == ("RGB", (size, size))
+    demo_data.write_demo_data(tmp_path / "large", 1, crop_size=143)
+    with Image.open(tmp_path / "large" / "trainB" / "0000.png") as image:
+        assert image.size == (143, 143)
 
 
 def test_demo_data_does_not_mix_with_other_files(tmp_path):
