@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -87,6 +88,13 @@ def make_parser() -> argparse.ArgumentParser:
         one.set_defaults(command=run)
         return one
 
+    add_training(command)
+    add_use_of_checkpoints(command)
+    return parser
+
+
+def add_training(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """The commands that make data sets and train on them."""
     demo = command(run_demo_data, "demo-data", "make an unpaired data set; needs no download")
     demo.add_argument("dir", type=Path, metavar="DIR", help="where to put trainA, trainB, ...")
     demo.add_argument("--train-count", type=int, default=240, help="images in each train folder")
@@ -97,9 +105,14 @@ def make_parser() -> argparse.ArgumentParser:
     fetch.add_argument("name", metavar="NAME", help=", ".join(ARCHIVES))
     fetch.add_argument("dir", type=Path, metavar="DIR")
 
-    raw = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": RECIPES}
-    about = "train a model; `accelerate launch -m` for several GPUs"
-    train = command(run_train, "train", about, **raw)
+    train = command(
+        run_train,
+        "train",
+        "train a model; `accelerate launch -m` for several GPUs",
+        usage="python -m cyclegan train --data DATA --run-dir RUN --epochs N [options]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=RECIPES,
+    )
     train.add_argument(
         "--resume",
         default="no",
@@ -109,7 +122,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_settings(train, needed="needed, but where a run is resumed")
 
-    side_by_side = command(run_compare, "compare", "train each of several cycle losses")
+    side_by_side = command(
+        run_compare,
+        "compare",
+        "train each of several cycle losses",
+        usage="python -m cyclegan compare --data DATA --run-dir RUN --epochs N "
+        "--cycle-losses LOSS,LOSS [options]",
+    )
     side_by_side.add_argument(
         "--cycle-losses",
         required=True,
@@ -118,6 +137,9 @@ def make_parser() -> argparse.ArgumentParser:
     side_by_side.add_argument("--lpips-weights", default="", help=LPIPS_HELP)
     add_settings(side_by_side, without=("cycle_loss",))
 
+
+def add_use_of_checkpoints(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """The commands that use what has been trained."""
     translate = command(run_translate, "translate", "translate an image or a folder of images")
     translate.add_argument("source", type=Path, metavar="IN", help="image, or folder of images")
     translate.add_argument(
@@ -153,7 +175,6 @@ def make_parser() -> argparse.ArgumentParser:
     onnx.add_argument("target", type=Path, metavar="OUT.onnx")
     add_checkpoint(onnx, device=False)
     onnx.add_argument("--direction", choices=("ab", "ba"), default="ab", help="default: ab")
-    return parser
 
 
 def add_checkpoint(parser: argparse.ArgumentParser, device: bool = True) -> None:
@@ -169,7 +190,7 @@ def add_settings(
     for field in fields(Settings):
         if field.name in without:
             continue
-        default = "" if field.default == "" else f" ({field.default})"
+        default = "" if field.default in ("", 0) else f" ({field.default})"
         if field.default is MISSING:
             default = f" ({needed})"
         flag = {"action": argparse.BooleanOptionalAction}

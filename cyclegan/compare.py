@@ -58,9 +58,9 @@ LOSS_TITLES = {
 SECONDS = "seconds a step"
 NOT_COMMON = ("cycle_loss", "loss_preset", "run_dir")  # settings in which the runs differ
 MARKS = (
-    "Bold: the best of a column. A loss gets no mark for a score that it was trained on (gray): "
-    "losses with SSIM or MS-SSIM for these two, with L1 or L2 for PSNR and colour error, with deep "
-    "features for LPIPS."
+    "Bold: the best of the losses that were not trained on a score, where there are two or more. "
+    "Losses with SSIM or MS-SSIM are trained on these two, with L1 or L2 on PSNR and colour error, "
+    "with deep features on LPIPS (gray)."
 )
 
 
@@ -187,10 +187,10 @@ def marked_scores(scores: Mapping[str, Mapping[str, float]]) -> dict[str, dict[s
         trained = {loss for loss in scores if column in trained_scores(loss)}
         values = {loss: one[column] for loss, one in scores.items() if loss not in trained}
         choose = max if column in HIGHER_IS_BETTER else min
-        best = choose(values.values()) if values else None
+        best = choose(values.values()) if len(values) > 1 else None
         for loss in scores:
             marks[loss][column] = "trained" if loss in trained else ""
-            if values.get(loss) == best and loss in values:
+            if best is not None and values.get(loss) == best:
                 marks[loss][column] = "best"
     return marks
 

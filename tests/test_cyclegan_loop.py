@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from cyclegan_runs import SMALLEST, data, one_thread, settings  # noqa: F401 - fixtures
+from cyclegan_runs import OPTIONS, SMALLEST, data, one_thread, settings  # noqa: F401 - fixtures
 from safetensors.torch import load_file
+from test_cyclegan_resume import finish, start
 from torch.utils.data import Dataset
 
 import cyclegan.trainer
@@ -120,6 +121,17 @@ def test_saves_by_the_clock_take_at_most_two_percent_of_the_time(settings, monke
     assert saved_steps(trainer) == [0, 6, 106, 206, 300]  # a hundred seconds for two
     assert trainer.log.records("saving")[1]["saving"] == pytest.approx(2)
     assert trainer.seconds == pytest.approx(300)
+
+
+@pytest.mark.long
+def test_two_processes_save_and_look_together_by_the_clock(data, tmp_path):
+    options = [*OPTIONS, f"--data={data}", f"--run-dir={tmp_path / 'run'}", "--epochs=30"]
+    finish(start(2, *options, "--save-every=0.001m", "--log-every=0.001m"))
+    log = RunLog(tmp_path / "run")
+    assert checkpoints.in_run(tmp_path / "run")[0].name == "step_0000045"
+    tested = [record["step"] for record in log.records("test")]
+    assert 2 < len(tested) < 45 and tested == sorted(set(tested)) and tested[-1] == 45
+    assert len(log.records("losses")) > len(tested)
 
 
 def test_epochs_of_saving_are_those_of_the_run(settings):
