@@ -51,7 +51,7 @@ def compare(settings: Settings, cycle_losses: Sequence[str]) -> Path | None:
         if not trainer.is_main:
             continue
         results = evaluate(
-            trainer.generators(),
+            trainer.model.generators(),
             Path(run.data),
             run.size_of_tests(),
             trainer.device,

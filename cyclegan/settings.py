@@ -35,7 +35,11 @@ class Settings:
     run_dir: str = setting("folder for checkpoints, samples, log and report", free=True)
     steps: int = setting("updates of the generators; the paper: 200 passes over trainA", free=True)
     image_size: int = setting("side of the training crops in pixels", 256)
+    channels: int = setting("channels of the images of both domains", 3)
     batch_size: int = setting("pairs per step and process", 1)
+    accumulate: int = setting(
+        "pieces that a batch is split into, whose gradients are added up: less memory, same step", 1
+    )
     generator: str = setting(
         "resnet_6, resnet_9 (any number of blocks), unet_128, unet_256 (any power of 2); auto: "
         "resnet_9 for images of 256 pixels and more, else resnet_6",
@@ -62,8 +66,11 @@ class Settings:
     feature_weights: str = setting(
         "file with its weights; none: torchvision downloads them", "", True
     )
-    lambda_cycle: float = setting("weight of the cycle loss; the GAN loss has 1", 10.0)
-    lambda_identity: float = setting("weight of the identity loss, times lambda_cycle", 0.5)
+    lambda_a: float = setting("weight of the cycle loss of A; the GAN losses have 1", 10.0)
+    lambda_b: float = setting("weight of the cycle loss of B", 10.0)
+    lambda_identity: float = setting(
+        "weight of the identity losses, times lambda_a and lambda_b", 0.5
+    )
     learning_rate: float = setting("of Adam, for all four networks", 2e-4)
     beta1: float = setting("Adam's first decay rate; GANs oscillate with its usual 0.9", 0.5)
     decay_start: float = setting("part of the steps after which the rate falls to 0", 0.5)
@@ -74,7 +81,7 @@ class Settings:
     )
     precision: str = setting(f"of the networks: {', '.join(PRECISIONS)}", "no")
     compile: bool = setting("compile the networks: minutes at first, then faster steps", False)
-    channels_last: str = setting("memory format: yes, no; auto: yes on a GPU", "auto")
+    channels_last: bool = setting("memory format; its norms convert to the other and back", False)
     test_images: int = setting("images of each test folder, by name, that samples show", 16)
     test_size: int = setting("side that test images are scaled to, in pixels; 0: image_size", 0)
     log_every: int = setting("steps between looks at the losses; each waits for a GPU", 20, True)
@@ -87,20 +94,21 @@ class Settings:
 
     def __post_init__(self):
         for name in (
-            *("steps", "batch_size", "base_width", "discriminator_width", "discriminator_layers"),
-            *("learning_rate", "test_images", "log_every", "save_every", "keep"),
+            *("steps", "batch_size", "accumulate", "channels", "base_width"),
+            *("discriminator_width", "discriminator_layers", "learning_rate", "test_images"),
+            *("log_every", "save_every", "keep"),
         ):
             self._require(name, getattr(self, name) > 0, "positive")
-        for name in ("lambda_cycle", "lambda_identity", "pool_size", "workers", "clip_norm"):
+        factors = ("lambda_a", "lambda_b", "lambda_identity", "clip_norm")
+        for name in (*factors, "pool_size", "workers"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("learning_rate", "lambda_cycle", "lambda_identity", "clip_norm"):
+        for name in (*factors, "learning_rate"):
             self._require(name, math.isfinite(getattr(self, name)), "finite")
         for name in ("beta1", "decay_start", "ema_decay"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         choices = {
             "gan_loss": GAN_LOSSES,
             "precision": PRECISIONS,
-            "channels_last": ("auto", "yes", "no"),
             "device": ("auto", "cpu"),
         }
         for name, known in choices.items():
@@ -109,17 +117,24 @@ class Settings:
             self._require("trackers", tracker in TRACKERS, f"some of {', '.join(TRACKERS)}")
         # In smaller images the SSIM window or the discriminator's last two layers do not fit.
         smallest = max(16, 4 * 2**self.discriminator_layers)
-        multiple = parse_generator(self.generator, self.image_size)[1]
+        multiple = parse_generator(self.generator, self.crop)[1]
         fits = self.image_size % multiple == 0 and self.image_size >= smallest
         self._require("image_size", fits, f"a multiple of {multiple}, at least {smallest}")
         fits = self.size_of_tests() % multiple == 0 and self.size_of_tests() >= smallest
         self._require("test_size", fits, f"0 or a multiple of {multiple}, at least {smallest}")
+        fits = self.batch_size % self.accumulate == 0
+        self._require("accumulate", fits, f"a divisor of batch_size, {self.batch_size}")
         check_seed(self.seed)
         parse_cycle_loss(self.cycle_loss, self.loss_preset)  # rejects unknown names
 
     def _require(self, name: str, holds: bool, what: str) -> None:
         if not holds:
             raise UserError(f"{name} must be {what}; got {getattr(self, name)!r}")
+
+    @property
+    def crop(self) -> tuple[int, int]:
+        """Height and width of the training crops in pixels."""
+        return self.image_size, self.image_size
 
     def size_of_tests(self) -> int:
         return self.test_size or self.image_size

@@ -13,7 +13,8 @@ from cyclegan_runs import data, one_thread, settings  # noqa: F401 - fixtures
 from cyclegan import checkpoints
 from cyclegan.guards import PATIENCE, Diverged, Watch, check_finite, luminance_correlation
 from cyclegan.log import RunLog
-from cyclegan.trainer import LOSSES, Trainer
+from cyclegan.model import LOSSES
+from cyclegan.trainer import Trainer
 
 FINE = {"discriminator_a": 0.2, "discriminator_b": 0.3, "gan_a": 0.0}
 UPRIGHT = {"generator_ab": 0.6, "generator_ba": -0.05}
@@ -85,7 +86,7 @@ def test_weights_that_the_last_step_spoilt_are_not_saved(settings, monkeypatch):
     def spoils(real_a, real_b):
         losses = step(real_a, real_b)
         if trainer.step == 2:
-            next(trainer.discriminator_b.parameters()).data[0] = math.inf
+            next(trainer.model.networks["discriminator_b"].parameters()).data[0] = math.inf
         return losses
 
     monkeypatch.setattr(trainer, "train_step", spoils)
@@ -101,7 +102,7 @@ def test_a_run_warns_of_dead_discriminators_and_inverted_colours(settings, monke
 
     def dead(real_a, real_b):
         losses = step(real_a, real_b)
-        trainer.last_images["generator_ab"] = (real_a, -real_a)
+        trainer.model.last_images["generator_ab"] = (real_a, -real_a)
         return {**losses, "discriminator_a": torch.tensor(0.0)}
 
     monkeypatch.setattr(trainer, "train_step", dead)

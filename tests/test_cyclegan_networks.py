@@ -87,16 +87,16 @@ def test_unet_shows_what_went_down_again_on_the_way_up():
     ],
 )
 def test_generators_by_name(name, size, kind, number):
-    network = make_generator(name, size, 2)
+    network = make_generator(name, (size, 2 * size), 2)
     assert type(network) is kind
     assert count(network) == count(kind(2, number))
-    assert parse_generator(name, size)[1] == network.multiple
+    assert parse_generator(name, (size, size))[1] == network.multiple
 
 
 @pytest.mark.parametrize("name", ["resnet", "resnet_0", "unet_100", "unet_2", "vit_9", "auto_9"])
 def test_unknown_generators_are_named(name):
     with pytest.raises(ValueError, match=f"generator must be .*got '{name}'"):
-        parse_generator(name, 256)
+        parse_generator(name, (256, 256))
 
 
 def modules(network):
