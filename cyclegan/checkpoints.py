@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,9 +88,11 @@ def write(
     return final
 
 
-def keep_latest(run_dir: Path, count: int) -> None:
+def keep_latest(run_dir: Path, count: int, others: Collection[int] = ()) -> None:
+    """Remove all checkpoints but the last `count` and those of the steps in `others`."""
     for folder in in_run(run_dir)[count:]:
-        _remove(folder)
+        if step_of(folder) not in others:
+            _remove(folder)
 
 
 def forget_after(run_dir: Path, step: int) -> None:

@@ -1,7 +1,10 @@
 """What a run depends on."""
 
 import math
+import re
 from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import NamedTuple
 
 from torch import nn
 
@@ -9,6 +12,7 @@ from cyclegan.errors import UserError, check_seed
 from cyclegan.features import FEATURE_NETWORKS
 from cyclegan.losses import (
     CYCLE_LOSSES,
+    FEATURE_LOSSES,
     GAN_LOSSES,
     PRESETS,
     make_cycle_loss,
@@ -18,6 +22,35 @@ from cyclegan.networks import parse_generator
 
 PRECISIONS = ("no", "bf16", "fp16")
 TRACKERS = ("tensorboard", "wandb")
+SCORES = ("", "fid", "kid")
+
+
+class Period(NamedTuple):
+    """A period of a schedule: a number of steps, epochs ("e") or minutes ("m")."""
+
+    amount: float
+    unit: str = ""
+
+    def in_steps(self, epoch: float) -> int:
+        """The period in steps, at least 1; 0 if it is one of minutes.
+
+        Args:
+            epoch: steps of an epoch.
+        """
+        if self.unit == "m":
+            return 0
+        return max(1, round(self.amount * (epoch if self.unit == "e" else 1)))
+
+
+def parse_period(name: str, text: str) -> Period:
+    """ "500" (steps), "2e" (epochs) or "10m" (minutes), given as the setting `name`."""
+    match = re.fullmatch(r"([0-9]+)|([0-9]*\.?[0-9]+)([em])", str(text))
+    amount = float(match[1] or match[2]) if match else 0.0
+    if not amount:
+        raise UserError(
+            f"{name} must be a number of steps (500), epochs (2e) or minutes (10m); got {text!r}"
+        )
+    return Period(amount, match[3] or "")
 
 
 def setting(help: str, default: int | float | str | bool = MISSING, free: bool = False):
@@ -33,7 +66,13 @@ class Settings:
 
     data: str = setting("folder with trainA, trainB, testA, testB", free=True)
     run_dir: str = setting("folder for checkpoints, samples, log and report", free=True)
-    steps: int = setting("updates of the generators; the paper: 200 passes over trainA", free=True)
+    epochs: float = setting(
+        "how long to train; an epoch is as many images of each domain as the larger training "
+        "folder holds (the paper: 200)",
+        0.0,
+        True,
+    )
+    steps: int = setting("updates of the generators, which override epochs", 0, True)
     image_size: int = setting("side of the training crops in pixels", 256)
     channels: int = setting("channels of the images of both domains", 3)
     batch_size: int = setting("pairs per step and process", 1)
@@ -51,7 +90,7 @@ class Settings:
     gan_loss: str = setting(f"{', '.join(GAN_LOSSES)}; the paper: lsgan", "lsgan")
     cycle_loss: str = setting(
         f"how a reconstruction is compared with the image: {', '.join(CYCLE_LOSSES)}, or a sum "
-        "like 0.84*ssim+0.16*l1; the paper: 2*l1",
+        "like 0.84*ssim+0.16*paper_l1; the paper: paper_l1",
         "ssim_l1",
     )
     loss_preset: str = setting(
@@ -82,11 +121,37 @@ class Settings:
     precision: str = setting(f"of the networks: {', '.join(PRECISIONS)}", "no")
     compile: bool = setting("compile the networks: minutes at first, then faster steps", False)
     channels_last: bool = setting("memory format; its norms convert to the other and back", False)
-    test_images: int = setting("images of each test folder, by name, that samples show", 16)
+    test_images: int = setting(
+        "images of each test folder, the first by name, that are scored; 0: all", 16
+    )
     test_size: int = setting("side that test images are scaled to, in pixels; 0: image_size", 0)
-    log_every: int = setting("steps between looks at the losses; each waits for a GPU", 20, True)
-    save_every: int = setting("steps between checkpoints and sample grids", 1000, True)
-    keep: int = setting("checkpoints that are kept", 3, True)
+    log_every: str = setting(
+        "how often losses are read, which waits for a GPU: 20 (steps), 1e (epochs) or 0.5m "
+        "(minutes)",
+        "20",
+        True,
+    )
+    save_every: str = setting(
+        "how often a checkpoint, test scores and samples are written: 1000, 2e or 10m; in "
+        "minutes, less often where that would take more than 2% of the time",
+        "10m",
+        True,
+    )
+    keep: int = setting("latest checkpoints that are kept", 3, True)
+    score: str = setting(
+        "fid or kid: compute it with every checkpoint and keep the best one too (torch-fidelity)",
+        "",
+        True,
+    )
+    inception_weights: str = setting(
+        "file with torch-fidelity's weights for FID and KID; none: it downloads them", "", True
+    )
+    domain_names: str = setting(
+        'what pages call A and B, as "photo,painting"; none: the lines of DATA/domains.txt, or '
+        "the name of a folder like horse2zebra",
+        "",
+        True,
+    )
     trackers: str = setting(f"where losses go too: {', '.join(TRACKERS)}, with commas", "", True)
     workers: int = setting("processes that load images; 0: the training process does", 0, True)
     seed: int = setting("of weights, order of images, crops and pools", 0)
@@ -94,22 +159,25 @@ class Settings:
 
     def __post_init__(self):
         for name in (
-            *("steps", "batch_size", "accumulate", "channels", "base_width"),
-            *("discriminator_width", "discriminator_layers", "learning_rate", "test_images"),
-            *("log_every", "save_every", "keep"),
+            *("batch_size", "accumulate", "channels", "base_width", "discriminator_width"),
+            *("discriminator_layers", "learning_rate", "keep"),
         ):
             self._require(name, getattr(self, name) > 0, "positive")
-        factors = ("lambda_a", "lambda_b", "lambda_identity", "clip_norm")
-        for name in (*factors, "pool_size", "workers"):
+        factors = ("lambda_a", "lambda_b", "lambda_identity", "clip_norm", "epochs")
+        for name in (*factors, "steps", "pool_size", "workers", "test_images"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         for name in (*factors, "learning_rate"):
             self._require(name, math.isfinite(getattr(self, name)), "finite")
+        self._require("steps", self.steps or self.epochs, "positive where epochs is 0")
+        for name in ("log_every", "save_every"):
+            parse_period(name, getattr(self, name))
         for name in ("beta1", "decay_start", "ema_decay"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         choices = {
             "gan_loss": GAN_LOSSES,
             "precision": PRECISIONS,
             "device": ("auto", "cpu"),
+            "score": SCORES,
         }
         for name, known in choices.items():
             self._require(name, getattr(self, name) in known, f"one of {', '.join(known)}")
@@ -125,7 +193,11 @@ class Settings:
         fits = self.batch_size % self.accumulate == 0
         self._require("accumulate", fits, f"a divisor of batch_size, {self.batch_size}")
         check_seed(self.seed)
-        parse_cycle_loss(self.cycle_loss, self.loss_preset)  # rejects unknown names
+        losses = parse_cycle_loss(self.cycle_loss, self.loss_preset)  # rejects unknown names
+        if self.loss_preset == "tandon":
+            self._require("accumulate", self.accumulate == 1, "1 with the sums of tandon")
+        if FEATURE_LOSSES.keys() & losses:
+            self._require("channels", self.channels == 3, "3 for perceptual and contextual")
 
     def _require(self, name: str, holds: bool, what: str) -> None:
         if not holds:
@@ -138,6 +210,29 @@ class Settings:
 
     def size_of_tests(self) -> int:
         return self.test_size or self.image_size
+
+    def count_steps(self, images: int, per_step: int) -> int:
+        """Steps of the run, at least 1: `steps`, else those that `epochs` take.
+
+        Args:
+            images: in an epoch, of each domain.
+            per_step: of each domain that a step of all processes sees.
+        """
+        return self.steps or max(1, round(self.epochs * images / per_step))
+
+    def names_of_domains(self) -> tuple[str, str]:
+        """What to call A and B."""
+        folder = Path(self.data)
+        names = [name.strip() for name in self.domain_names.split(",") if name.strip()]
+        if not names and (folder / "domains.txt").is_file():
+            names = (folder / "domains.txt").read_text(encoding="utf-8").splitlines()
+            names = [name.strip() for name in names if name.strip()]
+        if not names:
+            match = re.match("([a-z]+)2([a-z]+)", folder.resolve().name)
+            names = match.groups() if match else ("A", "B")
+        if len(names) != 2 or names[0] == names[1]:
+            raise UserError(f"domain_names must be two, as photo,painting; got {','.join(names)!r}")
+        return tuple(names)
 
     def tracker_names(self) -> list[str]:
         return [name.strip() for name in self.trackers.split(",") if name.strip()]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import random
 import signal
@@ -9,39 +10,41 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save
-from torch import Tensor
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from cyclegan import checkpoints
 from cyclegan.data import Batches, UnpairedImages, load_test_images
 from cyclegan.errors import UserError
-from cyclegan.evaluate import cycle_scores, mean_scores, round_trips
-from cyclegan.files import fingerprint, to_image, write_png, write_text, writing
+from cyclegan.evaluate import as_rgb, check_inception, distances, evaluate, round_trips
+from cyclegan.files import fingerprint, to_image, write_bytes, write_text, writing
 from cyclegan.guards import Diverged, Watch, check_finite, luminance_correlation
 from cyclegan.loading import batches_of, ignore_interrupts
-from cyclegan.log import RunLog
+from cyclegan.log import RunLog, best_test
 from cyclegan.model import LOSSES, CycleGan
+from cyclegan.own_data import OwnPairs
 from cyclegan.progress import progress
 from cyclegan.report import sample_grids, thin_out_grids, write_report
-from cyclegan.settings import Settings
+from cyclegan.settings import Settings, parse_period
 
 TRACKED = "cyclegan"  # project of the trackers, and TensorBoard's folder in run_dir
 GRID_ROWS = 8  # test images per direction in a sample grid
+MOST_SAVING = 0.02  # part of the time that saves by the clock may take
 
 
 class Trainer:
@@ -55,9 +58,31 @@ class Trainer:
         resume: "no": a new run, for which run_dir must hold no checkpoint. "auto": from the latest
             whole checkpoint of run_dir, or a new run. A path: from that checkpoint. Or what
             `checkpoints.choose` made of one of these, for run_dir.
+        data: pairs (real_a, real_b), each (C, H, W) in [-1, 1], in place of the images of
+            settings.data; see `OwnPairs`.
+        tests: (N, C, H, W) in [-1, 1] of A and of B, in place of those of settings.data.
+        networks: all four, by the names in NETWORKS, in place of those of the settings.
+        cycle_loss: module(reconstruction, image) -> scalar, in place of settings.cycle_loss.
+
+    Raises:
+        UserError: settings, images or a checkpoint cannot be used.
     """
 
-    def __init__(self, settings: Settings, resume: str | checkpoints.Start = "no"):
+    def __init__(
+        self,
+        settings: Settings,
+        resume: str | checkpoints.Start = "no",
+        *,
+        data: Dataset | None = None,
+        tests: tuple[Tensor, Tensor] | None = None,
+        networks: Mapping[str, nn.Module] | None = None,
+        cycle_loss: nn.Module | None = None,
+    ):
+        self.warnings: list[str] = []  # that the page does not show yet
+        with self._warnings_noted():
+            self._build(settings, resume, data, tests, networks, cycle_loss)
+
+    def _build(self, settings, resume, data, tests, networks, cycle_loss) -> None:
         self.settings = s = settings
         self.run_dir = Path(s.run_dir)
         if not isinstance(resume, checkpoints.Start):
@@ -74,21 +99,49 @@ class Trainer:
         self.log = RunLog(self.run_dir)
         self.watch = Watch()
 
-        root = Path(s.data)
-        samples = s.steps * s.batch_size * self.processes
-        self.pairs = UnpairedImages(root, s.image_size, samples, s.seed)
-        tests = (s.size_of_tests(), s.test_images)
-        self.test_a = load_test_images(root / "testA", *tests)
-        self.test_b = load_test_images(root / "testB", *tests)
+        if s.score:
+            check_inception(s.inception_weights)
+        self._find_images(data, tests)
+        self.settings = s = replace(s, steps=s.count_steps(self.epoch, self.images_per_step))
 
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(s.seed % 2**32)
-        self.model = CycleGan(s, self.accelerator)
+        self.model = CycleGan(s, self.accelerator, networks, cycle_loss)
         if checkpoint is not None:
             self._load(checkpoint)
         steps = self.accelerator.gather(torch.tensor([self.step], device=self.device)).tolist()
         if len(set(steps)) > 1:  # a folder that not all of them see alike
             raise UserError(f"the processes go on from different checkpoints: of steps {steps}")
+
+    def _find_images(self, data: Dataset | None, tests: tuple[Tensor, Tensor] | None) -> None:
+        s, root = self.settings, Path(self.settings.data)
+        self.images_per_step = s.batch_size * self.processes  # of each domain
+        if data is None:
+            self.pairs = UnpairedImages(root, s.image_size, 0, s.seed)
+            self.counts = (len(self.pairs.paths_a), len(self.pairs.paths_b))
+        else:
+            self.pairs = OwnPairs(data, s.seed)
+            self.counts = (len(data), len(data))
+        self.epoch = max(self.counts)  # images of each domain
+        if tests is None:
+            size = (s.size_of_tests(), s.test_images or None)
+            tests = tuple(load_test_images(root / name, *size) for name in ("testA", "testB"))
+        self.test_a, self.test_b = tests
+
+    @contextmanager
+    def _warnings_noted(self) -> Iterator[None]:
+        """Adds the warnings of the block to `warnings`; they are shown as ever."""
+        show = warnings.showwarning
+
+        def note(message, *where, **options) -> None:
+            self.warnings.append(str(message))
+            show(message, *where, **options)
+
+        warnings.showwarning = note
+        try:
+            yield
+        finally:
+            warnings.showwarning = show
 
     def train_step(self, real_a: Tensor, real_b: Tensor) -> dict[str, Tensor]:
         """One update of all networks; see `CycleGan.train_step`."""
@@ -111,12 +164,12 @@ class Trainer:
             UserError: another process trains in run_dir, or has since this trainer was made.
         """
         s = self.settings
-        with self._run_dir_locked():
+        with self._run_dir_locked(), self._warnings_noted():
             if self.is_main:
                 self._forget_after(self.step)
                 write_text(json.dumps(asdict(s), indent=1), self.run_dir / "settings.json")
-                print(self._introduction(), file=sys.stderr)
-            tested = [r["step"] for r in self.log.records() if "test" in r] if self.is_main else []
+                self._introduce()
+            tested = [r["step"] for r in self.log.records("test")] if self.is_main else []
             self._init_trackers()
             try:
                 # What training begins from; fails now if it cannot be written.
@@ -129,15 +182,22 @@ class Trainer:
                     for tracker in self.accelerator.trackers:  # end_training parts the processes
                         tracker.finish()
 
-    def _introduction(self) -> str:
-        s = self.settings
-        images_a, images_b = len(self.pairs.paths_a), len(self.pairs.paths_b)
-        epoch = -(-images_a // (s.batch_size * self.processes))
-        return (
-            f"images: {images_a} of A, {images_b} of B; {epoch} steps an epoch\n"
+    def _introduce(self) -> None:
+        """Say on stderr and in the log what the run begins, or goes on, with."""
+        s, (images_a, images_b) = self.settings, self.counts
+        epochs = s.steps * self.images_per_step / self.epoch
+        print(
+            f"images: {images_a} of A, {images_b} of B; {s.steps:,} steps of "
+            f"{self.images_per_step} are {epochs:,.4g} epochs of {self.epoch}\n"
             f"device: {self.device}; processes: {self.processes}; in each, "
-            f"threads: {torch.get_num_threads()}, workers: {s.workers}"
+            f"threads: {torch.get_num_threads()}, workers: {s.workers}",
+            file=sys.stderr,
         )
+        device = str(self.device)
+        if self.device.type == "cuda":
+            device = torch.cuda.get_device_name(self.device)
+        start = {"images_a": images_a, "images_b": images_b, "epochs": epochs, "device": device}
+        self.log.append(step=self.step, start={**start, "processes": self.processes})
 
     def _init_trackers(self) -> None:
         names = self.settings.tracker_names()
@@ -201,6 +261,7 @@ class Trainer:
         s = self.settings
         self._last_look, self._recent = (self.step, self.seconds), []
         began = time.perf_counter() - self.seconds
+        self._set_schedules()
         for batch in batches:
             real_a, real_b = (
                 images.to(self.device, non_blocking=True, memory_format=self.model.memory_format)
@@ -210,22 +271,45 @@ class Trainer:
             self._recent.append(torch.stack([losses[name] for name in LOSSES]))
             bar.update()
             ends = self.step == s.steps
-            saves = ends or self.step % s.save_every == 0
-            looks = saves or self.step % s.log_every == 0
+            saves = ends or bool(self._save_steps and self.step % self._save_steps == 0)
             # Processes can only agree to end where they talk about the losses anyway.
             signalled = self.interrupted is not None and self.processes == 1
-            if not (looks or signalled):
+            if not (saves or signalled or self._is_look_due()):
                 continue
-            stop = self._look_at_losses(bar, began)
-            if saves or stop:
+            stop, clock_says_save = self._look_at_losses(bar, began)
+            if saves or stop or clock_says_save:
                 self._check_weights()
-                self.save_checkpoint()  # first: who sent a signal may not wait for long
-                self._test_and_show()
+                self._save_and_test()
                 began = time.perf_counter() - self.seconds  # without the time that saving took
             if stop:
                 break
         if not self._saved:  # nothing was left to do for a run that goes on in another folder
             self.save_checkpoint()
+
+    def _set_schedules(self) -> None:
+        """Turn settings.log_every and save_every into steps (0: there is none) and seconds."""
+        epoch = self.epoch / self.images_per_step
+        log, save = (
+            parse_period(n, getattr(self.settings, n)) for n in ("log_every", "save_every")
+        )
+        self._log_steps, self._save_steps = log.in_steps(epoch), save.in_steps(epoch)
+        self._log_seconds, self._save_seconds = 60 * log.amount, 60 * save.amount
+        self._next_look = self.step + 1  # where looks go by the clock
+        self._next_save = math.inf if self._save_steps else time.perf_counter() + self._save_seconds
+
+    def _is_look_due(self) -> bool:
+        if self._log_steps:
+            return self.step % self._log_steps == 0
+        return self.step >= self._next_look
+
+    def _save_and_test(self) -> None:
+        start = time.perf_counter()
+        self.save_checkpoint()  # first: who sent a signal may not wait for long
+        self._test_and_show(start)
+        if not self._save_steps:
+            now = time.perf_counter()
+            pause = max(self._save_seconds, (now - start) / MOST_SAVING)
+            self._next_save = now + pause
 
     def _loader(self) -> DataLoader:
         s = self.settings
@@ -261,32 +345,38 @@ class Trainer:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _look_at_losses(self, bar: tqdm, began: float) -> bool:
-        """Read, check and log the losses since the last look; whether training is to end now.
-        The only place in which a step waits for the device."""
+    def _look_at_losses(self, bar: tqdm, began: float) -> tuple[bool, bool]:
+        """Read, check and log the losses since the last look; whether training is to end now, and
+        whether the clock says that it is time to save. The only place in which a step waits for the
+        device."""
         correlations = {n: luminance_correlation(*i) for n, i in self.model.last_images.items()}
-        # The last row: correlations, and whether this process was told to end.
-        extra = torch.zeros(len(LOSSES), device=self.device)
-        extra[: len(correlations)] = torch.stack([*correlations.values()])
-        extra[-1] = float(self.interrupted is not None)
-        rows = self.accelerator.reduce(torch.stack([*self._recent, extra]), "mean").tolist()
-        self._recent.clear()
-        extra = rows.pop()
         since, seconds = self._last_look
         self.seconds = time.perf_counter() - began
+        pace = (self.seconds - seconds) / (self.step - since)
+        # The last row: correlations, whether this process was told to end, and, by the clock of the
+        # first process, whether to save, and in how many steps to look again.
+        extra = torch.zeros(len(LOSSES), device=self.device)
+        extra[: len(correlations)] = torch.stack([*correlations.values()])
+        extra[-3] = float(self.interrupted is not None)
+        if self.is_main:
+            extra[-2] = self.processes * float(time.perf_counter() >= self._next_save)
+            extra[-1] = self.processes * min(self._log_seconds / pace, 1e6)
+        rows = self.accelerator.reduce(torch.stack([*self._recent, extra]), "mean").tolist()
+        self._recent.clear()
+        *extra, told_to_end, saves, until_look = rows.pop()
         self._last_look = (self.step, self.seconds)
+        self._next_look = self.step + max(1, round(until_look))
         check_finite(since + 1, rows, LOSSES)
         losses = dict(zip(LOSSES, np.mean(rows, 0).tolist(), strict=True))
         if self.is_main:
             self.watch.look(self.step, losses, dict(zip(correlations, extra, strict=False)))
-            images = 2 * (self.step - since) * self.settings.batch_size * self.processes
-            speed = images / (self.seconds - seconds)
+            speed = 2 * self.images_per_step / pace
             short = {name: f"{value:.3f}" for name, value in in_short(losses, speed).items()}
             bar.set_postfix(short, refresh=False)
             record = {"losses": losses, "images_per_second": speed, "seconds": self.seconds}
             self.log.append(step=self.step, **record)
             self._track({**losses, "images_per_second": speed})
-        return extra[-1] > 0
+        return told_to_end > 0, saves > 0.5
 
     def _check_weights(self) -> None:
         """A checkpoint must not be of weights that the last step spoilt."""
@@ -297,40 +387,63 @@ class Trainer:
 
     # ---- What others see ------------------------------------------------------------------------
 
+    def generators(self) -> dict[str, nn.Module]:
+        """Those that translate, by "ab" and "ba": the averaged ones if there are any."""
+        return self.model.generators()
+
+    def tests(self) -> dict[str, Tensor]:
+        """The test images that are scored, (N, C, H, W) by "a" and "b"."""
+        return {"a": self.test_a, "b": self.test_b}
+
     def round_trips(self, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(real, fake, reconstruction) of the test images on the CPU: A-B-A, then B-A-B."""
-        g = self.model.generators()
-        for real, there, back in ((self.test_a, "ab", "ba"), (self.test_b, "ba", "ab")):
-            batches = round_trips(
-                real[:limit], g[there], g[back], self.device, self.settings.batch_size
-            )
+        g, tests = self.generators(), self.tests()
+        for a, b in ("ab", "ba"):
+            batches = round_trips(tests[a][:limit], g[a + b], g[b + a], self.device)
             yield tuple(torch.cat(images) for images in zip(*batches, strict=True))
 
     def test_scores(self) -> dict[str, float]:
-        """`cycle_scores` of the test images, mean of both directions."""
-        return scores_of(self.round_trips())
+        """The "mean" of `evaluate` on the test images and, if settings.score, of `distances`."""
+        s = self.settings
+        scores = evaluate(self.generators(), self.tests(), self.device)["mean"]
+        if s.score:
+            place = (Path(s.data), s.size_of_tests(), self.device, s.inception_weights)
+            scores |= distances(self.generators(), *place)["mean"]
+        return scores
 
     @property
     def samples_path(self) -> Path:
         """Where this step's sample grid is."""
-        return self.run_dir / "samples" / f"step_{self.step:07d}.png"
+        return self.run_dir / "samples" / f"step_{self.step:07d}.jpg"
 
-    def save_samples(self, trips: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
+    def save_samples(self) -> None:
         """A grid of round trips: columns real_a, fake_b, rec_a, real_b, fake_a, rec_b."""
         rows = min(GRID_ROWS, len(self.test_a), len(self.test_b))
-        columns = [images[:rows] for trip in trips for images in trip]
-        grid = torch.cat([torch.cat([*F.pad(c, [1] * 4, value=1)], dim=1) for c in columns], dim=2)
-        write_png(to_image(grid), self.samples_path)
+        columns = [as_rgb(images) for trip in self.round_trips(rows) for images in trip]
+        cells = torch.stack(columns, 1).flatten(0, 1)
+        grid = to_image(make_grid(cells, nrow=len(columns), pad_value=1))
+        file = io.BytesIO()
+        grid.save(file, "JPEG", quality=92, subsampling=0)
+        write_bytes(file.getvalue(), self.samples_path)
 
-    def _test_and_show(self, unless: bool = False) -> None:
+    def _test_and_show(self, start: float | None = None, unless: bool = False) -> None:
+        """Score the test images, log that, and write a sample grid and the report.
+
+        Args:
+            start: when saving began, in seconds of time.perf_counter.
+            unless: whether there is nothing to do: the step has been tested.
+        """
         if self.is_main and not unless:
-            trips = list(self.round_trips())
-            self.save_samples(trips)
-            scores = scores_of(trips)
-            self.log.append(step=self.step, test=scores)
+            start = time.perf_counter() if start is None else start
+            scores = self.test_scores()
+            self.save_samples()
+            for warning in self.warnings:
+                self.log.append(step=self.step, warning=warning)
+            self.warnings.clear()
+            self.log.append(step=self.step, test=scores, saving=time.perf_counter() - start)
             self._track({f"test/{name}": score for name, score in scores.items()})
             thin_out_grids(self.run_dir)
-            write_report(self.run_dir)
+            write_report(self.run_dir, self.log)
         self.accelerator.wait_for_everyone()
 
     # ---- Checkpoints ----------------------------------------------------------------------------
@@ -340,7 +453,9 @@ class Trainer:
         place = (self.is_main, self.accelerator.wait_for_everyone)
         folder = checkpoints.write(self.run_dir, self.step, self._files(), *place)
         if self.is_main:
-            checkpoints.keep_latest(self.run_dir, self.settings.keep)
+            best = best_test(self.log.records("test"), self.settings.score)
+            kept = () if best is None else (best["step"],)
+            checkpoints.keep_latest(self.run_dir, self.settings.keep, kept)
             self._known_checkpoints = checkpoints.in_run(self.run_dir)
         self._saved = True
         return folder
@@ -426,11 +541,6 @@ def make_accelerator(settings: Settings) -> Accelerator:
             stacklevel=2,
         )
     return accelerator
-
-
-def scores_of(trips: Iterable[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
-    """The mean of each direction's `cycle_scores`."""
-    return mean_scores(*(cycle_scores([trip]) for trip in trips))
 
 
 def linear_decay(steps: int, decay_start: float) -> Callable[[int], float]:

@@ -14,7 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ssimfast
 from cyclegan.data import load_test_images
-from cyclegan.evaluate import evaluate
 from cyclegan.model import DISCRIMINATORS, LOSSES, NETWORKS
 from cyclegan.networks import PatchDiscriminator, ResnetGenerator
 from cyclegan.trainer import Trainer, linear_decay
@@ -375,7 +374,7 @@ def test_pools_feed_older_fakes_to_the_discriminators(settings, batch, monkeypat
         "ssim",
         *(
             pytest.param(n, marks=pytest.mark.long)
-            for n in ("2*l1", "ms_ssim", "mix", "ssim_l1l2_b")
+            for n in ("paper_l1", "ms_ssim", "mix", "ssim_l1l2_b")
         ),
     ],
 )
@@ -445,11 +444,9 @@ def test_test_images_may_be_larger_than_the_crops_that_train(settings):
     trainer = Trainer(replace(settings, test_size=64, steps=1))
     trainer.train()
     with Image.open(trainer.samples_path) as image:
-        assert image.size == (6 * (64 + 2), 3 * (64 + 2))
+        assert image.size == (6 * (64 + 2) + 2, 3 * (64 + 2) + 2)
     assert trainer.pairs[0][0].shape == (3, 32, 32)
-    data = Path(settings.data)
-    scores = evaluate(trainer.model.generators(), data, 64, trainer.device)["mean"]
-    assert trainer.log.records()[-1]["test"] == pytest.approx(scores, abs=1e-3)
+    assert {images.shape for images in trainer.tests().values()} == {(3, 3, 64, 64)}
 
 
 def test_round_trips_keep_no_graph(settings):
@@ -462,13 +459,13 @@ def test_sample_grid_shows_real_fake_and_reconstruction(settings):
     trainer = Trainer(replace(settings, steps=3, save_every=2))
     trainer.train()
     names = sorted(path.name for path in (trainer.run_dir / "samples").iterdir())
-    assert names == [f"step_000000{step}.png" for step in (0, 2, 3)]
+    assert names == [f"step_000000{step}.jpg" for step in (0, 2, 3)]
     assert trainer.samples_path.name == names[-1]
     with Image.open(trainer.samples_path) as image:
         pixels = np.asarray(image).astype(int)
-    cell = 32 + 2  # a frame of one pixel
-    assert pixels.shape == (3 * cell, 6 * cell, 3)
-    generators = trainer.model.generators()
+    cell = 32 + 2  # two pixels between images
+    assert pixels.shape == (3 * cell + 2, 6 * cell + 2, 3)
+    generators = trainer.generators()
     with torch.no_grad():
         fake_b = generators["ab"](trainer.test_a)
         rec_a = generators["ba"](fake_b)
@@ -477,9 +474,9 @@ def test_sample_grid_shows_real_fake_and_reconstruction(settings):
     columns = (trainer.test_a, fake_b, rec_a, trainer.test_b, fake_a, rec_b)
     for x, column in enumerate(columns):
         for y, image in enumerate(column):
-            shown = pixels[y * cell + 1 : (y + 1) * cell - 1, x * cell + 1 : (x + 1) * cell - 1]
+            shown = pixels[y * cell + 2 : (y + 1) * cell, x * cell + 2 : (x + 1) * cell]
             expected = (image.permute(1, 2, 0).numpy() + 1) * 127.5
-            assert np.abs(shown - expected).max() <= 1
+            assert np.abs(shown - expected).mean() <= 6  # noise, as a JPEG
     pairs = [(columns[i], columns[i + 2]) for i in (0, 3)]
     scores = [ssimfast.ssim(*pair, value_range=(-1, 1)).item() for pair in pairs]
     assert trainer.test_scores()["ssim"] == pytest.approx(sum(scores) / 2, abs=1e-5)
