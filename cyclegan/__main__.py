@@ -30,6 +30,7 @@ from cyclegan.report import scores_of
 from cyclegan.settings import Settings
 from cyclegan.trainer import Trainer
 from cyclegan.translate import find_device, load_generator, load_generators, translate_files
+from cyclegan.weights import import_generators
 
 CHECKPOINT_HELP = "a run's folder, of which the latest checkpoint is taken, or a checkpoint's"
 LPIPS_HELP = "file with torchvision's weights of AlexNet; adds LPIPS (torchmetrics)"
@@ -116,6 +117,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     side_by_side.add_argument("--lpips-weights", default="", help=LPIPS_HELP)
     add_settings(side_by_side, without=("cycle_loss",))
+
+    imported = command(
+        run_import, "import", "make a run of the reference implementation's generators"
+    )
+    imported.add_argument(
+        "source", type=Path, metavar="DIR", help="holds latest_net_G_A.pth, or is such a file"
+    )
+    imported.add_argument("run_dir", type=Path, metavar="OUT", help="the run's folder")
 
     translate = command(run_translate, "translate", "translate an image or a folder of images")
     translate.add_argument("source", type=Path, metavar="IN", help="image, or folder of images")
@@ -241,6 +250,10 @@ def run_compare(args: argparse.Namespace) -> None:
     page = compare(given_settings(args), losses, args.lpips_weights)
     if PartialState().is_main_process:
         print("stopped; the same command goes on" if page is None else f"comparison: {page}")
+
+
+def run_import(args: argparse.Namespace) -> None:
+    print(f"checkpoint: {import_generators(args.source, args.run_dir)}")
 
 
 def run_translate(args: argparse.Namespace) -> None:

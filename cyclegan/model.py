@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from itertools import chain
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from cyclegan.image_pool import ImagePool
 from cyclegan.losses import discriminator_loss, generator_loss
 from cyclegan.networks import PatchDiscriminator, make_generator
 from cyclegan.settings import Settings
+from cyclegan.weights import load_into, read_generators
 
 GENERATORS = ("generator_ab", "generator_ba")
 DISCRIMINATORS = ("discriminator_a", "discriminator_b")
@@ -227,6 +229,13 @@ class CycleGan:
         return shown.chunk(accelerator.num_processes)[accelerator.process_index]
 
     # ---- State ----------------------------------------------------------------------------------
+
+    def start_from(self, path: Path) -> None:
+        """Gives the generators weights from elsewhere; see `read_generators`."""
+        for direction, state in read_generators(path).items():
+            for networks in (self.networks, self.averaged):
+                if f"generator_{direction}" in networks:
+                    load_into(networks[f"generator_{direction}"], state, path)
 
     def generators(self) -> dict[str, nn.Module]:
         """The generators that translate, by "ab" and "ba": the averaged ones if there are any."""

@@ -84,6 +84,11 @@ class Settings:
         "resnet_9 for images of 256 pixels and more, else resnet_6",
         "auto",
     )
+    init_from: str = setting(
+        "what new generators start from: a run, a checkpoint, a folder or file of weights, also "
+        "latest_net_G_A.pth of the reference implementation",
+        "",
+    )
     base_width: int = setting("channels of the generators' first layer", 64)
     discriminator_width: int = setting("channels of the discriminators' first layer", 64)
     discriminator_layers: int = setting("layers of stride 2; 3 judge patches of 70 pixels", 3)

@@ -109,6 +109,8 @@ class Trainer:
         self.model = CycleGan(s, self.accelerator, networks, cycle_loss)
         if checkpoint is not None:
             self._load(checkpoint)
+        elif s.init_from:
+            self.model.start_from(Path(s.init_from))
         steps = self.accelerator.gather(torch.tensor([self.step], device=self.device)).tolist()
         if len(set(steps)) > 1:  # a folder that not all of them see alike
             raise UserError(f"the processes go on from different checkpoints: of steps {steps}")
@@ -489,6 +491,8 @@ class Trainer:
 
     def _load(self, folder: Path) -> None:
         config = checkpoints.read_config(folder)
+        if "processes" not in config:
+            raise UserError(f"{folder} holds generators only; --init-from starts a run from them")
         self.settings.check_resumes(Settings(**config["settings"]))
         if config["processes"] != self.processes:
             raise UserError(
