@@ -75,6 +75,14 @@ class PlainStep:
         self.of_d.step()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def trained_precision():
+    """The trainer allows TF32, as in training; other benchmarks compare results without it."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")

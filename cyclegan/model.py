@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from cyclegan import cuda_graphs
 from cyclegan.image_pool import ImagePool
 from cyclegan.losses import discriminator_loss, generator_loss
 from cyclegan.networks import PatchDiscriminator, make_generator
@@ -79,13 +80,18 @@ class CycleGan:
         # One tensor for both optimizers, or a CUDA graph would keep the first step's rate.
         self.rate = torch.tensor(s.learning_rate, device=self.device)
         self.optimizers = [self._make_optimizer(names) for names in (GENERATORS, DISCRIMINATORS)]
-        self._share_rate()
+        self._set_groups()
         self.pools = {d: ImagePool(s.pool_size, s.seed + i) for i, d in enumerate("ab")}
         lambdas = {"a": s.lambda_a, "b": s.lambda_b}
         scale = {"gan": 0.0, "cycle": 1.0, "identity": s.lambda_identity}
         weights = [scale[kind] * lambdas[d] for kind, d in (n.split("_") for n in LOSSES[2:6])]
         self.weights = torch.tensor([1.0, 1.0, *weights], device=self.device)
         self.last_images: dict[str, tuple[Tensor, Tensor]] = {}
+        self._half_steps = (self._train_generators, self._train_discriminators)
+        if s.cuda_graphs:
+            cuda_graphs.check(accelerator)
+            pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
+            self._half_steps = [cuda_graphs.Replayed(half, pool) for half in self._half_steps]
 
     def _in_all_processes(self, network: nn.Module) -> nn.Module:
         if self.accelerator.num_processes == 1:
@@ -99,9 +105,9 @@ class CycleGan:
         fused = self.device.type in ("cpu", "cuda", "mps", "xpu")
         return self.accelerator.prepare(Adam(parameters, *rates, fused=fused))
 
-    def _share_rate(self) -> None:
+    def _set_groups(self) -> None:
         for group in chain.from_iterable(o.param_groups for o in self.optimizers):
-            group["lr"] = self.rate
+            group.update(lr=self.rate, capturable=self.device.type == "cuda")
 
     # ---- One step -------------------------------------------------------------------------------
 
@@ -119,9 +125,10 @@ class CycleGan:
             This process's losses by the names in `LOSSES`, detached.
         """
         self.rate.fill_(rate)
-        losses, fake_a, fake_b = self._train_generators(real_a, real_b)
+        train_generators, train_discriminators = self._half_steps
+        losses, fake_a, fake_b = train_generators(real_a, real_b)
         shown = self._from_pool("a", fake_a), self._from_pool("b", fake_b)
-        more = self._train_discriminators(real_a, real_b, *shown)
+        (more,) = train_discriminators(real_a, real_b, *shown)
         if self.averaged:
             decay = min(self.settings.ema_decay, (1 + step) / (10 + step))
             averages, now = (
@@ -177,7 +184,7 @@ class CycleGan:
         fake, identity = self.trained[generator](torch.cat([source, target])).chunk(2)
         return fake, identity
 
-    def _train_discriminators(self, *images: Tensor) -> Tensor:
+    def _train_discriminators(self, *images: Tensor) -> tuple[Tensor]:
         """The losses of the discriminators (2,), of real_a, real_b and the fakes they are shown."""
         self._set_learning(True)
         losses = []
@@ -193,7 +200,7 @@ class CycleGan:
             return found.sum()
 
         self._descend(1, DISCRIMINATORS, loss, *images)
-        return torch.stack(losses).mean(0)
+        return (torch.stack(losses).mean(0),)
 
     def _set_learning(self, learns: bool) -> None:
         for name in DISCRIMINATORS:
@@ -260,11 +267,18 @@ class CycleGan:
         """Takes what `state_dict` gave."""
         for optimizer, loaded in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.optimizer.load_state_dict(loaded)
-        self._share_rate()
+        self._set_groups()
         for pool, loaded in zip(self.pools.values(), state["pools"], strict=True):
             pool.load_state_dict(loaded, self.device)
         if state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+
+
+def precision_of(settings: Settings, device: torch.device) -> str:
+    """In words, what the networks compute in."""
+    if settings.precision != "no":
+        return f"{settings.precision}, losses and last layers float32"
+    return "float32" + (" rounded to TF32" if settings.tf32 and device.type == "cuda" else "")
 
 
 def make_networks(settings: Settings) -> dict[str, nn.Module]:

@@ -124,7 +124,13 @@ class Settings:
         "of the averaged generators, which then translate, as 0.999; 0: no averaging", 0.0
     )
     precision: str = setting(f"of the networks: {', '.join(PRECISIONS)}", "no")
+    tf32: bool = setting(
+        "round factors of float32 products to 10 bits on GPUs that are faster then", True
+    )
     compile: bool = setting("compile the networks: minutes at first, then faster steps", False)
+    cuda_graphs: bool = setting(
+        "replay steps as CUDA graphs, which spares small batches the launches", False, True
+    )
     channels_last: bool = setting("memory format; its norms convert to the other and back", False)
     test_images: int = setting(
         "images of each test folder, the first by name, that are scored; 0: all", 16
@@ -160,7 +166,7 @@ class Settings:
     trackers: str = setting(f"where losses go too: {', '.join(TRACKERS)}, with commas", "", True)
     workers: int = setting("processes that load images; 0: the training process does", 0, True)
     seed: int = setting("of weights, order of images, crops and pools", 0)
-    device: str = setting("auto: what Accelerate chooses; cpu", "auto", True)
+    device: str = setting("auto: a GPU where there is one; cpu, cuda:1, mps", "auto", True)
 
     def __post_init__(self):
         for name in (
@@ -181,7 +187,6 @@ class Settings:
         choices = {
             "gan_loss": GAN_LOSSES,
             "precision": PRECISIONS,
-            "device": ("auto", "cpu"),
             "score": SCORES,
         }
         for name, known in choices.items():

@@ -36,11 +36,12 @@ from cyclegan.files import fingerprint, to_image, write_bytes, write_text, writi
 from cyclegan.guards import Diverged, Watch, check_finite, luminance_correlation
 from cyclegan.loading import batches_of, ignore_interrupts
 from cyclegan.log import RunLog, best_test
-from cyclegan.model import LOSSES, CycleGan
+from cyclegan.model import LOSSES, CycleGan, precision_of
 from cyclegan.own_data import OwnPairs
 from cyclegan.progress import progress
 from cyclegan.report import sample_grids, thin_out_grids, write_report
 from cyclegan.settings import Settings, parse_period
+from cyclegan.translate import find_device
 
 TRACKED = "cyclegan"  # project of the trackers, and TensorBoard's folder in run_dir
 GRID_ROWS = 8  # test images per direction in a sample grid
@@ -192,7 +193,8 @@ class Trainer:
             f"images: {images_a} of A, {images_b} of B; {s.steps:,} steps of "
             f"{self.images_per_step} are {epochs:,.4g} epochs of {self.epoch}\n"
             f"device: {self.device}; processes: {self.processes}; in each, "
-            f"threads: {torch.get_num_threads()}, workers: {s.workers}",
+            f"threads: {torch.get_num_threads()}, workers: {s.workers}\n"
+            f"precision: {precision_of(s, self.device)}",
             file=sys.stderr,
         )
         device = str(self.device)
@@ -524,8 +526,16 @@ def make_accelerator(settings: Settings) -> Accelerator:
     missing = set(names) - {str(tracker) for tracker in get_available_trackers()}
     if missing:
         raise UserError(f"trackers: {', '.join(sorted(missing))} is not installed: pip install it")
+    device = None if settings.device == "auto" else find_device(settings.device)
+    if device is not None and torch.device(settings.device).index is not None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(f"device must be without a number in several processes; got {device}")
+        torch.accelerator.set_device_index(device.index)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.tf32
+    torch.backends.cudnn.benchmark = True
+    on_cpu = device is not None and device.type == "cpu"
     accelerator = Accelerator(
-        cpu=settings.device == "cpu" or not torch.accelerator.is_available(),
+        cpu=on_cpu or not torch.accelerator.is_available(),
         mixed_precision=settings.precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=settings.accumulate),
         log_with=names or None,
@@ -533,6 +543,8 @@ def make_accelerator(settings: Settings) -> Accelerator:
     )
     if accelerator.distributed_type.value not in ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU"):
         raise UserError(f"training cannot use Accelerate's {accelerator.distributed_type.value}")
+    if device is not None and accelerator.device.type != device.type:
+        raise UserError(f"device must be auto, cpu or {accelerator.device.type}; got {device}")
     if settings.precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("precision must be no or bf16 on a CPU; got 'fp16'")
     if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", "1")):

@@ -61,6 +61,13 @@ def test_luminance_correlation_by_hand():
     torch.testing.assert_close(luminance_correlation(x, y), torch.stack(expected).mean())
 
 
+@pytest.mark.parametrize("channels", [1, 5])
+def test_luminance_of_other_channels_is_their_mean(channels):
+    x, y = torch.rand(2, 1, channels, 9, 7)
+    pair = torch.stack([x.mean(1).flatten(), y.mean(1).flatten()])
+    torch.testing.assert_close(luminance_correlation(x, y), torch.corrcoef(pair)[0, 1])
+
+
 @pytest.mark.parametrize("term", [0, 3, 7])
 def test_a_run_that_diverges_stops_before_it_saves(settings, monkeypatch, term):
     trainer = Trainer(replace(settings, steps=9, save_every=3, log_every=100))

@@ -29,6 +29,28 @@ def test_generator_keeps_shape_and_stays_in_range(size):
     assert out.abs().max() <= 1
 
 
+@pytest.mark.parametrize("network", [ResnetGenerator(4, 1), UnetGenerator(4, 3)])
+def test_last_layers_are_float32_under_autocast(network):
+    """Near -1 and 1, bfloat16 has steps as coarse as those of 8-bit images."""
+    x = torch.rand(1, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            out = network(x)
+        assert out.dtype == torch.float32 and not torch.equal(out, out.bfloat16().float())
+        torch.testing.assert_close(out, network(x), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 16])
+@pytest.mark.parametrize("name", ["resnet_1", "unet_16"])
+def test_networks_take_other_channels_and_oblong_crops(name, channels):
+    generator = make_generator(name, (16, 48), 4, channels)
+    discriminator = PatchDiscriminator(4, 2, channels)
+    with torch.no_grad():
+        fake = generator(torch.randn(2, channels, 16, 48))
+        assert fake.shape == (2, channels, 16, 48)
+        assert discriminator(fake).shape == (2, 1, 2, 10)
+
+
 def count(network):
     return sum(p.numel() for p in network.parameters())
 

@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import replace
-from functools import partialmethod
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ssimfast
 from cyclegan.data import load_test_images
-from cyclegan.model import DISCRIMINATORS, LOSSES, NETWORKS
+from cyclegan.model import DISCRIMINATORS, LOSSES, NETWORKS, precision_of
 from cyclegan.networks import PatchDiscriminator, ResnetGenerator
 from cyclegan.trainer import Trainer, linear_decay
 
@@ -52,7 +52,6 @@ def batch():
         ("ema_decay", 1.0),
         ("clip_norm", -1.0),
         ("keep", 0),
-        ("device", "cupid"),
         ("seed", -1),
         ("seed", 2**63),
     ],
@@ -65,6 +64,35 @@ def test_settings_name_the_argument_and_what_came(settings, name, value):
 def test_a_unet_names_the_image_size_that_it_needs(settings):
     with pytest.raises(ValueError, match="^image_size must be a multiple of 64.*got 32"):
         replace(settings, generator="unet_64")
+
+
+@pytest.mark.parametrize(
+    "device, message",
+    [
+        ("cupid", "device must be auto or one that torch has here; got 'cupid'"),
+        ("meta", "device must be auto, cpu or .*; got meta"),
+    ],
+)
+def test_a_device_that_is_not_here_is_named(settings, device, message):
+    with pytest.raises(ValueError, match=message):
+        Trainer(replace(settings, device=device))
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_a_run_says_its_precision(settings, tf32, capsys):
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        trainer = Trainer(replace(settings, tf32=tf32, steps=1))
+        assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == tf32
+        assert torch.backends.cudnn.benchmark
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    trainer.train()
+    assert "\nprecision: float32\n" in capsys.readouterr().err
+    rounded = precision_of(trainer.settings, torch.device("cuda"))
+    assert rounded == ("float32 rounded to TF32" if tf32 else "float32")
+    half = replace(settings, precision="bf16")
+    assert precision_of(half, trainer.device) == "bf16, losses and last layers float32"
 
 
 def test_half_precision_on_a_cpu_is_refused(settings):
@@ -214,8 +242,8 @@ def test_averaged_generators_follow_slowly_and_are_those_that_translate(settings
     ids=str,
 )
 def test_other_ways_to_compute_come_near(settings, batch, changes, monkeypatch):
-    compile = torch.nn.Module.compile  # the same graphs, without the minute of C++ compilers
-    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(compile, backend="aot_eager"))
+    compile = torch.compile  # the same graphs, without the minute of C++ compilers
+    monkeypatch.setattr(torch, "compile", partial(compile, backend="aot_eager"))
     want = Trainer(settings).train_step(*batch)
     trainer = Trainer(replace(settings, **changes))
     got = trainer.train_step(*batch)
