@@ -30,7 +30,7 @@ demo: $(VENV)/installed
 	$(CYCLEGAN) demo-data $(DEMO)/data
 	$(CYCLEGAN) train --data $(DEMO)/data --run-dir $(DEMO)/run --image-size 64 --test-size 256 \
 	  --steps 900 --save-every 300 --generator unet_16 --base-width 32 --discriminator-width 32 \
-	  --discriminator-layers 2 --learning-rate 1e-3 --lambda-cycle 1.5 --lambda-identity 0.6 \
+	  --discriminator-layers 2 --learning-rate 1e-3 --lambda-a 1.5 --lambda-b 1.5 --lambda-identity 0.6 \
 	  --pool-size 0 --ema-decay 0.99
 	@echo 'paint a photograph of yours: $(CYCLEGAN) translate --checkpoint $(DEMO)/run IN OUT.png'
 

@@ -19,7 +19,7 @@ from cyclegan.demo_data import TEST_PHOTOGRAPHS, TRAIN_PHOTOGRAPHS, write_demo_d
 from cyclegan.evaluate import TITLES
 from cyclegan.settings import Settings
 
-LOSSES = ("2*l1", "ssim", "ssim_l1", "ssim_l2_a", "ssim_l2_b", "ssim_l1l2_b")
+LOSSES = ("paper_l1", "ssim", "ssim_l1", "ssim_l2_a", "ssim_l2_b", "ssim_l1l2_b")
 TRAIN_COUNT = 240
 CELL, LABEL = 128, 18  # sides of a picture and height of a column's head, in pixels
 SETTINGS = {
@@ -31,7 +31,8 @@ SETTINGS = {
     "discriminator_width": 32,
     "discriminator_layers": 2,
     "learning_rate": 1e-3,
-    "lambda_cycle": 1.5,
+    "lambda_a": 1.5,
+    "lambda_b": 1.5,
     "lambda_identity": 0.6,
     "pool_size": 0,
     "ema_decay": 0.99,
@@ -99,7 +100,7 @@ PAGE = """\
 
 Six of the cycle losses that Tandon's "Similarity Functions" compares, trained alike by
 `make comparison`: {steps:,} steps, seed {seed}, crops of {image_size} pixels, a weight of
-{lambda_cycle:g} for each ([losses.md](losses.md) has the formulas). L1 is that of Zhu et al. 2017,
+{lambda_a:g} for each ([losses.md](losses.md) has the formulas). L1 is that of Zhu et al. 2017,
 on [-1, 1].
 
 This is a small experiment. The training images are {train_count} crops of two photographs

@@ -31,6 +31,7 @@ from cyclegan.report import scores_of
 from cyclegan.settings import Settings
 from cyclegan.trainer import Trainer
 from cyclegan.translate import find_device, load_generator, load_generators, translate_files
+from cyclegan.weights import import_generators
 
 CHECKPOINT_HELP = "a run's folder, of which the latest checkpoint is taken, or a checkpoint's"
 LPIPS_HELP = "file with torchvision's weights of AlexNet; adds LPIPS (torchmetrics)"
@@ -132,7 +133,7 @@ def add_training(command: Callable[..., argparse.ArgumentParser]) -> None:
     side_by_side.add_argument(
         "--cycle-losses",
         required=True,
-        help="with commas: paper_l1,ssim,0.84*ssim+0.16*l1,tandon:ssim (PRESET:LOSS)",
+        help="with commas: paper_l1,ssim,0.84*ssim+0.16*paper_l1,tandon:ssim (PRESET:LOSS)",
     )
     side_by_side.add_argument("--lpips-weights", default="", help=LPIPS_HELP)
     add_settings(side_by_side, without=("cycle_loss",))
@@ -140,6 +141,14 @@ def add_training(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def add_use_of_checkpoints(command: Callable[..., argparse.ArgumentParser]) -> None:
     """The commands that use what has been trained."""
+    imported = command(
+        run_import, "import", "make a run of the reference implementation's generators"
+    )
+    imported.add_argument(
+        "source", type=Path, metavar="DIR", help="holds latest_net_G_A.pth, or is such a file"
+    )
+    imported.add_argument("run_dir", type=Path, metavar="OUT", help="the run's folder")
+
     translate = command(run_translate, "translate", "translate an image or a folder of images")
     translate.add_argument("source", type=Path, metavar="IN", help="image, or folder of images")
     translate.add_argument(
@@ -263,6 +272,10 @@ def run_compare(args: argparse.Namespace) -> None:
     page = compare(given_settings(args), losses, args.lpips_weights)
     if PartialState().is_main_process:
         print("stopped; the same command goes on" if page is None else f"comparison: {page}")
+
+
+def run_import(args: argparse.Namespace) -> None:
+    print(f"checkpoint: {import_generators(args.source, args.run_dir)}")
 
 
 def run_translate(args: argparse.Namespace) -> None:

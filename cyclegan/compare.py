@@ -124,8 +124,9 @@ def title_of(loss: str) -> str:
     """A readable name: "tandon:ssim_l1" is "SSIM + L1 (tandon)", "0.84*ssim+0.16*l1" "0.84 SSIM +
     0.16 L1 on [0, 1]"."""
     preset, _, name = loss.rpartition(":")
+    titles = {**LOSS_TITLES, "l1": "L1"} if preset == "tandon" else LOSS_TITLES
     parts = [
-        LOSS_TITLES.get(part, part) if weight == 1 else f"{weight:g} {LOSS_TITLES.get(part, part)}"
+        titles.get(part, part) if weight == 1 else f"{weight:g} {titles.get(part, part)}"
         for part, weight in parse_cycle_loss(name, preset or PRESETS[0]).items()
     ]
     return " + ".join(parts) + (f" ({preset})" if preset else "")

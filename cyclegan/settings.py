@@ -12,6 +12,7 @@ from cyclegan.errors import UserError, check_seed
 from cyclegan.features import FEATURE_NETWORKS
 from cyclegan.losses import (
     CYCLE_LOSSES,
+    FEATURE_LOSSES,
     GAN_LOSSES,
     PRESETS,
     make_cycle_loss,
@@ -73,11 +74,20 @@ class Settings:
     )
     steps: int = setting("updates of the generators, which override epochs", 0, True)
     image_size: int = setting("side of the training crops in pixels", 256)
+    channels: int = setting("channels of the images of both domains", 3)
     batch_size: int = setting("pairs per step and process", 1)
+    accumulate: int = setting(
+        "pieces that a batch is split into, whose gradients are added up: less memory, same step", 1
+    )
     generator: str = setting(
         "resnet_6, resnet_9 (any number of blocks), unet_128, unet_256 (any power of 2); auto: "
         "resnet_9 for images of 256 pixels and more, else resnet_6",
         "auto",
+    )
+    init_from: str = setting(
+        "what new generators start from: a run, a checkpoint, a folder or file of weights, also "
+        "latest_net_G_A.pth of the reference implementation",
+        "",
     )
     base_width: int = setting("channels of the generators' first layer", 64)
     discriminator_width: int = setting("channels of the discriminators' first layer", 64)
@@ -85,7 +95,7 @@ class Settings:
     gan_loss: str = setting(f"{', '.join(GAN_LOSSES)}; the paper: lsgan", "lsgan")
     cycle_loss: str = setting(
         f"how a reconstruction is compared with the image: {', '.join(CYCLE_LOSSES)}, or a sum "
-        "like 0.84*ssim+0.16*l1; the paper: 2*l1",
+        "like 0.84*ssim+0.16*paper_l1; the paper: paper_l1",
         "ssim_l1",
     )
     loss_preset: str = setting(
@@ -100,8 +110,11 @@ class Settings:
     feature_weights: str = setting(
         "file with its weights; none: torchvision downloads them", "", True
     )
-    lambda_cycle: float = setting("weight of the cycle loss; the GAN loss has 1", 10.0)
-    lambda_identity: float = setting("weight of the identity loss, times lambda_cycle", 0.5)
+    lambda_a: float = setting("weight of the cycle loss of A; the GAN losses have 1", 10.0)
+    lambda_b: float = setting("weight of the cycle loss of B", 10.0)
+    lambda_identity: float = setting(
+        "weight of the identity losses, times lambda_a and lambda_b", 0.5
+    )
     learning_rate: float = setting("of Adam, for all four networks", 2e-4)
     beta1: float = setting("Adam's first decay rate; GANs oscillate with its usual 0.9", 0.5)
     decay_start: float = setting("part of the steps after which the rate falls to 0", 0.5)
@@ -111,8 +124,14 @@ class Settings:
         "of the averaged generators, which then translate, as 0.999; 0: no averaging", 0.0
     )
     precision: str = setting(f"of the networks: {', '.join(PRECISIONS)}", "no")
+    tf32: bool = setting(
+        "round factors of float32 products to 10 bits on GPUs that are faster then", True
+    )
     compile: bool = setting("compile the networks: minutes at first, then faster steps", False)
-    channels_last: str = setting("memory format: yes, no; auto: yes on a GPU", "auto")
+    cuda_graphs: bool = setting(
+        "replay steps as CUDA graphs, which spares small batches the launches", False, True
+    )
+    channels_last: bool = setting("memory format; its norms convert to the other and back", False)
     test_images: int = setting(
         "images of each test folder, the first by name, that are scored; 0: all", 16
     )
@@ -147,31 +166,27 @@ class Settings:
     trackers: str = setting(f"where losses go too: {', '.join(TRACKERS)}, with commas", "", True)
     workers: int = setting("processes that load images; 0: the training process does", 0, True)
     seed: int = setting("of weights, order of images, crops and pools", 0)
-    device: str = setting("auto: what Accelerate chooses; cpu", "auto", True)
+    device: str = setting("auto: a GPU where there is one; cpu, cuda:1, mps", "auto", True)
 
     def __post_init__(self):
         for name in (
-            *("batch_size", "base_width", "discriminator_width", "discriminator_layers"),
-            *("learning_rate", "keep"),
+            *("batch_size", "accumulate", "channels", "base_width", "discriminator_width"),
+            *("discriminator_layers", "learning_rate", "keep"),
         ):
             self._require(name, getattr(self, name) > 0, "positive")
-        for name in (
-            *("steps", "epochs", "lambda_cycle", "lambda_identity", "pool_size", "workers"),
-            *("clip_norm", "test_images"),
-        ):
+        factors = ("lambda_a", "lambda_b", "lambda_identity", "clip_norm", "epochs")
+        for name in (*factors, "steps", "pool_size", "workers", "test_images"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
+        for name in (*factors, "learning_rate"):
+            self._require(name, math.isfinite(getattr(self, name)), "finite")
         self._require("steps", self.steps or self.epochs, "positive where epochs is 0")
         for name in ("log_every", "save_every"):
             parse_period(name, getattr(self, name))
-        for name in ("learning_rate", "lambda_cycle", "lambda_identity", "clip_norm", "epochs"):
-            self._require(name, math.isfinite(getattr(self, name)), "finite")
         for name in ("beta1", "decay_start", "ema_decay"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         choices = {
             "gan_loss": GAN_LOSSES,
             "precision": PRECISIONS,
-            "channels_last": ("auto", "yes", "no"),
-            "device": ("auto", "cpu"),
             "score": SCORES,
         }
         for name, known in choices.items():
@@ -180,17 +195,28 @@ class Settings:
             self._require("trackers", tracker in TRACKERS, f"some of {', '.join(TRACKERS)}")
         # In smaller images the SSIM window or the discriminator's last two layers do not fit.
         smallest = max(16, 4 * 2**self.discriminator_layers)
-        multiple = parse_generator(self.generator, self.image_size)[1]
+        multiple = parse_generator(self.generator, self.crop)[1]
         fits = self.image_size % multiple == 0 and self.image_size >= smallest
         self._require("image_size", fits, f"a multiple of {multiple}, at least {smallest}")
         fits = self.size_of_tests() % multiple == 0 and self.size_of_tests() >= smallest
         self._require("test_size", fits, f"0 or a multiple of {multiple}, at least {smallest}")
+        fits = self.batch_size % self.accumulate == 0
+        self._require("accumulate", fits, f"a divisor of batch_size, {self.batch_size}")
         check_seed(self.seed)
-        parse_cycle_loss(self.cycle_loss, self.loss_preset)  # rejects unknown names
+        losses = parse_cycle_loss(self.cycle_loss, self.loss_preset)  # rejects unknown names
+        if self.loss_preset == "tandon":
+            self._require("accumulate", self.accumulate == 1, "1 with the sums of tandon")
+        if FEATURE_LOSSES.keys() & losses:
+            self._require("channels", self.channels == 3, "3 for perceptual and contextual")
 
     def _require(self, name: str, holds: bool, what: str) -> None:
         if not holds:
             raise UserError(f"{name} must be {what}; got {getattr(self, name)!r}")
+
+    @property
+    def crop(self) -> tuple[int, int]:
+        """Height and width of the training crops in pixels."""
+        return self.image_size, self.image_size
 
     def size_of_tests(self) -> int:
         return self.test_size or self.image_size

@@ -1,6 +1,5 @@
-"""Training of CycleGAN (Zhu et al. 2017, arXiv:1703.10593): one step, the loop, exact resume."""
+"""Training of CycleGAN (Zhu et al. 2017, arXiv:1703.10593): the loop, its log, exact resume."""
 
-import copy
 import io
 import json
 import math
@@ -14,12 +13,10 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
@@ -27,8 +24,6 @@ from accelerate.utils import GradientAccumulationPlugin
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.optim import Adam
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.utils import make_grid
 from tqdm import tqdm
@@ -39,34 +34,22 @@ from cyclegan.errors import UserError
 from cyclegan.evaluate import as_rgb, check_inception, distances, evaluate, round_trips
 from cyclegan.files import fingerprint, to_image, write_bytes, write_text, writing
 from cyclegan.guards import Diverged, Watch, check_finite, luminance_correlation
-from cyclegan.image_pool import ImagePool
 from cyclegan.loading import batches_of, ignore_interrupts
 from cyclegan.log import RunLog, best_test
-from cyclegan.losses import discriminator_loss, generator_loss
-from cyclegan.networks import PatchDiscriminator, make_generator
+from cyclegan.model import LOSSES, CycleGan, precision_of
 from cyclegan.own_data import OwnPairs
 from cyclegan.progress import progress
 from cyclegan.report import sample_grids, thin_out_grids, write_report
 from cyclegan.settings import Settings, parse_period
+from cyclegan.translate import find_device
 
-NETWORKS = ("generator_ab", "generator_ba", "discriminator_a", "discriminator_b")
-GENERATORS, DISCRIMINATORS = NETWORKS[:2], NETWORKS[2:]
-LOSSES = tuple(
-    f"{kind}_{domain}"
-    for kind in ("gan", "cycle", "identity", "discriminator")
-    for domain in ("a", "b")
-)
 TRACKED = "cyclegan"  # project of the trackers, and TensorBoard's folder in run_dir
 GRID_ROWS = 8  # test images per direction in a sample grid
 MOST_SAVING = 0.02  # part of the time that saves by the clock may take
 
 
 class Trainer:
-    """Two generators, two discriminators, and all that training them takes.
-
-    Images are (N, 3, image_size, image_size) in [-1, 1]. generator_ab turns real_a into fake_b,
-    generator_ba turns fake_b into rec_a; discriminator_b tells real_b from fake_b. A loss of domain
-    a is about images that are, or shall look like, those of A.
+    """Trains a `CycleGan` on a folder of images, and keeps what a run tells and needs to go on.
 
     In several processes (``accelerate launch``), each has its share of every batch, and all the
     same weights, pools and logs; the first one writes.
@@ -124,42 +107,11 @@ class Trainer:
 
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(s.seed % 2**32)
-        generator = (s.generator, s.image_size, s.base_width)
-        discriminator = (s.discriminator_width, s.discriminator_layers)
-        networks = networks or {
-            **{name: make_generator(*generator) for name in GENERATORS},
-            **{name: PatchDiscriminator(*discriminator) for name in DISCRIMINATORS},
-        }
-        for name in NETWORKS:
-            setattr(self, name, networks[name])
-        channels_last = s.channels_last == "yes"
-        if s.channels_last == "auto":
-            channels_last = self.device.type == "cuda"
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        for name in NETWORKS:
-            network = getattr(self, name)
-            setattr(self, name, network.to(self.device, memory_format=self.memory_format))
-        self.averaged = {}  # what training is to end in, if ema_decay: generators by name
-        if s.ema_decay:
-            for name in GENERATORS:
-                self.averaged[name] = copy.deepcopy(getattr(self, name)).requires_grad_(False)
-
-        # Networks as training calls them: compiled, under autocast, and adding up the gradients of
-        # all processes. The plain modules, which share their weights, have none of the last.
-        self.trained: dict[str, nn.Module] = {}
-        for name in NETWORKS:
-            if s.compile:
-                getattr(self, name).compile()
-            self.trained[name] = self.accelerator.prepare(getattr(self, name))
-        self.optimizers = [
-            self.accelerator.prepare(self._make_optimizer(names))
-            for names in (GENERATORS, DISCRIMINATORS)
-        ]
-        self.cycle_loss = (cycle_loss or s.make_cycle_loss()).to(self.device)
-        self.pool_a = ImagePool(s.pool_size, seed=s.seed)
-        self.pool_b = ImagePool(s.pool_size, seed=s.seed + 1)
+        self.model = CycleGan(s, self.accelerator, networks, cycle_loss)
         if checkpoint is not None:
             self._load(checkpoint)
+        elif s.init_from:
+            self.model.start_from(Path(s.init_from))
         steps = self.accelerator.gather(torch.tensor([self.step], device=self.device)).tolist()
         if len(set(steps)) > 1:  # a folder that not all of them see alike
             raise UserError(f"the processes go on from different checkpoints: of steps {steps}")
@@ -194,88 +146,14 @@ class Trainer:
         finally:
             warnings.showwarning = show
 
-    def _make_optimizer(self, names: tuple[str, ...]) -> Adam:
-        networks = [getattr(self, name) for name in names]
-        parameters = chain.from_iterable(network.parameters() for network in networks)
-        rates = (self.settings.learning_rate, (self.settings.beta1, 0.999))
-        return Adam(parameters, *rates, fused=self.device.type in ("cpu", "cuda", "xpu"))
-
-    # ---- One step -------------------------------------------------------------------------------
-
     def train_step(self, real_a: Tensor, real_b: Tensor) -> dict[str, Tensor]:
-        """Update the generators, then the discriminators; returns the losses, detached, which are
-        those of this process. Nothing here waits for the device."""
+        """One update of all networks; see `CycleGan.train_step`."""
         s = self.settings
         rate = s.learning_rate * linear_decay(s.steps, s.decay_start)(self.step)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-
-        # The discriminators judge here, they do not learn.
-        judge_a, judge_b = (getattr(self, name).requires_grad_(False) for name in DISCRIMINATORS)
-        fake_b, idt_b = self._fake_and_identity("generator_ab", real_a, real_b)
-        fake_a, idt_a = self._fake_and_identity("generator_ba", real_b, real_a)
-        rec_a = self.trained["generator_ba"](fake_b)
-        rec_b = self.trained["generator_ab"](fake_a)
-        losses = {
-            "gan_a": generator_loss(s.gan_loss, judge_a(fake_a)),
-            "gan_b": generator_loss(s.gan_loss, judge_b(fake_b)),
-            "cycle_a": self.cycle_loss(rec_a, real_a),
-            "cycle_b": self.cycle_loss(rec_b, real_b),
-            "identity_a": F.l1_loss(idt_a, real_a),
-            "identity_b": F.l1_loss(idt_b, real_b),
-        }
-        weights = {"gan": 1.0, "cycle": s.lambda_cycle}
-        weights["identity"] = s.lambda_cycle * s.lambda_identity
-        total = sum(weights[name[:-2]] * loss for name, loss in losses.items())
-        self._descend(total, 0, GENERATORS)
-
-        judge_a.requires_grad_(True), judge_b.requires_grad_(True)
-        for domain, real, fake in (("a", real_a, fake_a), ("b", real_b, fake_b)):
-            shown = self._from_pool(getattr(self, f"pool_{domain}"), fake)
-            # In one batch: instance norm keeps the images apart.
-            scores = self.trained[f"discriminator_{domain}"](torch.cat([real, shown]))
-            loss = discriminator_loss(s.gan_loss, *scores.chunk(2))
-            losses[f"discriminator_{domain}"] = loss
-        self._descend(losses["discriminator_a"] + losses["discriminator_b"], 1, DISCRIMINATORS)
-
-        for name, average in self.averaged.items():
-            parameters = list(getattr(self, name).parameters())
-            get_ema_multi_avg_fn(s.ema_decay)(list(average.parameters()), parameters, self.step)
+        losses = self.model.train_step(real_a, real_b, rate, self.step)
         self.step += 1
         self._saved = False
-        self.last_images = {"generator_ab": (real_a, fake_b), "generator_ba": (real_b, fake_a)}
-        return {name: loss.detach() for name, loss in losses.items()}
-
-    def _fake_and_identity(
-        self, generator: str, source: Tensor, target: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """generator(source) and generator(target), in one batch: instance norm keeps them apart.
-
-        With lambda_identity 0 the second is `target` itself: no work, and an identity loss of 0.
-        """
-        if self.settings.lambda_identity == 0:
-            return self.trained[generator](source), target
-        fake, identity = self.trained[generator](torch.cat([source, target])).chunk(2)
-        return fake, identity
-
-    def _descend(self, loss: Tensor, optimizer: int, names: tuple[str, ...]) -> None:
-        self.optimizers[optimizer].zero_grad()
-        self.accelerator.backward(loss)
-        if self.settings.clip_norm:
-            # Accelerate's own clipping would unscale, and then judge, the other networks' as well.
-            self.accelerator.unscale_gradients(self.optimizers[optimizer])
-            parameters = [p for name in names for p in getattr(self, name).parameters()]
-            nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
-        self.optimizers[optimizer].step()
-
-    def _from_pool(self, pool: ImagePool, fake: Tensor) -> Tensor:
-        """This process's share of what the pool returns for the fakes of all."""
-        fake = fake.detach()
-        if self.processes == 1:
-            return pool.query(fake)
-        shown = pool.query(self.accelerator.gather(fake))
-        return shown.chunk(self.processes)[self.accelerator.process_index]
+        return losses
 
     # ---- The loop -------------------------------------------------------------------------------
 
@@ -315,7 +193,8 @@ class Trainer:
             f"images: {images_a} of A, {images_b} of B; {s.steps:,} steps of "
             f"{self.images_per_step} are {epochs:,.4g} epochs of {self.epoch}\n"
             f"device: {self.device}; processes: {self.processes}; in each, "
-            f"threads: {torch.get_num_threads()}, workers: {s.workers}",
+            f"threads: {torch.get_num_threads()}, workers: {s.workers}\n"
+            f"precision: {precision_of(s, self.device)}",
             file=sys.stderr,
         )
         device = str(self.device)
@@ -389,7 +268,7 @@ class Trainer:
         self._set_schedules()
         for batch in batches:
             real_a, real_b = (
-                images.to(self.device, non_blocking=True, memory_format=self.memory_format)
+                images.to(self.device, non_blocking=True, memory_format=self.model.memory_format)
                 for images in batch
             )
             losses = self.train_step(real_a, real_b)
@@ -474,7 +353,7 @@ class Trainer:
         """Read, check and log the losses since the last look; whether training is to end now, and
         whether the clock says that it is time to save. The only place in which a step waits for the
         device."""
-        correlations = {n: luminance_correlation(*i) for n, i in self.last_images.items()}
+        correlations = {n: luminance_correlation(*i) for n, i in self.model.last_images.items()}
         since, seconds = self._last_look
         self.seconds = time.perf_counter() - began
         pace = (self.seconds - seconds) / (self.step - since)
@@ -505,8 +384,8 @@ class Trainer:
 
     def _check_weights(self) -> None:
         """A checkpoint must not be of weights that the last step spoilt."""
-        for name in NETWORKS:
-            finite = [p.isfinite().all() for p in getattr(self, name).parameters()]
+        for name, network in self.model.networks.items():
+            finite = [p.isfinite().all() for p in network.parameters()]
             if not torch.stack(finite).all():
                 raise Diverged(f"training diverged: weights of {name} at step {self.step}")
 
@@ -514,7 +393,7 @@ class Trainer:
 
     def generators(self) -> dict[str, nn.Module]:
         """Those that translate, by "ab" and "ba": the averaged ones if there are any."""
-        return {name[-2:]: self.averaged.get(name, getattr(self, name)) for name in GENERATORS}
+        return self.model.generators()
 
     def tests(self) -> dict[str, Tensor]:
         """The test images that are scored, (N, C, H, W) by "a" and "b"."""
@@ -592,9 +471,7 @@ class Trainer:
         files = {f"process_{rank}.pt": to_bytes(random_state(self.device))}
         if not self.is_main:
             return files
-        modules = {name: getattr(self, name) for name in NETWORKS}
-        modules |= {f"averaged_{name}": average for name, average in self.averaged.items()}
-        for name, module in modules.items():
+        for name, module in self.model.weights_by_file().items():
             state = {key: value.contiguous() for key, value in module.state_dict().items()}
             files[f"{name}.safetensors"] = save(state)
         config = {
@@ -607,13 +484,7 @@ class Trainer:
             "settings": asdict(self.settings),
         }
         files[checkpoints.CONFIG] = json.dumps(config, indent=1).encode()
-        scaler = self.accelerator.scaler
-        state = {
-            "optimizers": [optimizer.optimizer.state_dict() for optimizer in self.optimizers],
-            "pools": [self.pool_a.state_dict(), self.pool_b.state_dict()],
-            "scaler": None if scaler is None else scaler.state_dict(),
-        }
-        files["training.pt"] = to_bytes(state)
+        files["training.pt"] = to_bytes(self.model.state_dict())
         return files
 
     def _feature_weights(self) -> dict | None:
@@ -622,6 +493,8 @@ class Trainer:
 
     def _load(self, folder: Path) -> None:
         config = checkpoints.read_config(folder)
+        if "processes" not in config:
+            raise UserError(f"{folder} holds generators only; --init-from starts a run from them")
         self.settings.check_resumes(Settings(**config["settings"]))
         if config["processes"] != self.processes:
             raise UserError(
@@ -636,17 +509,10 @@ class Trainer:
                 raise UserError(f"the run cannot go on from {folder}: it has other {what}")
         if config["step"] > self.settings.steps:
             raise UserError(f"steps must be at least {config['step']}, which {folder} has done")
-        for name in NETWORKS:
-            getattr(self, name).load_state_dict(load_file(folder / f"{name}.safetensors"))
-        for name, average in self.averaged.items():
-            average.load_state_dict(load_file(folder / f"averaged_{name}.safetensors"))
+        for name, module in self.model.weights_by_file().items():
+            module.load_state_dict(load_file(folder / f"{name}.safetensors"))
         state = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
-        for optimizer, loaded in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.optimizer.load_state_dict(loaded)
-        for pool, loaded in zip((self.pool_a, self.pool_b), state["pools"], strict=True):
-            pool.load_state_dict(loaded, self.device)
-        if state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.model.load_state_dict(state)
         self.step, self.seconds = config["step"], config["seconds"]
         self._saved = folder.resolve() == checkpoints.folder_of(self.run_dir, self.step).resolve()
         rank = self.accelerator.process_index
@@ -660,15 +526,25 @@ def make_accelerator(settings: Settings) -> Accelerator:
     missing = set(names) - {str(tracker) for tracker in get_available_trackers()}
     if missing:
         raise UserError(f"trackers: {', '.join(sorted(missing))} is not installed: pip install it")
+    device = None if settings.device == "auto" else find_device(settings.device)
+    if device is not None and torch.device(settings.device).index is not None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(f"device must be without a number in several processes; got {device}")
+        torch.accelerator.set_device_index(device.index)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.tf32
+    torch.backends.cudnn.benchmark = True
+    on_cpu = device is not None and device.type == "cpu"
     accelerator = Accelerator(
-        cpu=settings.device == "cpu" or not torch.accelerator.is_available(),
+        cpu=on_cpu or not torch.accelerator.is_available(),
         mixed_precision=settings.precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=settings.accumulate),
         log_with=names or None,
         project_dir=settings.run_dir if names else None,
     )
     if accelerator.distributed_type.value not in ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU"):
         raise UserError(f"training cannot use Accelerate's {accelerator.distributed_type.value}")
+    if device is not None and accelerator.device.type != device.type:
+        raise UserError(f"device must be auto, cpu or {accelerator.device.type}; got {device}")
     if settings.precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("precision must be no or bf16 on a CPU; got 'fp16'")
     if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", "1")):

@@ -45,7 +45,9 @@ def load_generators(
 def _load(folder: Path, direction: str, settings: Settings) -> nn.Module:
     averaged = folder / f"averaged_generator_{direction}.safetensors"
     file = averaged if averaged.exists() else folder / f"generator_{direction}.safetensors"
-    generator = make_generator(settings.generator, settings.image_size, settings.base_width)
+    generator = make_generator(
+        settings.generator, settings.crop, settings.base_width, settings.channels
+    )
     try:
         generator.load_state_dict(load_file(file))
     except (OSError, RuntimeError, SafetensorError) as error:

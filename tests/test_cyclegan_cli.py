@@ -142,7 +142,7 @@ def test_every_setting_is_an_option_with_its_default(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "--lambda-cycle LAMBDA_CYCLE weight of the cycle loss; the GAN loss has 1 (10.0)" in text
+    assert "--lambda-a LAMBDA_A weight of the cycle loss of A; the GAN losses have 1 (10.0)" in text
     assert "--compile, --no-compile" in text and "--resume no|auto|PATH" in text
     assert "trainA, trainB, testA, testB (needed, but where a run is resumed)" in text
     with pytest.raises(SystemExit):
@@ -246,7 +246,7 @@ def test_user_errors_are_one_line_that_names_the_cause(trained, tmp_path, capsys
     translate = ["translate", "--checkpoint"]
     cases = {
         "no such folder: nowhere/trainA": [*train, "nowhere"],
-        "or a sum like 0.84*ssim+0.16*l1; got 'l3'": [*train, data, "--cycle-loss", "l3"],
+        "or a sum like 0.84*ssim+0.16*paper_l1; got 'l3'": [*train, data, "--cycle-loss", "l3"],
         "seed must be in [0, 2**63 - 1]; got -1": [*train, data, "--seed", -1],
         "no such folder: elsewhere": [*train, data, "--resume", "elsewhere"],
         "cycle_losses must be different": [
@@ -294,7 +294,7 @@ def test_training_that_diverges_is_one_line_and_keeps_the_last_checkpoint(
     run = tmp_path / "run"
     options = ["--data", str(trained[0] / "data"), "--run-dir", str(run), "--save-every", "1"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cyclegan.trainer.discriminator_loss", nan_after(3))
+        patch.setattr("cyclegan.model.discriminator_loss", nan_after(3))
         assert main([*TRAIN, *options]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error == "error: training diverged: the loss discriminator_b is nan at step 2"

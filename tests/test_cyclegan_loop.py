@@ -18,8 +18,9 @@ import cyclegan.trainer
 from cyclegan import checkpoints
 from cyclegan.__main__ import main
 from cyclegan.log import RunLog, best_test
+from cyclegan.model import NETWORKS
 from cyclegan.settings import Period, Settings, parse_period
-from cyclegan.trainer import NETWORKS, Trainer
+from cyclegan.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 
@@ -291,7 +292,7 @@ def test_own_data_networks_and_loss_train_and_go_on_exactly(settings, tmp_path):
         )
 
     whole = trainer(tmp_path / "whole", 4)
-    assert isinstance(whole.cycle_loss, torch.nn.HuberLoss) and whole.settings.steps == 4
+    assert isinstance(whole.model.cycle_loss, torch.nn.HuberLoss) and whole.settings.steps == 4
     whole.train()
     trainer(tmp_path / "parts", 2).train()
     torch.rand(3)

@@ -306,6 +306,7 @@ def test_no_loss_is_the_best_in_a_score_that_it_was_trained_on():
 def test_losses_have_readable_names():
     assert title_of("ssim_l1l2_b") == "SSIM + L1 + L2 (b)"
     assert title_of("0.84*ssim+0.16*perceptual") == "0.84 SSIM + 0.16 perceptual"
+    assert title_of("tandon:l1") == "L1 (tandon)" and title_of("l1") == "L1 on [0, 1]"
     assert title_of("tandon:ssim_l2_a") == "SSIM + L2 (a) (tandon)"
 
 

@@ -22,8 +22,9 @@ from cyclegan.demo_data import write_demo_data
 from cyclegan.errors import UserError
 from cyclegan.files import fingerprint
 from cyclegan.log import RunLog
+from cyclegan.model import NETWORKS
 from cyclegan.report import sample_grids
-from cyclegan.trainer import NETWORKS, Trainer
+from cyclegan.trainer import Trainer
 
 MODULES = (*NETWORKS, "averaged_generator_ab", "averaged_generator_ba")
 # Pools that are full and trade, averages, clipping: all that has a state.
@@ -90,7 +91,7 @@ def assert_same(mine, theirs, where: str) -> None:
 def test_a_resumed_run_has_the_bits_of_one_that_went_through(settings, tmp_path, workers):
     whole = Trainer(replace(settings, steps=9, save_every=4, workers=workers, **STATEFUL))
     whole.train()
-    assert len(whole.pool_a.images) == 3  # it has traded
+    assert len(whole.model.pools["a"].images) == 3  # it has traded
     other = replace(whole.settings, run_dir=str(tmp_path / "other"))
     at_4 = checkpoints.folder_of(whole.run_dir, 4)
     torch.rand(7)  # what other code drew must not matter

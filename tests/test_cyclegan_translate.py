@@ -91,7 +91,7 @@ def test_tiles_that_make_no_sense_are_refused(tile, overlap):
 def test_a_checkpoint_translates_with_the_averaged_generator_if_there_is_one(settings, ema_decay):
     trainer = Trainer(replace(settings, ema_decay=ema_decay, generator="unet_32", steps=2))
     trainer.train()
-    for direction, want in trainer.generators().items():
+    for direction, want in trainer.model.generators().items():
         generator, loaded = load_generator(trainer.run_dir, direction, CPU)
         assert loaded == trainer.settings
         for key, value in want.state_dict().items():
