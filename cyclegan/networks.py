@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cyclegan.errors import UserError
+from cyclegan.instance_norm import InstanceNorm
 
 
 def parse_generator(name: str, crop: tuple[int, int]) -> tuple[str, int, int]:
@@ -59,16 +60,16 @@ class ResnetGenerator(nn.Module):
         self.layers = nn.Sequential(
             nn.ReflectionPad2d(3),
             nn.Conv2d(channels, w, 7),
-            *norm_relu(w),
+            *norm_relu(),
             nn.Conv2d(w, 2 * w, 3, stride=2, padding=1),
-            *norm_relu(2 * w),
+            *norm_relu(),
             nn.Conv2d(2 * w, 4 * w, 3, stride=2, padding=1),
-            *norm_relu(4 * w),
+            *norm_relu(),
             *(ResidualBlock(4 * w) for _ in range(blocks)),
             nn.ConvTranspose2d(4 * w, 2 * w, 3, 2, padding=1, output_padding=1),
-            *norm_relu(2 * w),
+            *norm_relu(),
             nn.ConvTranspose2d(2 * w, w, 3, 2, padding=1, output_padding=1),
-            *norm_relu(w),
+            *norm_relu(),
             nn.ReflectionPad2d(3),
             nn.Conv2d(w, channels, 7),
             nn.Tanh(),
@@ -90,10 +91,10 @@ class ResidualBlock(nn.Module):
         self.layers = nn.Sequential(
             nn.ReflectionPad2d(1),
             nn.Conv2d(width, width, 3),
-            *norm_relu(width),
+            *norm_relu(),
             nn.ReflectionPad2d(1),
             nn.Conv2d(width, width, 3),
-            nn.InstanceNorm2d(width),
+            InstanceNorm(),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,8 +124,8 @@ class UnetGenerator(nn.Module):
             down = nn.Conv2d(above, width, 4, stride=2, padding=1)
             up = nn.ConvTranspose2d(width if inner else 2 * width, above, 4, stride=2, padding=1)
             leak = [] if outer else [nn.LeakyReLU(0.2)]
-            norm = [] if outer or inner else [nn.InstanceNorm2d(width)]
-            end = nn.Tanh() if outer else nn.InstanceNorm2d(above)
+            norm = [] if outer or inner else [InstanceNorm()]
+            end = nn.Tanh() if outer else InstanceNorm()
             self.down.append(nn.Sequential(*leak, down, *norm))
             self.up.append(nn.Sequential(nn.ReLU(), up, end))
         self.apply(init_normal)
@@ -156,8 +157,7 @@ class PatchDiscriminator(nn.Module):
             width_in, width = width, base_width * min(2**depth, 8)
             layers += [
                 nn.Conv2d(width_in, width, 4, 2 if depth < n_layers else 1, 1),
-                nn.InstanceNorm2d(width),
-                nn.LeakyReLU(0.2),
+                *norm_relu(0.2),
             ]
         layers.append(nn.Conv2d(width, 1, 4, padding=1))
         self.layers = nn.Sequential(*layers)
@@ -170,14 +170,16 @@ class PatchDiscriminator(nn.Module):
 def in_float32(layers: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """layers(x), outside of autocast: near -1 and 1 bfloat16 has steps of 1 / 256 and 1 / 128,
     as coarse as 8-bit images, and tanh would end in them."""
-    if not torch.is_autocast_enabled(x.device.type):
+    kind = x.device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
         return layers(x)
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast(kind, enabled=False):
         return layers(x.float())
 
 
-def norm_relu(width: int) -> tuple[nn.Module, nn.Module]:
-    return nn.InstanceNorm2d(width), nn.ReLU()
+def norm_relu(slope: float = 0.0) -> tuple[nn.Module, nn.Module]:
+    """Both, and nothing in the activation's place: the names of weights count the layers."""
+    return InstanceNorm(slope), nn.Identity()
 
 
 def init_normal(module: nn.Module) -> None:
