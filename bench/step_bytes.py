@@ -41,6 +41,7 @@ class Count(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.bytes: Counter[str] = Counter()
+        self.operations = 0
         self.normed = {"forward": 0, "backward": 0}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -51,6 +52,7 @@ class Count(TorchDispatchMode):
         pointers = {t.data_ptr() for t in given}
         is_view = all(t.data_ptr() in pointers for t in made) and not func._schema.is_mutable
         if not is_view:
+            self.operations += 1
             self.bytes[name] += size(given) + size(made)
             self.bytes[name] += size(args[i] for i in AGAIN.get(name, ()))
         if name == "aten::native_batch_norm":
@@ -83,7 +85,7 @@ def main() -> None:
     total = sum(count.bytes.values())
     for name, amount in count.bytes.most_common(14):
         print(f"{name:40} {amount / 1e6:9.0f} MB {100 * amount / total:5.1f} %")
-    print(f"{'all':40} {total / 1e6:9.0f} MB")
+    print(f"{'all':40} {total / 1e6:9.0f} MB, {count.operations} operations")
     norms = FUSED_FORWARD * count.normed["forward"] + FUSED_BACKWARD * count.normed["backward"]
     parts = ("native_batch_norm", "relu", "leaky_relu", "threshold", "native_batch_norm_backward")
     eager = sum(
