@@ -183,7 +183,9 @@ class UnpairedImages(Dataset):
 
     def __init__(self, settings: Settings, memory: float | None = None):
         root, ranges = Path(settings.data), settings.ranges
-        self.a, self.b = (TrainingFolder(root / f"train{x}", settings, ranges[x]) for x in "AB")
+        self.a, self.b = (
+            TrainingFolder(root / f"train{x.upper()}", settings, ranges[x]) for x in "ab"
+        )
         found = [
             one.value_range and "{:.9g},{:.9g}".format(*one.value_range) for one in self.folders
         ]
@@ -254,10 +256,10 @@ class Batches:
 
 
 def centre_crops(settings: Settings, domain: str, limit: int | None = None) -> Iterator[Tensor]:
-    """The test images of domain "A" or "B", or the first `limit`: the middle, scaled to
+    """The test images of domain "a" or "b", or the first `limit`: the middle, scaled to
     settings.test, as (channels, height, width) in [-1, 1]. Files that cannot be read are named and
     left out."""
-    folder, empty = Path(settings.data) / f"test{domain}", True
+    folder, empty = Path(settings.data) / f"test{domain.upper()}", True
     images = readable_images(list_images(folder), settings.channels)
     for _, pixels in islice(images, limit):
         empty = False
@@ -267,5 +269,6 @@ def centre_crops(settings: Settings, domain: str, limit: int | None = None) -> I
 
 
 def load_test_images(settings: Settings, domain: str) -> Tensor:
-    """(N, channels, height, width) of the first test images, settings.test_images at most."""
-    return torch.stack([*centre_crops(settings, domain, settings.test_images)])
+    """(N, channels, height, width) of the first test images, settings.test_images at most;
+    0: all."""
+    return torch.stack([*centre_crops(settings, domain, settings.test_images or None)])

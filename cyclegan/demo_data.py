@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from cyclegan.errors import UserError, check_seed
+from cyclegan.files import write_text
 from cyclegan.images import write_pixels
 
 TRAIN_PHOTOGRAPHS = ("coffee", "stereo_motorcycle")
@@ -25,14 +26,20 @@ MARKER = "demo-data.txt"  # lies in a folder whose images demo-data wrote, and m
 PALETTE = np.array([(24, 20, 66), (32, 84, 112), (196, 110, 48), (240, 190, 92), (255, 246, 214)])
 
 
-def write_demo_data(root: Path, train_count: int = 240, seed: int = 0) -> None:
+def write_demo_data(
+    root: Path, train_count: int = 240, seed: int = 0, crop_size: int = CROP_SIZE
+) -> None:
     """Write root/{trainA,trainB}/0000.png ... and root/{testA,testB}/<photograph>.png; the same
     arguments, the same bytes.
 
     Nothing is written where a folder holds files that no earlier call wrote.
+
+    Args:
+        crop_size: side of the training images in pixels; more than 143 are enlarged photographs.
     """
-    if train_count < 1:
-        raise UserError(f"train_count must be positive; got {train_count}")
+    for name, value in (("train_count", train_count), ("crop_size", crop_size)):
+        if value < 1:
+            raise UserError(f"{name} must be positive; got {value}")
     check_seed(seed)
     crops = [f"{index:04d}.png" for index in range(train_count)]
     tests = [f"{name}.png" for name in TEST_PHOTOGRAPHS]
@@ -40,12 +47,13 @@ def write_demo_data(root: Path, train_count: int = 240, seed: int = 0) -> None:
         [load_photograph(name) for name in names] for names in (TRAIN_PHOTOGRAPHS, TEST_PHOTOGRAPHS)
     )
     claim(root, {"trainA": crops, "trainB": crops, "testA": tests, "testB": tests})
+    write_text("photo\npainting\n", root / "domains.txt")
     for stream, (domain, finish) in enumerate((("A", np.asarray), ("B", paint))):
         rng = np.random.default_rng((seed, stream))
         for index, name in enumerate(crops):
             photograph = to_train[index % len(to_train)]
             part = region(photograph.size, domain, strip=int(rng.integers(COLUMNS // 2)))
-            crop = turn_hues(random_crop(photograph.crop(part), rng), rng)
+            crop = turn_hues(random_crop(photograph.crop(part), rng, crop_size), rng)
             write_pixels(finish(crop), root / f"train{domain}" / name)
         for photograph, name in zip(to_test, tests, strict=True):
             whole = ImageOps.fit(photograph, (TEST_SIZE, TEST_SIZE), Image.Resampling.BICUBIC)
@@ -60,9 +68,8 @@ def claim(root: Path, files: dict[str, list[str]]) -> None:
         present = {path.name for path in (root / folder).glob("*")}
         if others := present.difference(names if ours else ()):
             raise FileExistsError(f"{root / folder} holds other files, such as {min(others)}")
-    root.mkdir(parents=True, exist_ok=True)
     text = "Written by `python -m cyclegan demo-data`, which may write over the images beside it.\n"
-    (root / MARKER).write_text(text)
+    write_text(text, root / MARKER)
 
 
 def load_photograph(name: str) -> Image.Image:
@@ -81,12 +88,16 @@ def region(size: tuple[int, int], domain: str, strip: int) -> tuple[int, int, in
     return column * width // COLUMNS, 0, (column + 1) * width // COLUMNS, height
 
 
-def random_crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A random square of a random size, as CROP_SIZE x CROP_SIZE pixels."""
-    side = int(rng.integers(SMALLEST_CROP, LARGEST_CROP + 1))
+def random_crop(
+    image: Image.Image, rng: np.random.Generator, crop_size: int = CROP_SIZE
+) -> Image.Image:
+    """A random square of a random size, as crop_size x crop_size pixels."""
+    scale = crop_size / CROP_SIZE
+    largest = min(round(scale * LARGEST_CROP), *image.size)
+    side = int(rng.integers(min(round(scale * SMALLEST_CROP), largest), largest + 1))
     left, top = (int(rng.integers(length - side + 1)) for length in image.size)
     square = image.crop((left, top, left + side, top + side))
-    return square.resize((CROP_SIZE, CROP_SIZE), Image.Resampling.BICUBIC)
+    return square.resize((crop_size, crop_size), Image.Resampling.BICUBIC)
 
 
 def turn_hues(image: Image.Image, rng: np.random.Generator) -> Image.Image:

@@ -285,11 +285,15 @@ def output_dtype(dtype: np.dtype, value_range: Range | None) -> np.dtype:
     return np.dtype(np.float32)
 
 
+def as_rgb(images: Tensor) -> Tensor:
+    """(..., C, H, W) -> (..., 3, H, W): the first three bands, or the first one as gray."""
+    return images[..., :3, :, :] if images.shape[-3] >= 3 else images[..., [0, 0, 0], :, :]
+
+
 def to_8_bit(tensor: Tensor) -> Tensor:
-    """(..., C, H, W) in [-1, 1] -> uint8 (..., 3, H, W) on the CPU, to look at: of more than three
-    bands the first three, of fewer the first one in gray."""
-    shown = tensor[..., :3, :, :] if tensor.shape[-3] >= 3 else tensor[..., [0, 0, 0], :, :]
-    return ((shown.detach().float().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
+    """(..., C, H, W) in [-1, 1] -> uint8 (..., 3, H, W) on the CPU, `as_rgb`."""
+    shown = as_rgb(tensor).detach().float().clamp(-1, 1)
+    return ((shown + 1) * 127.5).round().to("cpu", torch.uint8)
 
 
 def to_image(tensor: Tensor) -> Image.Image:
@@ -337,10 +341,4 @@ def write_pixels(pixels: np.ndarray, path: Path) -> None:
         tifffile.imwrite(
             buffer, image, photometric=kind, compression="zlib", metadata=None, **planes
         )
-    write_bytes(buffer.getvalue(), path)
-
-
-def write_png(image: Image.Image, path: Path) -> None:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
     write_bytes(buffer.getvalue(), path)

@@ -56,7 +56,9 @@ def load_generators(
         checkpoint: a checkpoint's folder, or a run's, of which the latest is taken.
         directions: "ab", "ba" or both.
     """
-    folder = checkpoints.find(checkpoint)
+    kinds = ("", "averaged_")
+    files = [f"{kind}generator_{name}.safetensors" for kind in kinds for name in directions]
+    folder = checkpoints.find(checkpoint, [checkpoints.CONFIG, *files])
     settings = Settings(**checkpoints.read_config(folder)["settings"])
     return {name: _load(folder, name, settings).to(device) for name in directions}, settings
 
@@ -105,7 +107,7 @@ def translate_files(
     """
     kinds = _output_kinds(_sources(source, target), settings, direction)
     targets = _targets(kinds, source, target, settings.channels)
-    given, made = (settings.ranges[domain] for domain in direction.upper())
+    given, made = (settings.ranges[domain] for domain in direction)
     count = 0
     for path, pixels in readable_images(targets, settings.channels):
         if size:
@@ -154,7 +156,7 @@ def _output_kinds(paths: list[Path], settings: Settings, direction: str) -> dict
         except UserError as error:
             warnings.warn(f"skipped {error}", stacklevel=3)
         else:
-            kinds[path] = output_dtype(dtype, settings.ranges[direction[1].upper()])
+            kinds[path] = output_dtype(dtype, settings.ranges[direction[1]])
     return kinds
 
 

@@ -230,7 +230,7 @@ def test_images_of_any_size_give_crops_of_the_asked_size(tmp_path, size):
     assert a.shape == b.shape == (3, 32, 32)
     assert gray(a) == 50
     (tmp_path / "testA").symlink_to(tmp_path / "trainA")
-    [image] = centre_crops(make_settings(tmp_path, 32), "A")
+    [image] = centre_crops(make_settings(tmp_path, 32), "a")
     assert image.shape == (3, 32, 32)
 
 
@@ -241,7 +241,7 @@ def test_test_images_are_the_first_ones_and_centred(tmp_path):
         (tmp_path / "testB").mkdir(exist_ok=True)
         image.save(tmp_path / "testB" / name)
     save_flat(tmp_path / "testB" / "c.png", 0)
-    images = torch.stack([*centre_crops(make_settings(tmp_path, 20), "B", limit=2)])
+    images = torch.stack([*centre_crops(make_settings(tmp_path, 20), "b", limit=2)])
     assert images.shape == (2, 3, 20, 20)
     assert (images == 1).all()
 
@@ -346,7 +346,7 @@ def test_a_test_folder_without_a_readable_image_is_named(flat_root):
     for path in (flat_root / "trainB").iterdir():
         path.write_text("")
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="no readable .*testB"):
-        list(centre_crops(make_settings(flat_root), "B"))
+        list(centre_crops(make_settings(flat_root), "b"))
 
 
 def test_processes_share_what_one_alone_would_see():
@@ -406,6 +406,7 @@ def test_demo_data_counts_sizes_and_determinism(tmp_path):
     assert x == y
     for found in (x, y, z):
         assert b"demo-data" in found.pop(demo_data.MARKER)
+        assert found.pop("domains.txt") == b"photo\npainting\n"
     crops = [f"train{domain}/{i:04d}.png" for domain in "AB" for i in range(4)]
     wholes = [f"test{domain}/{name}.png" for domain in "AB" for name in demo_data.TEST_PHOTOGRAPHS]
     assert sorted(x) == sorted(crops + wholes)
@@ -415,6 +416,9 @@ def test_demo_data_counts_sizes_and_determinism(tmp_path):
         for name in names:
             with Image.open(tmp_path / "x" / name) as image:
                 assert (image.mode, image.size) == ("RGB", (size, size))
+    demo_data.write_demo_data(tmp_path / "large", 1, crop_size=143)
+    with Image.open(tmp_path / "large" / "trainB" / "0000.png") as image:
+        assert image.size == (143, 143)
 
 
 def test_demo_data_does_not_mix_with_other_files(tmp_path):

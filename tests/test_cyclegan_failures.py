@@ -279,8 +279,9 @@ def test_a_launcher_that_starts_one_process_of_several_is_named(settings, monkey
 
 def test_a_run_says_what_it_begins_with(settings, capsys):
     Trainer(settings).train()
-    images, loading, machine, first, *_ = capsys.readouterr().err.splitlines()
-    assert images == "images: 3 of A, 3 of B; 2 steps an epoch"  # of two pairs
+    images, loading, machine, precision, first, *_ = capsys.readouterr().err.splitlines()
+    assert precision == "precision: float32"
+    assert images == "images: 3 of A, 3 of B; 4 steps of 2 are 2.667 epochs of 3"
     assert loading == "training images: decoded in memory (0.0 MB)"
     assert machine == "device: cpu; processes: 1; in each, threads: 1, workers: 0"
     assert first.startswith("training: 0/4 ")

@@ -367,26 +367,26 @@ def test_training_translates_and_scores_images_of_every_kind(run, tmp_path):
     )
     assert result.dtype == dtype and result.shape == given.shape
     generator, settings = load_generator(trainer.run_dir, "ab", torch.device("cpu"))
-    tensor = to_tensor(given, settings.ranges["A"])
-    expected = to_pixels(generator(tensor[None])[0], dtype, settings.ranges["B"])
+    tensor = to_tensor(given, settings.ranges["a"])
+    expected = to_pixels(generator(tensor[None])[0], dtype, settings.ranges["b"])
     np.testing.assert_allclose(result.astype(float), expected.astype(float), atol=1.01, rtol=1e-4)
     assert (settings.value_range == "auto") == dtype.startswith("uint")
-    scores = evaluate(trainer.generators(), settings, trainer.device)
+    scores = evaluate(trainer.generators(), trainer.tests(), trainer.device)
     assert np.isfinite(list(scores["mean"].values())).all()
     with Image.open(trainer.samples_path) as grid:
-        assert grid.mode == "RGB" and grid.size == (6 * 34, 2 * 34)
+        assert grid.mode == "RGB" and grid.size == (6 * 34 + 2, 2 * 34 + 2)
 
 
 def test_a_resumed_run_of_every_kind_has_the_bits_of_one_that_went_through(run, tmp_path):
     trainer, *_ = run
     asked = replace(trainer.settings, value_range="auto", steps=4, save_every=2, workers=0)
-    runs = [Trainer(replace(asked, run_dir=str(tmp_path / name))) for name in ("whole", "first")]
-    runs[0].train()
-    half = runs[0].run_dir / "checkpoints" / "step_0000002"
+    whole = Trainer(replace(asked, run_dir=str(tmp_path / "whole")))
+    whole.train()
+    half = whole.run_dir / "checkpoints" / "step_0000002"
     resumed = Trainer(replace(asked, run_dir=str(tmp_path / "again"), workers=1), str(half))
     resumed.train()
-    for name in ("generator_ab", "discriminator_b"):
-        mine, theirs = (getattr(one, name).state_dict() for one in (runs[0], resumed))
+    for name, network in whole.model.networks.items():
+        mine, theirs = network.state_dict(), resumed.model.networks[name].state_dict()
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 

@@ -137,7 +137,7 @@ def test_what_memory_has_no_room_for_is_tiled_with_a_warning(settings, photograp
 def test_a_checkpoint_translates_with_the_averaged_generator_if_there_is_one(settings, ema_decay):
     trainer = Trainer(replace(settings, ema_decay=ema_decay, generator="unet_32", steps=2))
     trainer.train()
-    for direction, want in trainer.generators().items():
+    for direction, want in trainer.model.generators().items():
         generator, loaded = load_generator(trainer.run_dir, direction, CPU)
         assert loaded == trainer.settings
         for key, value in want.state_dict().items():
