@@ -20,7 +20,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc ssimfast cyclegan -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CPP := $(shell find csrc tests bench -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test test-all fuzz budgets bench gpu-report docs figures sanitize wheel lint format clean
+.PHONY: demo test test-all fuzz budgets bench comparison gpu-report docs figures sanitize wheel lint format clean
 
 # -I: the installed package, not the sources in this folder, which have no extension beside them.
 CYCLEGAN := $(VENV)/bin/python -I -m cyclegan
@@ -28,9 +28,9 @@ CYCLEGAN := $(VENV)/bin/python -I -m cyclegan
 demo: $(VENV)/installed
 	rm -rf $(DEMO)/run
 	$(CYCLEGAN) demo-data $(DEMO)/data
-	$(CYCLEGAN) train --data $(DEMO)/data --run-dir $(DEMO)/run --image-size 64 --test-size 256 \
+	$(CYCLEGAN) train --data $(DEMO)/data --run-dir $(DEMO)/run --crop-size 64 --test-size 256 \
 	  --steps 900 --save-every 300 --generator unet_16 --base-width 32 --discriminator-width 32 \
-	  --discriminator-layers 2 --learning-rate 1e-3 --lambda-cycle 1.5 --lambda-identity 0.6 \
+	  --discriminator-layers 2 --learning-rate 1e-3 --lambda-a 1.5 --lambda-b 1.5 --lambda-identity 0.6 \
 	  --pool-size 0 --ema-decay 0.99
 	@echo 'paint a photograph of yours: $(CYCLEGAN) translate --checkpoint $(DEMO)/run IN OUT.png'
 
@@ -60,6 +60,10 @@ bench: $(VENV)/installed $(VENV)/bench-tools
 	$(VENV)/bin/pytest bench --benchmark-columns=min,median,max,iqr --benchmark-json=$(VENV)/bench.json; \
 	  status=$$?; $(VENV)/bin/python -I bench/report.py $(VENV)/bench.json docs && exit $$status
 	$(VENV)/bin/python -I bench/accuracy.py
+
+# Six cycle losses trained alike, in docs/comparison.md: hours on two cores. Interrupted, it goes on.
+comparison: $(VENV)/installed
+	$(VENV)/bin/python -I bench/compare_losses.py docs --work $(VENV)/comparison
 
 # Everything that only a GPU can show, in docs/gpu_report.md.
 gpu-report: $(VENV)/installed

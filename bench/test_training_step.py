@@ -20,18 +20,19 @@ from torch import Tensor
 from turns import CARD, clock, hand_over
 
 from cyclegan.demo_data import write_demo_data
+from cyclegan.model import NETWORKS
 from cyclegan.settings import Settings
-from cyclegan.trainer import NETWORKS, Trainer
+from cyclegan.trainer import Trainer
 
 CASES = {
     "demo 4x3x64x64": {
-        "image_size": 64,
+        "crop_size": "64",
         "batch_size": 4,
         "generator": "resnet_4",
         "base_width": 16,
         "discriminator_width": 32,
     },
-    "paper 1x3x256x256": {"image_size": 256},
+    "paper 1x3x256x256": {"crop_size": "256"},
 }
 LIBRARIES = ("ssimfast", "plain")
 
@@ -41,7 +42,7 @@ class PlainStep:
 
     def __init__(self, trainer: Trainer):
         self.ab, self.ba, self.d_a, self.d_b = (
-            copy.deepcopy(getattr(trainer, name)) for name in NETWORKS
+            copy.deepcopy(trainer.model.networks[name]) for name in NETWORKS
         )
         self.settings = s = trainer.settings
         generators = [*self.ab.parameters(), *self.ba.parameters()]
@@ -63,7 +64,7 @@ class PlainStep:
         identity = (self.ba(real_a) - real_a).abs().mean() + (self.ab(real_b) - real_b).abs().mean()
         gan = ((self.d_a(fake_a) - 1) ** 2).mean() + ((self.d_b(fake_b) - 1) ** 2).mean()
         self.of_g.zero_grad()
-        (gan + s.lambda_cycle * (cycle + s.lambda_identity * identity)).backward()
+        (gan + s.lambda_a * (cycle + s.lambda_identity * identity)).backward()
         self.of_g.step()
         for parameter in self.discriminators:
             parameter.requires_grad_(True)
@@ -72,6 +73,14 @@ class PlainStep:
             loss = ((judge(real) - 1) ** 2).mean() + (judge(fake.detach()) ** 2).mean()
             (loss / 2).backward()
         self.of_d.step()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def trained_precision():
+    """The trainer allows TF32, as in training; other benchmarks compare results without it."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +93,8 @@ def data(tmp_path_factory):
 def make(case: str, data) -> tuple[Trainer, PlainStep, tuple[Tensor, Tensor]]:
     run = str(data / "run")
     trainer = Trainer(Settings(data=str(data), run_dir=run, steps=1000, **CASES[case]))
-    size = trainer.settings.image_size
     generator = torch.Generator().manual_seed(0)
-    shape = (2, trainer.settings.batch_size, 3, size, size)
+    shape = (2, trainer.settings.batch_size, 3, *trainer.settings.crop)
     batch = torch.rand(shape, generator=generator).mul(2).sub(1).to(trainer.device).unbind()
     return trainer, PlainStep(trainer), batch
 
@@ -114,7 +122,7 @@ def test_both_steps_compute_the_same(case, data):
     networks = (plain.ab, plain.ba, plain.d_a, plain.d_b)
     for name, network in zip(NETWORKS, networks, strict=True):
         for (key, mine), theirs in zip(
-            getattr(trainer, name).named_parameters(), network.parameters(), strict=True
+            trainer.model.networks[name].named_parameters(), network.parameters(), strict=True
         ):
             if key.endswith("weight"):
                 scale = mine.grad.abs().max().item()
@@ -126,7 +134,7 @@ def steps_in_turns(case: str, data) -> dict[str, tuple[list[float], float]]:
     """By library: milliseconds of the rounds, and which share of them the cycle losses take."""
     trainer, plain, batch = make(case, data)
     steps = {"ssimfast": partial(trainer.train_step, *batch), "plain": partial(plain, *batch)}
-    losses = {"ssimfast": trainer.cycle_loss, "plain": plain.cycle_loss}
+    losses = {"ssimfast": trainer.model.cycle_loss, "plain": plain.cycle_loss}
     times = turns(CARD, steps, rounds=3 if "256" in case else 15)
     return {
         name: (

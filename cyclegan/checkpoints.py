@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,9 +88,11 @@ def write(
     return final
 
 
-def keep_latest(run_dir: Path, count: int) -> None:
+def keep_latest(run_dir: Path, count: int, others: Collection[int] = ()) -> None:
+    """Remove all checkpoints but the last `count` and those of the steps in `others`."""
     for folder in in_run(run_dir)[count:]:
-        _remove(folder)
+        if step_of(folder) not in others:
+            _remove(folder)
 
 
 def forget_after(run_dir: Path, step: int) -> None:
@@ -102,8 +104,11 @@ def forget_after(run_dir: Path, step: int) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def why_broken(folder: Path) -> str | None:
+def why_broken(folder: Path, names: Collection[str] | None = None) -> str | None:
     """What is wrong with a checkpoint; None if it is whole.
+
+    Args:
+        names: of the files that are checked; None: all.
 
     Raises:
         UserError: it cannot be read, and may be whole all the same.
@@ -111,7 +116,7 @@ def why_broken(folder: Path) -> str | None:
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         for name, expected in files.items():
-            if fingerprint(folder / name) != expected:
+            if (names is None or name in names) and fingerprint(folder / name) != expected:
                 return f"{name} has changed since it was written"
     except FileNotFoundError as error:
         return f"no {Path(error.filename).name}"
@@ -125,7 +130,7 @@ def why_broken(folder: Path) -> str | None:
     return None
 
 
-def latest_whole(run_dir: Path) -> Path | None:
+def latest_whole(run_dir: Path, names: Collection[str] | None = None) -> Path | None:
     """The latest checkpoint of a run that is whole; broken ones are named and passed over. None if
     the run has none at all.
 
@@ -134,7 +139,7 @@ def latest_whole(run_dir: Path) -> Path | None:
     """
     folders = in_run(run_dir)
     for folder in folders:
-        broken = why_broken(folder)
+        broken = why_broken(folder, names)
         if broken is None:
             return folder
         warnings.warn(f"passed over broken checkpoint {folder}: {broken}", stacklevel=2)
@@ -143,8 +148,11 @@ def latest_whole(run_dir: Path) -> Path | None:
     return None
 
 
-def find(path: Path) -> Path:
+def find(path: Path, names: Collection[str] | None = None) -> Path:
     """The checkpoint `path`, or the latest of the run in `path`.
+
+    Args:
+        names: of the files that are needed, and checked; None: all.
 
     Raises:
         UserError: there is none, or it is broken.
@@ -152,10 +160,10 @@ def find(path: Path) -> Path:
     if not path.is_dir():
         raise UserError(f"no such folder: {path}")
     if (path / CONFIG).exists() or (path / MANIFEST).exists():
-        if broken := why_broken(path):
+        if broken := why_broken(path, names):
             raise UserError(f"broken checkpoint {path}: {broken}")
         return path
-    found = latest_whole(path.parent if path.name == "checkpoints" else path)
+    found = latest_whole(path.parent if path.name == "checkpoints" else path, names)
     if found is None:
         raise UserError(f"no checkpoint in {path}")
     return found

@@ -1,58 +1,69 @@
-"""How well a pair of generators does on test images."""
+"""How well a pair of generators does on test images: the same numbers during training, in the
+command `evaluate` and in `compare`."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
-from pathlib import Path
+from itertools import islice
 from pickle import UnpicklingError
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Subset
 
 from cyclegan.data import centre_crops
 from cyclegan.errors import UserError, cause
 from cyclegan.features import read_weights
-from cyclegan.files import to_8_bit
+from cyclegan.images import as_rgb, to_8_bit
+from cyclegan.settings import Settings
 from ssimfast import ms_ssim, ssim
 
-METRICS = {  # with their titles
+BATCH = 8  # images translated at once: another number may change the last bits of a score
+METRICS = {  # of reconstructions, with their titles
     "ssim": "SSIM",
     "ms_ssim": "MS-SSIM",
     "psnr": "PSNR (dB)",
     "colour_error": "colour error (of 255)",
+    "lpips": "LPIPS",
 }
+DISTANCES = {"fid": "FID", "kid": "KID"}  # between translations and the other domain
+TITLES = {**METRICS, **DISTANCES}
+HIGHER_IS_BETTER = ("ssim", "ms_ssim", "psnr")
 
 
 @torch.no_grad()
+def run_plain(generator: nn.Module, images: Tensor, device: torch.device) -> Tensor:
+    """generator(images) in float32, on the CPU: without the autocast, the compilation and the TF32
+    that training may have put around the generator."""
+    plain = torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False)
+    with plain, torch.autocast(device.type, enabled=False):
+        return type(generator).forward(generator, images.to(device)).cpu()
+
+
 def round_trips(
-    real: Iterable[Tensor], there: nn.Module, back: nn.Module, device: torch.device, batch: int
+    real: Iterable[Tensor], there: nn.Module, back: nn.Module, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(real, fake, reconstruction), each (N, 3, H, W) on the CPU with N up to `batch`, of images
-    (3, H, W)."""
-    for images in _batched(real, batch):
-        fake = there(images.to(device))
-        yield images, fake.cpu(), back(fake).cpu()
+    """(real, fake, reconstruction), each (N, C, H, W) on the CPU with N up to BATCH, of images
+    (C, H, W)."""
+    for images in _batched(real):
+        fake = run_plain(there, images, device)
+        yield images, fake, run_plain(back, fake, device)
 
 
-def _batched(images: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    if size < 1:
-        raise UserError(f"batch_size must be positive; got {size}")
-    held: list[Tensor] = []
-    for image in images:
-        held.append(image)
-        if len(held) == size:
-            yield torch.stack(held)
-            held = []
-    if held:
+def _batched(images: Iterable[Tensor]) -> Iterator[Tensor]:
+    images = iter(images)
+    while held := list(islice(images, BATCH)):
         yield torch.stack(held)
 
 
-def cycle_scores(trips: Iterable[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
+def cycle_scores(
+    trips: Iterable[tuple[Tensor, Tensor, Tensor]], lpips: nn.Module | None = None
+) -> dict[str, float]:
     """Mean over images of SSIM, MS-SSIM (as many scales as fit), PSNR in dB (of a mean squared
-    error of at least 1e-10) and `colour_error` between images and their reconstructions."""
-    scores: dict[str, list[Tensor]] = {name: [] for name in METRICS}
+    error of at least 1e-10), `colour_error` and, where its network is given, LPIPS between images
+    and their reconstructions."""
+    scores: dict[str, list[Tensor]] = {name: [] for name in METRICS if name != "lpips" or lpips}
     for real, _, rec in trips:
         arguments = {"value_range": (-1, 1), "reduction": "batch"}
         scores["ssim"].append(ssim(rec, real, **arguments))
@@ -60,6 +71,9 @@ def cycle_scores(trips: Iterable[tuple[Tensor, Tensor, Tensor]]) -> dict[str, fl
         error = ((rec - real) / 2).square().mean((1, 2, 3)).clamp_min(1e-10)
         scores["psnr"].append(-10 * error.log10())
         scores["colour_error"].append(colour_error(rec, real))
+        if lpips:
+            with torch.no_grad():
+                scores["lpips"].append(lpips(as_rgb(rec), as_rgb(real)).flatten())
     return {name: torch.cat(parts).mean().item() for name, parts in scores.items()}
 
 
@@ -70,24 +84,22 @@ def colour_error(x: Tensor, y: Tensor) -> Tensor:
 
 
 def evaluate(
-    generators: dict[str, nn.Module],
-    data: Path,
-    image_size: int,
+    generators: Mapping[str, nn.Module],
+    tests: Mapping[str, Iterable[Tensor]],
     device: torch.device,
-    batch: int = 8,
+    lpips: nn.Module | None = None,
 ) -> dict[str, dict[str, float]]:
-    """`cycle_scores` of testA ("aba") and testB ("bab"), and their "mean".
+    """`cycle_scores` of the test images of A ("aba") and B ("bab"), and their "mean".
 
     Args:
         generators: by "ab" and "ba".
-        data: folder with testA and testB.
-        image_size: side of the centre crops.
+        tests: images (C, H, W) in [-1, 1] by "a" and "b".
+        lpips: see `lpips_network`.
     """
     results = {}
-    for there, back, folder in (("ab", "ba", "testA"), ("ba", "ab", "testB")):
-        real = centre_crops(data / folder, image_size)
-        trips = round_trips(real, generators[there], generators[back], device, batch)
-        results[there + back[1]] = cycle_scores(trips)
+    for a, b in ("ab", "ba"):
+        trips = round_trips(tests[a], generators[a + b], generators[b + a], device)
+        results[a + b + a] = cycle_scores(trips, lpips)
     results["mean"] = mean_scores(*results.values())
     return results
 
@@ -96,21 +108,32 @@ def mean_scores(*scores: dict[str, float]) -> dict[str, float]:
     return {name: sum(one[name] for one in scores) / len(scores) for name in scores[0]}
 
 
-class _Images8Bit(Dataset):
-    """(3, H, W) of uint8, as torch-fidelity takes them."""
+def lpips_network(weights: str) -> nn.Module:
+    """LPIPS (Zhang et al. 2018) of images (N, 3, H, W) in [-1, 1], by torchmetrics, which brings
+    all its weights but those of AlexNet.
 
-    def __init__(self, images: Iterable[Tensor]):
-        self.images = [to_8_bit(image) for image in images]
+    Args:
+        weights: file with the state_dict of torchvision's AlexNet.
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.images[index]
+    Raises:
+        UserError: torchmetrics is not installed, or the file holds something else.
+    """
+    try:
+        from torchmetrics.functional.image.lpips import _LPIPS
+    except ImportError:
+        raise UserError("LPIPS needs torchmetrics: pip install torchmetrics") from None
+    state = read_weights(weights, "lpips_weights")
+    network = _LPIPS(net="alex", pnet_rand=True)  # its own way to get AlexNet is a download
+    try:
+        own = {key: state[f"features.{key.split('.', 1)[1]}"] for key in network.net.state_dict()}
+        network.net.load_state_dict(own)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"lpips_weights {weights} are not AlexNet's: {cause(error)}") from None
+    return network
 
 
 def fidelity() -> Callable[..., dict]:
-    """What computes FID and KID.
+    """The function that computes FID and KID.
 
     Raises:
         UserError: torch-fidelity is not installed.
@@ -153,46 +176,65 @@ def check_inception(weights: str) -> None:
         raise UserError(f"inception_weights are of another network: {cause(error)}") from error
 
 
-def distribution_scores(
-    generator: nn.Module,
-    source: Path,
-    target: Path,
-    image_size: int,
+def distances(
+    generators: Mapping[str, nn.Module],
+    settings: Settings,
     device: torch.device,
-    batch_size: int = 8,
-    **options,
-) -> dict[str, float]:
-    """FID and KID between translations of the images of `source` and those of `target`, through
-    torch-fidelity.
+    weights: str = "",
+) -> dict[str, dict[str, float]]:
+    """`distribution_scores` of the translations of all test images, "ab" and "ba", and their
+    "mean".
 
     Args:
-        options: more arguments of ``torch_fidelity.calculate_metrics``, such as
-            feature_extractor_weights_path for machines without internet.
+        settings: of their run; of data, the folder that holds testA and testB.
+        weights: file with torch-fidelity's weights; "": it downloads them.
+    """
+    options = {"feature_extractor_weights_path": weights or None}
+    results = {
+        direction: distribution_scores(generator, settings, direction, device, **options)
+        for direction, generator in generators.items()
+    }
+    results["mean"] = mean_scores(*results.values())
+    return results
+
+
+def distribution_scores(
+    generator: nn.Module, settings: Settings, direction: str, device: torch.device, **options
+) -> dict[str, float]:
+    """FID and KID between the translations of the test images of one domain and the test images of
+    the other, through torch-fidelity.
+
+    Args:
+        direction: "ab" or "ba".
+        options: more arguments of ``torch_fidelity.calculate_metrics``.
 
     Raises:
         UserError: torch-fidelity is not installed, or there are fewer than two images.
     """
     calculate_metrics = fidelity()
-    with torch.no_grad():
-        batches = _batched(centre_crops(source, image_size), batch_size)
-        translated = (generator(images.to(device)).cpu() for images in batches)
-        fakes = _Images8Bit(fake for batch in translated for fake in batch)
-    reals = _Images8Bit(centre_crops(target, image_size))
+    source, target = direction
+    batches = _batched(centre_crops(settings, source))
+    translated = (run_plain(generator, images, device) for images in batches)
+    fakes, reals = (
+        [to_8_bit(image) for images in several for image in images]
+        for several in (translated, _batched(centre_crops(settings, target)))
+    )
     fewest = min(len(fakes), len(reals))
     if fewest < 2:
-        raise UserError(f"FID and KID need two images; got {fewest} in {source} or {target}")
-    metrics = calculate_metrics(
-        input1=fakes,
-        input2=reals,
-        fid=True,
-        kid=True,
-        kid_subset_size=min(1000, fewest),
-        cuda=device.type == "cuda",
-        batch_size=batch_size,
-        save_cpu_ram=True,  # no loader processes: the images are in memory
-        verbose=False,
-        **options,
-    )
+        raise UserError(f"FID and KID need two images; got {fewest} in testA or testB")
+    with torch.random.fork_rng(devices=[]):  # torch-fidelity's loaders draw from the global stream
+        metrics = calculate_metrics(
+            input1=Subset(fakes, range(len(fakes))),
+            input2=Subset(reals, range(len(reals))),
+            fid=True,
+            kid=True,
+            kid_subset_size=min(1000, fewest),
+            cuda=device.type == "cuda",
+            batch_size=BATCH,
+            save_cpu_ram=True,  # no loader processes: the images are in memory
+            verbose=False,
+            **options,
+        )
     return {
         "fid": float(metrics["frechet_inception_distance"]),
         "kid": float(metrics["kernel_inception_distance_mean"]),

@@ -12,12 +12,15 @@ from cyclegan.files import replacing, writing
 LARGEST_ERROR = 1e-3  # of a pixel in [-1, 1]; 8 bits are 0.008
 
 
-def export_onnx(generator: nn.Module, image_size: int, path: Path, opset: int = 18) -> float:
-    """Write `path`: input "image" and output "translation" (N, 3, H, W) of float32 in [-1, 1], with
-    any N, and H and W multiples of what the generator takes.
+def export_onnx(
+    generator: nn.Module, size: tuple[int, int], channels: int, path: Path, opset: int = 18
+) -> float:
+    """Write `path`: input "image" and output "translation" (N, channels, H, W) of float32
+    in [-1, 1], with any N, and H and W multiples of what the generator takes.
 
     Args:
-        image_size: side of the images of training; the file is checked at this size and another.
+        size: height and width of the images of training; the file is checked at this size and
+            another.
         opset: of the ONNX file.
 
     Returns:
@@ -40,12 +43,12 @@ def export_onnx(generator: nn.Module, image_size: int, path: Path, opset: int = 
     shapes = {
         axis: step * torch.export.Dim(f"{name}_in_{step}", min=2) for axis, name in sides.items()
     }
-    traced = max(image_size, 2 * step)
+    traced = [max(side, 2 * step) for side in size]
     with writing(path), replacing(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.onnx.export(
             generator,
-            (torch.zeros(2, 3, traced, traced),),
+            (torch.zeros(2, channels, *traced),),
             input_names=["image"],
             output_names=["translation"],
             dynamic_shapes=({0: torch.export.Dim("batch"), **shapes},),
@@ -56,7 +59,7 @@ def export_onnx(generator: nn.Module, image_size: int, path: Path, opset: int = 
         program.save(temporary)
         session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
         error = 0.0
-        for shape in ((1, 3, image_size, image_size), (2, 3, image_size, image_size + step)):
+        for shape in ((1, channels, *size), (2, channels, size[0], size[1] + step)):
             image = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
             [got] = session.run(None, {"image": image.numpy()})
             with torch.no_grad():

@@ -145,7 +145,10 @@ def contextual_loss(x: Tensor, y: Tensor, bandwidth: float = 0.5, rows: int = 51
         centre = y.mean(2, keepdim=True)
         x, y = (F.normalize(features - centre, dim=1) for features in (x, y))
         parts = [
-            checkpoint(_best_of_rows, part, y, bandwidth, use_reentrant=False)
+            # Nothing here is random, and a CUDA graph cannot save the generators' states.
+            checkpoint(
+                *(_best_of_rows, part, y, bandwidth), use_reentrant=False, preserve_rng_state=False
+            )
             for part in x.split(rows, 2)
         ]
         best = torch.stack(parts).amax(0)  # of each feature of y, the likeness of its best match

@@ -62,9 +62,12 @@ class Watch:
 
 
 def luminance_correlation(x: Tensor, y: Tensor) -> Tensor:
-    """Pearson's correlation of the luminance of two batches of images (N, 3, H, W), the mean over
-    images: a scalar on their device. Of an image that is flat it is 0."""
-    weights = torch.tensor([0.299, 0.587, 0.114], device=x.device)[:, None, None]  # ITU-R BT.601
+    """Pearson's correlation of the luminance of two batches of images (N, C, H, W), the mean over
+    images: a scalar on their device. A flat image has 0. Luminance is the mean over channels, but
+    for the weighted sum of ITU-R BT.601 where there are three."""
+    channels = x.shape[1]
+    weights = [0.299, 0.587, 0.114] if channels == 3 else [1 / channels] * channels
+    weights = torch.tensor(weights, device=x.device)[:, None, None]
     a, b = (
         luma - luma.mean((1, 2), keepdim=True)
         for luma in ((image.float() * weights).sum(1) for image in (x, y))

@@ -1,6 +1,8 @@
 """Loader processes: the batches that they bring, and how they end."""
 
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import active_children
@@ -13,11 +15,28 @@ SHARED_MEMORY = (
     "shared memory is full: fewer workers, a smaller batch_size or a larger /dev/shm (docker run "
     "--shm-size) may help; workers=0 needs none"
 )
+MOST_WORKERS = 8
 # Why a signal may have ended a loader process.
 REASONS = {
     "SIGKILL": "the system may be out of memory: fewer workers need less",
     "SIGBUS": SHARED_MEMORY,
 }
+
+
+def count_workers(asked: int, in_memory: bool, device_type: str, processes: int) -> int:
+    """Number of loader processes of each of `processes` on this machine.
+
+    Args:
+        asked: the setting; -1: none where they do not pay, which is on a CPU, on Windows (they
+            start slowly there), and where the images are in memory.
+    """
+    if asked >= 0:
+        return asked
+    if in_memory or device_type == "cpu" or sys.platform == "win32":
+        return 0
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return min(MOST_WORKERS, cores // processes)
 
 
 def ignore_interrupts(_: int) -> None:

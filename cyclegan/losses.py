@@ -9,14 +9,15 @@ from torch.nn import functional as F
 
 from cyclegan.errors import UserError
 from cyclegan.features import Features, contextual_loss, perceptual_loss
-from ssimfast import SimilarityLoss, ssim
+from ssimfast import SimilarityLoss
 
 # The squared error of the article is a sum over 128 x 128 pixels of three channels.
 _ARTICLE_L2 = 5e-5 * 3 * 128 * 128
 
-# Factors of the terms of ssimfast.similarity_loss: means over images mapped to [0, 1], where the L1
-# of images in [-1, 1], as in Zhu et al. 2017, is 2*l1. docs/losses.md says where each comes from.
+# Factors of the terms of ssimfast.similarity_loss, which are means over images mapped to [0, 1].
+# The L1 of Zhu et al. 2017 is one of images in [-1, 1]. docs/losses.md says where each comes from.
 MIXTURES: dict[str, dict[str, float]] = {
+    "paper_l1": {"l1": 2.0},
     "l1": {"l1": 1.0},
     "l2": {"l2": 1.0},
     "ssim": {"ssim": 1.0},
@@ -35,7 +36,6 @@ FEATURE_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "contextual": contextual_loss,
 }
 CYCLE_LOSSES = (*MIXTURES, *FEATURE_LOSSES)
-TANDON_LOSSES = tuple(n for n in MIXTURES if n not in ("ms_ssim", "mix"))
 PRESETS = ("normalised", "tandon")
 
 _LARGEST_WEIGHT = 1e6
@@ -45,7 +45,7 @@ _PLUS = re.compile(r"(?<![0-9.]e)\+")  # not that of an exponent
 
 
 def parse_cycle_loss(text: str, preset: str = "normalised") -> dict[str, float]:
-    """Names and weights in a sum such as "ssim" or "0.84*ssim + 0.16*l1".
+    """Names and weights in a sum such as "ssim" or "0.84*ssim + 0.16*paper_l1".
 
     Raises:
         UserError: not such a sum, a name that the preset does not have, a weight that is none
@@ -53,14 +53,16 @@ def parse_cycle_loss(text: str, preset: str = "normalised") -> dict[str, float]:
     """
     if preset not in PRESETS:
         raise UserError(f"loss_preset must be one of {', '.join(PRESETS)}; got {preset!r}")
-    known = CYCLE_LOSSES if preset == "normalised" else TANDON_LOSSES
+    known = CYCLE_LOSSES
+    if preset == "tandon":
+        from cyclegan.tandon import LOSSES as known
     weights: dict[str, float] = {}
     for part in _PLUS.split(text):
         match = _TERM.fullmatch(part)
         if match is None or match[2] not in known:
             raise UserError(
-                f"cycle_loss must be one of {', '.join(known)}, or a sum like 0.84*ssim+0.16*l1; "
-                f"got {text!r}"
+                f"cycle_loss must be one of {', '.join(known)}, or a sum like "
+                f"0.84*ssim+0.16*{known[0]}; got {text!r}"
             )
         weights[match[2]] = weights.get(match[2], 0.0) + float(match[1] or 1)
     if not any(weights.values()):
@@ -95,7 +97,7 @@ class CycleLoss(nn.Module):
                 self.mixtures.append(SimilarityLoss(value_range=(-1, 1), **factors, **scales))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Reconstructions and images, (N, 3, H, W) in [-1, 1], to a scalar."""
+        """Reconstructions and images, (N, channels, H, W) in [-1, 1], to a scalar."""
         losses = [mixture(x, y) for mixture in self.mixtures]
         if self.features is not None:
             pairs = list(zip(self.features(x), self.features(y), strict=True))
@@ -113,55 +115,6 @@ def _sum(mixtures: Iterable[dict[str, float]]) -> dict[str, float]:
     return factors
 
 
-class TandonLoss(nn.Module):
-    """The losses of the article as its code computes them (github.com/Tandon-A/CycleGAN_ssim,
-    cycleGAN_loss.py), oddities included, so that published figures can be compared with.
-
-    SSIM is that of the first image of the batch alone, with the constants of a range of 1 on images
-    in [-1, 1]; some terms are sums over everything, others means; the Gaussian that weighs L1 and
-    L2 has a sigma of 0.5 and stands once, in the middle of the image: it sees nine pixels.
-    """
-
-    def __init__(self, weights: dict[str, float]):
-        super().__init__()
-        self.weights = dict(weights)
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Reconstructions and images, (N, C, H, W) in [-1, 1], to a scalar."""
-        return sum(weight * self._named(name, x, y) for name, weight in self.weights.items())
-
-    def _named(self, name: str, x: Tensor, y: Tensor) -> Tensor:
-        d = x - y
-        if name == "l1":
-            return d.abs().mean()
-        if name == "l2":
-            return d.square().sum()
-        if name == "l1_l2":
-            return d.abs().sum() + d.square().sum()
-        distance = 1 - ssim(x[:1], y[:1], value_range=(0, 1))
-        in_the_middle = _centre_window(d) / (d.shape[0] * d.shape[1])
-        w1, w2 = (in_the_middle * d.abs()).sum(), (in_the_middle * d.square()).sum()
-        return {
-            "ssim": distance,
-            "ssim_l1": 0.84 * distance + 0.16 * w1,
-            "ssim_l2_a": distance + 5e-5 * d.square().sum(),
-            "ssim_l2_b": 0.84 * distance + 0.16 * w2 / 2,
-            "ssim_l1l2_a": 0.84 * distance + 0.16 * w1 + 5e-5 * d.square().sum(),
-            "ssim_l1l2_b": 0.84 * distance + 2 / 3 * 0.16 * w1 + 1 / 3 * 0.16 * w2 / 2,
-        }[name]
-
-
-def _centre_window(image: Tensor, sigma: float = 0.5) -> Tensor:
-    """A Gaussian over (H, W) that sums to 1, around pixel (H // 2, W // 2)."""
-    axes = [
-        torch.arange(size, dtype=image.dtype, device=image.device) - size // 2
-        for size in image.shape[-2:]
-    ]
-    rows, columns = (torch.exp(-axis.square() / (2 * sigma**2)) for axis in axes)
-    window = rows[:, None] * columns
-    return window / window.sum()
-
-
 def make_cycle_loss(
     text: str,
     preset: str = "normalised",
@@ -169,15 +122,17 @@ def make_cycle_loss(
     layers: Iterable[str] = ("conv3_2", "conv4_2"),
     weights_file: str = "",
 ) -> nn.Module:
-    """The loss module(x, y) of a sum of names: (N, 3, H, W) twice -> scalar.
+    """The loss module(x, y) of a sum of names: (N, channels, H, W) twice -> scalar.
 
     Args:
         text: see `parse_cycle_loss`.
-        preset: "normalised": means, of images mapped to [0, 1]. "tandon": `TandonLoss`.
+        preset: "normalised": means, of images mapped to [0, 1]. "tandon": `cyclegan.tandon`.
         network, layers, weights_file: see `Features`; of "perceptual" and "contextual".
     """
     weights = parse_cycle_loss(text, preset)
     if preset == "tandon":
+        from cyclegan.tandon import TandonLoss
+
         return TandonLoss(weights)
     needs_features = any(name in FEATURE_LOSSES for name in weights)
     features = Features(network, layers, weights_file) if needs_features else None

@@ -1,8 +1,8 @@
-"""Training of CycleGAN (Zhu et al. 2017, arXiv:1703.10593): one step, the loop, exact resume."""
+"""Training of CycleGAN (Zhu et al. 2017, arXiv:1703.10593): the loop, its log, exact resume."""
 
-import copy
 import io
 import json
+import math
 import os
 import random
 import signal
@@ -10,15 +10,13 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
-from itertools import chain
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
@@ -26,43 +24,33 @@ from accelerate.utils import GradientAccumulationPlugin
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.optim import Adam
-from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
+from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from cyclegan import checkpoints
 from cyclegan.data import Batches, UnpairedImages, load_test_images
 from cyclegan.errors import UserError
-from cyclegan.evaluate import cycle_scores, mean_scores, round_trips
-from cyclegan.files import fingerprint, to_image, write_png, write_text, writing
+from cyclegan.evaluate import check_inception, distances, evaluate, round_trips
+from cyclegan.files import fingerprint, write_bytes, write_text, writing
 from cyclegan.guards import Diverged, Watch, check_finite, luminance_correlation
-from cyclegan.image_pool import ImagePool
-from cyclegan.loading import batches_of, ignore_interrupts
-from cyclegan.log import RunLog
-from cyclegan.losses import discriminator_loss, generator_loss
-from cyclegan.networks import PatchDiscriminator, make_generator
+from cyclegan.images import as_rgb, normalise, to_image
+from cyclegan.loading import batches_of, count_workers, ignore_interrupts
+from cyclegan.log import RunLog, best_test
+from cyclegan.model import LOSSES, CycleGan, precision_of
+from cyclegan.own_data import OwnPairs
 from cyclegan.progress import progress
 from cyclegan.report import sample_grids, thin_out_grids, write_report
-from cyclegan.settings import Settings
+from cyclegan.settings import Settings, parse_period
+from cyclegan.translate import find_device
 
-NETWORKS = ("generator_ab", "generator_ba", "discriminator_a", "discriminator_b")
-GENERATORS, DISCRIMINATORS = NETWORKS[:2], NETWORKS[2:]
-LOSSES = tuple(
-    f"{kind}_{domain}"
-    for kind in ("gan", "cycle", "identity", "discriminator")
-    for domain in ("a", "b")
-)
 TRACKED = "cyclegan"  # project of the trackers, and TensorBoard's folder in run_dir
 GRID_ROWS = 8  # test images per direction in a sample grid
+MOST_SAVING = 0.02  # part of the time that saves by the clock may take
 
 
 class Trainer:
-    """Two generators, two discriminators, and all that training them takes.
-
-    Images are (N, 3, image_size, image_size) in [-1, 1]. generator_ab turns real_a into fake_b,
-    generator_ba turns fake_b into rec_a; discriminator_b tells real_b from fake_b. A loss of domain
-    a is about images that are, or shall look like, those of A.
+    """Trains a `CycleGan` on a folder of images, and keeps what a run tells and needs to go on.
 
     In several processes (``accelerate launch``), each has its share of every batch, and all the
     same weights, pools and logs; the first one writes.
@@ -72,9 +60,31 @@ class Trainer:
         resume: "no": a new run, for which run_dir must hold no checkpoint. "auto": from the latest
             whole checkpoint of run_dir, or a new run. A path: from that checkpoint. Or what
             `checkpoints.choose` made of one of these, for run_dir.
+        data: pairs (real_a, real_b), each (C, H, W) in [-1, 1], in place of the images of
+            settings.data; see `OwnPairs`.
+        tests: (N, C, H, W) in [-1, 1] of A and of B, in place of those of settings.data.
+        networks: all four, by the names in NETWORKS, in place of those of the settings.
+        cycle_loss: module(reconstruction, image) -> scalar, in place of settings.cycle_loss.
+
+    Raises:
+        UserError: settings, images or a checkpoint cannot be used.
     """
 
-    def __init__(self, settings: Settings, resume: str | checkpoints.Start = "no"):
+    def __init__(
+        self,
+        settings: Settings,
+        resume: str | checkpoints.Start = "no",
+        *,
+        data: Dataset | None = None,
+        tests: tuple[Tensor, Tensor] | None = None,
+        networks: Mapping[str, nn.Module] | None = None,
+        cycle_loss: nn.Module | None = None,
+    ):
+        self.warnings: list[str] = []  # that the page does not show yet
+        with self._warnings_noted():
+            self._build(settings, resume, data, tests, networks, cycle_loss)
+
+    def _build(self, settings, resume, data, tests, networks, cycle_loss) -> None:
         self.settings = s = settings
         self.run_dir = Path(s.run_dir)
         if not isinstance(resume, checkpoints.Start):
@@ -91,135 +101,62 @@ class Trainer:
         self.log = RunLog(self.run_dir)
         self.watch = Watch()
 
-        root = Path(s.data)
-        samples = s.steps * s.batch_size * self.processes
-        self.pairs = UnpairedImages(root, s.image_size, samples, s.seed)
-        tests = (s.size_of_tests(), s.test_images)
-        self.test_a = load_test_images(root / "testA", *tests)
-        self.test_b = load_test_images(root / "testB", *tests)
+        if s.score:
+            check_inception(s.inception_weights)
+        self._find_images(data, tests)
+        s = self.settings
+        self.settings = s = replace(s, steps=s.count_steps(self.epoch, self.images_per_step))
 
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(s.seed % 2**32)
-        generator = (s.generator, s.image_size, s.base_width)
-        discriminator = (s.discriminator_width, s.discriminator_layers)
-        self.generator_ab = make_generator(*generator)
-        self.generator_ba = make_generator(*generator)
-        self.discriminator_a = PatchDiscriminator(*discriminator)
-        self.discriminator_b = PatchDiscriminator(*discriminator)
-        channels_last = s.channels_last == "yes"
-        if s.channels_last == "auto":
-            channels_last = self.device.type == "cuda"
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        for name in NETWORKS:
-            network = getattr(self, name)
-            setattr(self, name, network.to(self.device, memory_format=self.memory_format))
-        self.averaged = {}  # what training is to end in, if ema_decay: generators by name
-        if s.ema_decay:
-            for name in GENERATORS:
-                self.averaged[name] = copy.deepcopy(getattr(self, name)).requires_grad_(False)
-
-        # Networks as training calls them: compiled, under autocast, and adding up the gradients of
-        # all processes. The plain modules, which share their weights, have none of the last.
-        self.trained: dict[str, nn.Module] = {}
-        for name in NETWORKS:
-            if s.compile:
-                getattr(self, name).compile()
-            self.trained[name] = self.accelerator.prepare(getattr(self, name))
-        self.optimizers = [
-            self.accelerator.prepare(self._make_optimizer(names))
-            for names in (GENERATORS, DISCRIMINATORS)
-        ]
-        self.cycle_loss = s.make_cycle_loss().to(self.device)
-        self.pool_a = ImagePool(s.pool_size, seed=s.seed)
-        self.pool_b = ImagePool(s.pool_size, seed=s.seed + 1)
+        self.model = CycleGan(s, self.accelerator, networks, cycle_loss)
         if checkpoint is not None:
             self._load(checkpoint)
+        elif s.init_from:
+            self.model.start_from(Path(s.init_from))
         steps = self.accelerator.gather(torch.tensor([self.step], device=self.device)).tolist()
         if len(set(steps)) > 1:  # a folder that not all of them see alike
             raise UserError(f"the processes go on from different checkpoints: of steps {steps}")
 
-    def _make_optimizer(self, names: tuple[str, ...]) -> Adam:
-        networks = [getattr(self, name) for name in names]
-        parameters = chain.from_iterable(network.parameters() for network in networks)
-        rates = (self.settings.learning_rate, (self.settings.beta1, 0.999))
-        return Adam(parameters, *rates, fused=self.device.type in ("cpu", "cuda", "xpu"))
+    def _find_images(self, data: Dataset | None, tests: tuple[Tensor, Tensor] | None) -> None:
+        s, in_memory = self.settings, False
+        self.images_per_step = s.batch_size * self.processes  # of each domain
+        if data is None:
+            self.pairs = UnpairedImages(s)
+            self.settings = s = self.pairs.settings  # with a value_range, if that was measured
+            self.counts = tuple(len(folder.paths) for folder in self.pairs.folders)
+            in_memory = self.pairs.in_memory
+        else:
+            self.pairs = OwnPairs(data, s.seed)
+            self.counts = (len(data), len(data))
+        self.epoch = max(self.counts)  # images of each domain
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of this machine
+        self.workers = count_workers(s.workers, in_memory, self.device.type, here)
+        self.test_a, self.test_b = tests or (load_test_images(s, a) for a in "ab")
 
-    # ---- One step -------------------------------------------------------------------------------
+    @contextmanager
+    def _warnings_noted(self) -> Iterator[None]:
+        """Adds the warnings of the block to `warnings`; they are shown as ever."""
+        show = warnings.showwarning
+
+        def note(message, *where, **options) -> None:
+            self.warnings.append(str(message))
+            show(message, *where, **options)
+
+        warnings.showwarning = note
+        try:
+            yield
+        finally:
+            warnings.showwarning = show
 
     def train_step(self, real_a: Tensor, real_b: Tensor) -> dict[str, Tensor]:
-        """Update the generators, then the discriminators; returns the losses, detached, which are
-        those of this process. Nothing here waits for the device."""
+        """One update of all networks; see `CycleGan.train_step`."""
         s = self.settings
         rate = s.learning_rate * linear_decay(s.steps, s.decay_start)(self.step)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-
-        # The discriminators judge here, they do not learn.
-        judge_a, judge_b = (getattr(self, name).requires_grad_(False) for name in DISCRIMINATORS)
-        fake_b, idt_b = self._fake_and_identity("generator_ab", real_a, real_b)
-        fake_a, idt_a = self._fake_and_identity("generator_ba", real_b, real_a)
-        rec_a = self.trained["generator_ba"](fake_b)
-        rec_b = self.trained["generator_ab"](fake_a)
-        losses = {
-            "gan_a": generator_loss(s.gan_loss, judge_a(fake_a)),
-            "gan_b": generator_loss(s.gan_loss, judge_b(fake_b)),
-            "cycle_a": self.cycle_loss(rec_a, real_a),
-            "cycle_b": self.cycle_loss(rec_b, real_b),
-            "identity_a": F.l1_loss(idt_a, real_a),
-            "identity_b": F.l1_loss(idt_b, real_b),
-        }
-        weights = {"gan": 1.0, "cycle": s.lambda_cycle}
-        weights["identity"] = s.lambda_cycle * s.lambda_identity
-        total = sum(weights[name[:-2]] * loss for name, loss in losses.items())
-        self._descend(total, 0, GENERATORS)
-
-        judge_a.requires_grad_(True), judge_b.requires_grad_(True)
-        for domain, real, fake in (("a", real_a, fake_a), ("b", real_b, fake_b)):
-            shown = self._from_pool(getattr(self, f"pool_{domain}"), fake)
-            # In one batch: instance norm keeps the images apart.
-            scores = self.trained[f"discriminator_{domain}"](torch.cat([real, shown]))
-            loss = discriminator_loss(s.gan_loss, *scores.chunk(2))
-            losses[f"discriminator_{domain}"] = loss
-        self._descend(losses["discriminator_a"] + losses["discriminator_b"], 1, DISCRIMINATORS)
-
-        for name, average in self.averaged.items():
-            parameters = list(getattr(self, name).parameters())
-            get_ema_multi_avg_fn(s.ema_decay)(list(average.parameters()), parameters, self.step)
+        losses = self.model.train_step(real_a, real_b, rate, self.step)
         self.step += 1
         self._saved = False
-        self.last_images = {"generator_ab": (real_a, fake_b), "generator_ba": (real_b, fake_a)}
-        return {name: loss.detach() for name, loss in losses.items()}
-
-    def _fake_and_identity(
-        self, generator: str, source: Tensor, target: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """generator(source) and generator(target), in one batch: instance norm keeps them apart.
-
-        With lambda_identity 0 the second is `target` itself: no work, and an identity loss of 0.
-        """
-        if self.settings.lambda_identity == 0:
-            return self.trained[generator](source), target
-        fake, identity = self.trained[generator](torch.cat([source, target])).chunk(2)
-        return fake, identity
-
-    def _descend(self, loss: Tensor, optimizer: int, names: tuple[str, ...]) -> None:
-        self.optimizers[optimizer].zero_grad()
-        self.accelerator.backward(loss)
-        if self.settings.clip_norm:
-            # Accelerate's own clipping would unscale, and then judge, the other networks' as well.
-            self.accelerator.unscale_gradients(self.optimizers[optimizer])
-            parameters = [p for name in names for p in getattr(self, name).parameters()]
-            nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
-        self.optimizers[optimizer].step()
-
-    def _from_pool(self, pool: ImagePool, fake: Tensor) -> Tensor:
-        """This process's share of what the pool returns for the fakes of all."""
-        fake = fake.detach()
-        if self.processes == 1:
-            return pool.query(fake)
-        shown = pool.query(self.accelerator.gather(fake))
-        return shown.chunk(self.processes)[self.accelerator.process_index]
+        return losses
 
     # ---- The loop -------------------------------------------------------------------------------
 
@@ -233,12 +170,12 @@ class Trainer:
             UserError: another process trains in run_dir, or has since this trainer was made.
         """
         s = self.settings
-        with self._run_dir_locked():
+        with self._run_dir_locked(), self._warnings_noted():
             if self.is_main:
                 self._forget_after(self.step)
                 write_text(json.dumps(asdict(s), indent=1), self.run_dir / "settings.json")
-                print(self._introduction(), file=sys.stderr)
-            tested = [r["step"] for r in self.log.records() if "test" in r] if self.is_main else []
+                self._introduce()
+            tested = [r["step"] for r in self.log.records("test")] if self.is_main else []
             self._init_trackers()
             try:
                 # What training begins from; fails now if it cannot be written.
@@ -251,15 +188,24 @@ class Trainer:
                     for tracker in self.accelerator.trackers:  # end_training parts the processes
                         tracker.finish()
 
-    def _introduction(self) -> str:
-        s = self.settings
-        images_a, images_b = len(self.pairs.paths_a), len(self.pairs.paths_b)
-        epoch = -(-images_a // (s.batch_size * self.processes))
-        return (
-            f"images: {images_a} of A, {images_b} of B; {epoch} steps an epoch\n"
+    def _introduce(self) -> None:
+        """Say on stderr and in the log what the run begins, or goes on, with."""
+        s, (images_a, images_b) = self.settings, self.counts
+        epochs = s.steps * self.images_per_step / self.epoch
+        print(
+            f"images: {images_a} of A, {images_b} of B; {s.steps:,} steps of "
+            f"{self.images_per_step} are {epochs:,.4g} epochs of {self.epoch}\n"
+            f"{self.pairs.describe()}\n"
             f"device: {self.device}; processes: {self.processes}; in each, "
-            f"threads: {torch.get_num_threads()}, workers: {s.workers}"
+            f"threads: {torch.get_num_threads()}, workers: {self.workers}\n"
+            f"precision: {precision_of(s, self.device)}",
+            file=sys.stderr,
         )
+        device = str(self.device)
+        if self.device.type == "cuda":
+            device = torch.cuda.get_device_name(self.device)
+        start = {"images_a": images_a, "images_b": images_b, "epochs": epochs, "device": device}
+        self.log.append(step=self.step, start={**start, "processes": self.processes})
 
     def _init_trackers(self) -> None:
         names = self.settings.tracker_names()
@@ -323,31 +269,58 @@ class Trainer:
         s = self.settings
         self._last_look, self._recent = (self.step, self.seconds), []
         began = time.perf_counter() - self.seconds
+        self._set_schedules()
         for batch in batches:
-            real_a, real_b = (
-                images.to(self.device, non_blocking=True, memory_format=self.memory_format)
-                for images in batch
-            )
+            real_a, real_b = (self._to_device(images) for images in batch)
             losses = self.train_step(real_a, real_b)
             self._recent.append(torch.stack([losses[name] for name in LOSSES]))
             bar.update()
             ends = self.step == s.steps
-            saves = ends or self.step % s.save_every == 0
-            looks = saves or self.step % s.log_every == 0
+            saves = ends or bool(self._save_steps and self.step % self._save_steps == 0)
             # Processes can only agree to end where they talk about the losses anyway.
             signalled = self.interrupted is not None and self.processes == 1
-            if not (looks or signalled):
+            if not (saves or signalled or self._is_look_due()):
                 continue
-            stop = self._look_at_losses(bar, began)
-            if saves or stop:
+            stop, clock_says_save = self._look_at_losses(bar, began)
+            if saves or stop or clock_says_save:
                 self._check_weights()
-                self.save_checkpoint()  # first: who sent a signal may not wait for long
-                self._test_and_show()
+                self._save_and_test()
                 began = time.perf_counter() - self.seconds  # without the time that saving took
             if stop:
                 break
         if not self._saved:  # nothing was left to do for a run that goes on in another folder
             self.save_checkpoint()
+
+    def _to_device(self, images: Tensor) -> Tensor:
+        """A batch in [-1, 1] on the device; one of uint8, a quarter of the bytes, becomes that
+        there."""
+        images = images.to(self.device, non_blocking=True, memory_format=self.model.memory_format)
+        return normalise(images) if images.dtype == torch.uint8 else images
+
+    def _set_schedules(self) -> None:
+        """Turn settings.log_every and save_every into steps (0: there is none) and seconds."""
+        epoch = self.epoch / self.images_per_step
+        log, save = (
+            parse_period(n, getattr(self.settings, n)) for n in ("log_every", "save_every")
+        )
+        self._log_steps, self._save_steps = log.in_steps(epoch), save.in_steps(epoch)
+        self._log_seconds, self._save_seconds = 60 * log.amount, 60 * save.amount
+        self._next_look = self.step + 1  # where looks go by the clock
+        self._next_save = math.inf if self._save_steps else time.perf_counter() + self._save_seconds
+
+    def _is_look_due(self) -> bool:
+        if self._log_steps:
+            return self.step % self._log_steps == 0
+        return self.step >= self._next_look
+
+    def _save_and_test(self) -> None:
+        start = time.perf_counter()
+        self.save_checkpoint()  # first: who sent a signal may not wait for long
+        self._test_and_show(start)
+        if not self._save_steps:
+            now = time.perf_counter()
+            pause = max(self._save_seconds, (now - start) / MOST_SAVING)
+            self._next_save = now + pause
 
     def _loader(self) -> DataLoader:
         s = self.settings
@@ -355,8 +328,8 @@ class Trainer:
         return DataLoader(
             self.pairs,
             batch_sampler=Batches(self.step, s.steps, s.batch_size, *place),
-            num_workers=s.workers,
-            persistent_workers=s.workers > 0,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=ignore_interrupts,
             generator=torch.Generator(),  # or it would draw from the stream that is resumed
@@ -383,37 +356,43 @@ class Trainer:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _look_at_losses(self, bar: tqdm, began: float) -> bool:
-        """Read, check and log the losses since the last look; whether training is to end now.
-        The only place in which a step waits for the device."""
-        correlations = {n: luminance_correlation(*i) for n, i in self.last_images.items()}
-        # The last row: correlations, and whether this process was told to end.
-        extra = torch.zeros(len(LOSSES), device=self.device)
-        extra[: len(correlations)] = torch.stack([*correlations.values()])
-        extra[-1] = float(self.interrupted is not None)
-        rows = self.accelerator.reduce(torch.stack([*self._recent, extra]), "mean").tolist()
-        self._recent.clear()
-        extra = rows.pop()
+    def _look_at_losses(self, bar: tqdm, began: float) -> tuple[bool, bool]:
+        """Read, check and log the losses since the last look; whether training is to end now, and
+        whether the clock says that it is time to save. The only place in which a step waits for the
+        device."""
+        correlations = {n: luminance_correlation(*i) for n, i in self.model.last_images.items()}
         since, seconds = self._last_look
         self.seconds = time.perf_counter() - began
+        pace = (self.seconds - seconds) / (self.step - since)
+        # The last row: correlations, whether this process was told to end, and, by the clock of the
+        # first process, whether to save, and in how many steps to look again.
+        extra = torch.zeros(len(LOSSES), device=self.device)
+        extra[: len(correlations)] = torch.stack([*correlations.values()])
+        extra[-3] = float(self.interrupted is not None)
+        if self.is_main:
+            extra[-2] = self.processes * float(time.perf_counter() >= self._next_save)
+            extra[-1] = self.processes * min(self._log_seconds / pace, 1e6)
+        rows = self.accelerator.reduce(torch.stack([*self._recent, extra]), "mean").tolist()
+        self._recent.clear()
+        *extra, told_to_end, saves, until_look = rows.pop()
         self._last_look = (self.step, self.seconds)
+        self._next_look = self.step + max(1, round(until_look))
         check_finite(since + 1, rows, LOSSES)
         losses = dict(zip(LOSSES, np.mean(rows, 0).tolist(), strict=True))
         if self.is_main:
             self.watch.look(self.step, losses, dict(zip(correlations, extra, strict=False)))
-            images = 2 * (self.step - since) * self.settings.batch_size * self.processes
-            speed = images / (self.seconds - seconds)
+            speed = 2 * self.images_per_step / pace
             short = {name: f"{value:.3f}" for name, value in in_short(losses, speed).items()}
             bar.set_postfix(short, refresh=False)
             record = {"losses": losses, "images_per_second": speed, "seconds": self.seconds}
             self.log.append(step=self.step, **record)
             self._track({**losses, "images_per_second": speed})
-        return extra[-1] > 0
+        return told_to_end > 0, saves > 0.5
 
     def _check_weights(self) -> None:
         """A checkpoint must not be of weights that the last step spoilt."""
-        for name in NETWORKS:
-            finite = [p.isfinite().all() for p in getattr(self, name).parameters()]
+        for name, network in self.model.networks.items():
+            finite = [p.isfinite().all() for p in network.parameters()]
             if not torch.stack(finite).all():
                 raise Diverged(f"training diverged: weights of {name} at step {self.step}")
 
@@ -421,42 +400,61 @@ class Trainer:
 
     def generators(self) -> dict[str, nn.Module]:
         """Those that translate, by "ab" and "ba": the averaged ones if there are any."""
-        return {name[-2:]: self.averaged.get(name, getattr(self, name)) for name in GENERATORS}
+        return self.model.generators()
+
+    def tests(self) -> dict[str, Tensor]:
+        """The test images that are scored, (N, C, H, W) by "a" and "b"."""
+        return {"a": self.test_a, "b": self.test_b}
 
     def round_trips(self, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(real, fake, reconstruction) of the test images on the CPU: A-B-A, then B-A-B."""
-        g = self.generators()
-        for real, there, back in ((self.test_a, "ab", "ba"), (self.test_b, "ba", "ab")):
-            batches = round_trips(
-                real[:limit], g[there], g[back], self.device, self.settings.batch_size
-            )
+        g, tests = self.generators(), self.tests()
+        for a, b in ("ab", "ba"):
+            batches = round_trips(tests[a][:limit], g[a + b], g[b + a], self.device)
             yield tuple(torch.cat(images) for images in zip(*batches, strict=True))
 
     def test_scores(self) -> dict[str, float]:
-        """`cycle_scores` of the test images, mean of both directions."""
-        return scores_of(self.round_trips())
+        """The "mean" of `evaluate` on the test images and, if settings.score, of `distances`."""
+        s = self.settings
+        scores = evaluate(self.generators(), self.tests(), self.device)["mean"]
+        if s.score:
+            place = (s, self.device, s.inception_weights)
+            scores |= distances(self.generators(), *place)["mean"]
+        return scores
 
     @property
     def samples_path(self) -> Path:
         """Where this step's sample grid is."""
-        return self.run_dir / "samples" / f"step_{self.step:07d}.png"
+        return self.run_dir / "samples" / f"step_{self.step:07d}.jpg"
 
-    def save_samples(self, trips: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
+    def save_samples(self) -> None:
         """A grid of round trips: columns real_a, fake_b, rec_a, real_b, fake_a, rec_b."""
         rows = min(GRID_ROWS, len(self.test_a), len(self.test_b))
-        columns = [images[:rows] for trip in trips for images in trip]
-        grid = torch.cat([torch.cat([*F.pad(c, [1] * 4, value=1)], dim=1) for c in columns], dim=2)
-        write_png(to_image(grid), self.samples_path)
+        columns = [as_rgb(images) for trip in self.round_trips(rows) for images in trip]
+        cells = torch.stack(columns, 1).flatten(0, 1)
+        grid = to_image(make_grid(cells, nrow=len(columns), pad_value=1))
+        file = io.BytesIO()
+        grid.save(file, "JPEG", quality=92, subsampling=0)
+        write_bytes(file.getvalue(), self.samples_path)
 
-    def _test_and_show(self, unless: bool = False) -> None:
+    def _test_and_show(self, start: float | None = None, unless: bool = False) -> None:
+        """Score the test images, log that, and write a sample grid and the report.
+
+        Args:
+            start: when saving began, in seconds of time.perf_counter.
+            unless: whether there is nothing to do: the step has been tested.
+        """
         if self.is_main and not unless:
-            trips = list(self.round_trips())
-            self.save_samples(trips)
-            scores = scores_of(trips)
-            self.log.append(step=self.step, test=scores)
+            start = time.perf_counter() if start is None else start
+            scores = self.test_scores()
+            self.save_samples()
+            for warning in self.warnings:
+                self.log.append(step=self.step, warning=warning)
+            self.warnings.clear()
+            self.log.append(step=self.step, test=scores, saving=time.perf_counter() - start)
             self._track({f"test/{name}": score for name, score in scores.items()})
             thin_out_grids(self.run_dir)
-            write_report(self.run_dir)
+            write_report(self.run_dir, self.log)
         self.accelerator.wait_for_everyone()
 
     # ---- Checkpoints ----------------------------------------------------------------------------
@@ -466,7 +464,9 @@ class Trainer:
         place = (self.is_main, self.accelerator.wait_for_everyone)
         folder = checkpoints.write(self.run_dir, self.step, self._files(), *place)
         if self.is_main:
-            checkpoints.keep_latest(self.run_dir, self.settings.keep)
+            best = best_test(self.log.records("test"), self.settings.score)
+            kept = () if best is None else (best["step"],)
+            checkpoints.keep_latest(self.run_dir, self.settings.keep, kept)
             self._known_checkpoints = checkpoints.in_run(self.run_dir)
         self._saved = True
         return folder
@@ -478,9 +478,7 @@ class Trainer:
         files = {f"process_{rank}.pt": to_bytes(random_state(self.device))}
         if not self.is_main:
             return files
-        modules = {name: getattr(self, name) for name in NETWORKS}
-        modules |= {f"averaged_{name}": average for name, average in self.averaged.items()}
-        for name, module in modules.items():
+        for name, module in self.model.weights_by_file().items():
             state = {key: value.contiguous() for key, value in module.state_dict().items()}
             files[f"{name}.safetensors"] = save(state)
         config = {
@@ -493,13 +491,7 @@ class Trainer:
             "settings": asdict(self.settings),
         }
         files[checkpoints.CONFIG] = json.dumps(config, indent=1).encode()
-        scaler = self.accelerator.scaler
-        state = {
-            "optimizers": [optimizer.optimizer.state_dict() for optimizer in self.optimizers],
-            "pools": [self.pool_a.state_dict(), self.pool_b.state_dict()],
-            "scaler": None if scaler is None else scaler.state_dict(),
-        }
-        files["training.pt"] = to_bytes(state)
+        files["training.pt"] = to_bytes(self.model.state_dict())
         return files
 
     def _feature_weights(self) -> dict | None:
@@ -508,6 +500,8 @@ class Trainer:
 
     def _load(self, folder: Path) -> None:
         config = checkpoints.read_config(folder)
+        if "processes" not in config:
+            raise UserError(f"{folder} holds generators only; --init-from starts a run from them")
         self.settings.check_resumes(Settings(**config["settings"]))
         if config["processes"] != self.processes:
             raise UserError(
@@ -522,17 +516,10 @@ class Trainer:
                 raise UserError(f"the run cannot go on from {folder}: it has other {what}")
         if config["step"] > self.settings.steps:
             raise UserError(f"steps must be at least {config['step']}, which {folder} has done")
-        for name in NETWORKS:
-            getattr(self, name).load_state_dict(load_file(folder / f"{name}.safetensors"))
-        for name, average in self.averaged.items():
-            average.load_state_dict(load_file(folder / f"averaged_{name}.safetensors"))
+        for name, module in self.model.weights_by_file().items():
+            module.load_state_dict(load_file(folder / f"{name}.safetensors"))
         state = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
-        for optimizer, loaded in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.optimizer.load_state_dict(loaded)
-        for pool, loaded in zip((self.pool_a, self.pool_b), state["pools"], strict=True):
-            pool.load_state_dict(loaded, self.device)
-        if state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.model.load_state_dict(state)
         self.step, self.seconds = config["step"], config["seconds"]
         self._saved = folder.resolve() == checkpoints.folder_of(self.run_dir, self.step).resolve()
         rank = self.accelerator.process_index
@@ -546,15 +533,25 @@ def make_accelerator(settings: Settings) -> Accelerator:
     missing = set(names) - {str(tracker) for tracker in get_available_trackers()}
     if missing:
         raise UserError(f"trackers: {', '.join(sorted(missing))} is not installed: pip install it")
+    device = None if settings.device == "auto" else find_device(settings.device)
+    if device is not None and torch.device(settings.device).index is not None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(f"device must be without a number in several processes; got {device}")
+        torch.accelerator.set_device_index(device.index)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.tf32
+    torch.backends.cudnn.benchmark = True
+    on_cpu = device is not None and device.type == "cpu"
     accelerator = Accelerator(
-        cpu=settings.device == "cpu" or not torch.accelerator.is_available(),
+        cpu=on_cpu or not torch.accelerator.is_available(),
         mixed_precision=settings.precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=settings.accumulate),
         log_with=names or None,
         project_dir=settings.run_dir if names else None,
     )
     if accelerator.distributed_type.value not in ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU"):
         raise UserError(f"training cannot use Accelerate's {accelerator.distributed_type.value}")
+    if device is not None and accelerator.device.type != device.type:
+        raise UserError(f"device must be auto, cpu or {accelerator.device.type}; got {device}")
     if settings.precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("precision must be no or bf16 on a CPU; got 'fp16'")
     if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
@@ -567,11 +564,6 @@ def make_accelerator(settings: Settings) -> Accelerator:
             stacklevel=2,
         )
     return accelerator
-
-
-def scores_of(trips: Iterable[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
-    """The mean of each direction's `cycle_scores`."""
-    return mean_scores(*(cycle_scores([trip]) for trip in trips))
 
 
 def linear_decay(steps: int, decay_start: float) -> Callable[[int], float]:

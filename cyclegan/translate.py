@@ -1,9 +1,13 @@
 """Translation of images with a trained generator."""
 
+import math
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import psutil
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
@@ -12,9 +16,26 @@ from torch import Tensor, nn
 
 from cyclegan import checkpoints
 from cyclegan.errors import UserError, cause
-from cyclegan.files import list_images, readable_images, to_image, to_tensor, write_png
+from cyclegan.files import list_images
+from cyclegan.images import (
+    check_holds,
+    covering,
+    output_dtype,
+    output_suffix,
+    read_header,
+    readable_images,
+    scale,
+    to_pixels,
+    to_tensor,
+    write_pixels,
+)
 from cyclegan.networks import make_generator
-from cyclegan.settings import Settings
+from cyclegan.settings import Settings, parse_size
+
+TILE = 1024  # side in pixels, where the whole image does not fit in memory
+# Memory that translating takes, for each pixel and channel of the first layer: 9 to 18 bytes were
+# measured on a CPU (ResNet and U-Net, 512 to 1536 pixels a side).
+BYTES_PER_VALUE = 20
 
 
 def load_generator(
@@ -35,7 +56,9 @@ def load_generators(
         checkpoint: a checkpoint's folder, or a run's, of which the latest is taken.
         directions: "ab", "ba" or both.
     """
-    folder = checkpoints.find(checkpoint)
+    kinds = ("", "averaged_")
+    files = [f"{kind}generator_{name}.safetensors" for kind in kinds for name in directions]
+    folder = checkpoints.find(checkpoint, [checkpoints.CONFIG, *files])
     settings = Settings(**checkpoints.read_config(folder)["settings"])
     return {name: _load(folder, name, settings).to(device) for name in directions}, settings
 
@@ -43,7 +66,9 @@ def load_generators(
 def _load(folder: Path, direction: str, settings: Settings) -> nn.Module:
     averaged = folder / f"averaged_generator_{direction}.safetensors"
     file = averaged if averaged.exists() else folder / f"generator_{direction}.safetensors"
-    generator = make_generator(settings.generator, settings.image_size, settings.base_width)
+    generator = make_generator(
+        settings.generator, settings.crop, settings.base_width, settings.channels
+    )
     try:
         generator.load_state_dict(load_file(file))
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -55,59 +80,120 @@ def _load(folder: Path, direction: str, settings: Settings) -> nn.Module:
 
 def translate_files(
     generator: nn.Module,
+    settings: Settings,
+    direction: str,
     source: Path,
     target: Path,
     device: torch.device,
-    tile: int = 1024,
+    size: str = "",
+    tile: int | None = None,
     overlap: int | None = None,
 ) -> int:
-    """Translate an image file, or every readable image of a folder and its subfolders, each at its
-    own size.
+    """Translate an image file, or every readable image of a folder and its subfolders. Results have
+    the dtype of their image, and values in the range of the other domain.
 
     Args:
+        settings: of the generator's run.
+        direction: "ab" or "ba".
         source: a file, or a folder.
-        target: of a file, the PNG to write; of a folder, the folder of the same names with .png.
-        tile, overlap: see `translate`.
+        target: of a file, the file to write; of a folder, the folder of the same names with .png,
+            .tif or .npy.
+        size: what images are scaled to before, as "512" (the shorter side) or "512x768"; "": not.
+        tile: see `translate`; None: 0 where memory has room for the whole image, else 1024.
+        overlap: see `translate`.
 
     Returns:
         How many were written.
     """
-    if source.exists() and source.resolve() == target.resolve():
-        raise UserError(f"the images would overwrite themselves: IN and OUT are both {source}")
-    if source.is_dir():
-        # Results in a folder inside of the source are no images to translate.
-        results = target.resolve()
-        inside = source.resolve() in results.parents
-        paths = [
-            path
-            for path in list_images(source)
-            if not (inside and results in path.resolve().parents)
-        ]
-        targets = {path: target / path.relative_to(source).with_suffix(".png") for path in paths}
-        clashes = [path for path, count in Counter(targets.values()).items() if count > 1]
-        if clashes:
-            raise UserError(f"several images would be written to {clashes[0]}")
-    elif source.exists():
-        if target.suffix.lower() != ".png":
-            raise UserError(f"OUT must be a .png file where IN is a file; got {target}")
-        targets = {source: target}
-    else:
-        raise UserError(f"no such file or folder: {source}")
+    kinds = _output_kinds(_sources(source, target), settings, direction)
+    targets = _targets(kinds, source, target, settings.channels)
+    given, made = (settings.ranges[domain] for domain in direction)
     count = 0
-    for path, image in readable_images(targets):
-        result = translate(generator, to_tensor(image).to(device), tile, overlap)
-        write_png(to_image(result), targets[path])
+    for path, pixels in readable_images(targets, settings.channels):
+        if size:
+            asked = parse_size("size", size)
+            pixels = scale(pixels, asked if "x" in size else covering(pixels.shape[:2], asked))
+        largest = tile or 0
+        if tile is None and not fits_in_memory(generator, pixels.shape[:2], device):
+            largest = TILE
+            warnings.warn(
+                f"{path} is translated in tiles of {TILE} pixels, which may differ in tone: there "
+                "is no memory for the whole image at once (--tile 0 tries it; --size scales it)",
+                stacklevel=2,
+            )
+        result = translate(generator, to_tensor(pixels, given).to(device), largest, overlap)
+        write_pixels(to_pixels(result, kinds[path], made), targets[path])
         count += 1
     if count == 0:
         raise UserError(f"no readable image in {source}")
     return count
 
 
+def _sources(source: Path, target: Path) -> list[Path]:
+    """The images to translate."""
+    if source.exists() and source.resolve() == target.resolve():
+        raise UserError(f"the images would overwrite themselves: IN and OUT are both {source}")
+    if source.is_dir():
+        # Results in a folder inside of the source are no images to translate.
+        results = target.resolve()
+        inside = source.resolve() in results.parents
+        return [
+            path
+            for path in list_images(source)
+            if not (inside and results in path.resolve().parents)
+        ]
+    if not source.exists():
+        raise UserError(f"no such file or folder: {source}")
+    return [source]
+
+
+def _output_kinds(paths: list[Path], settings: Settings, direction: str) -> dict[Path, np.dtype]:
+    """The dtype of each image's translation. Files that are no images are named and left out."""
+    kinds = {}
+    for path in paths:
+        try:
+            _, dtype = read_header(path, settings.channels)
+        except UserError as error:
+            warnings.warn(f"skipped {error}", stacklevel=3)
+        else:
+            kinds[path] = output_dtype(dtype, settings.ranges[direction[1]])
+    return kinds
+
+
+def _targets(
+    kinds: dict[Path, np.dtype], source: Path, target: Path, channels: int
+) -> dict[Path, Path]:
+    """Where the translation of each image is written."""
+    if not source.is_dir():
+        for dtype in kinds.values():
+            check_holds(target, dtype, channels)
+        return dict.fromkeys(kinds, target)
+    targets = {
+        path: (target / path.relative_to(source)).with_suffix(output_suffix(path, dtype, channels))
+        for path, dtype in kinds.items()
+    }
+    clashes = [path for path, count in Counter(targets.values()).items() if count > 1]
+    if clashes:
+        raise UserError(f"several images would be written to {clashes[0]}")
+    return targets
+
+
+def fits_in_memory(generator: nn.Module, size: tuple[int, int], device: torch.device) -> bool:
+    """Whether translating an image of this height and width at once takes at most half of the free
+    memory, as far as that can be known."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+    else:
+        free = psutil.virtual_memory().available
+    width = next(generator.parameters()).shape[0]  # channels of the first layer
+    return math.prod(size) * width * BYTES_PER_VALUE <= free / 2
+
+
 @torch.inference_mode()
 def translate(
-    generator: nn.Module, image: Tensor, tile: int = 1024, overlap: int | None = None
+    generator: nn.Module, image: Tensor, tile: int = 0, overlap: int | None = None
 ) -> Tensor:
-    """(3, H, W) in [-1, 1] -> the same, of any size: padded to what the generator takes.
+    """(C, H, W) in [-1, 1] -> the same, of any size: padded to what the generator takes.
 
     What is larger than a tile is translated in tiles, which fade into one another: memory depends
     on the tile. (Instance norm then takes its statistics from a tile, not the whole image.)

@@ -13,7 +13,7 @@ from cyclegan.settings import Settings
 FOLDERS = ("trainA", "trainB", "testA", "testB")
 # The smallest networks and images that train, as settings and on the command line.
 SMALLEST = {
-    "image_size": 32,
+    "crop_size": "32",
     "base_width": 4,
     "generator": "resnet_1",
     "discriminator_width": 4,

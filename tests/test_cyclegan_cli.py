@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,10 @@ from safetensors.torch import load_file, save_file
 import ssimfast
 from cyclegan import __main__, checkpoints, threads
 from cyclegan.__main__ import main, make_parser
-from cyclegan.data import load_test_images
-from cyclegan.evaluate import METRICS
-from cyclegan.files import fingerprint, list_images, readable_images, to_tensor
+from cyclegan.data import centre_crops
+from cyclegan.evaluate import TITLES
+from cyclegan.files import fingerprint, list_images
+from cyclegan.images import readable_images, to_tensor
 from cyclegan.log import RunLog
 from cyclegan.losses import discriminator_loss
 from cyclegan.networks import ResnetGenerator
@@ -55,9 +57,10 @@ def trained(tmp_path_factory):
 def test_train_reports_scores_before_and_after_and_where_the_results_are(trained):
     root, run = trained
     _, *score_lines, samples_line, checkpoint_line, report_line = run.stdout.splitlines()
-    tests = [record["test"] for record in RunLog(root / "run").records() if "test" in record]
+    tests = [record["test"] for record in RunLog(root / "run").records("test")]
     assert len(tests) == 2
-    for line, (name, title) in zip(score_lines, METRICS.items(), strict=True):
+    for line, name in zip(score_lines, tests[0], strict=True):
+        title = TITLES[name]
         numbers = re.fullmatch(rf"  {re.escape(title)}: (\S+) at first, (\S+) now", line).groups()
         assert [*map(float, numbers)] == pytest.approx([test[name] for test in tests], abs=6e-4)
     assert (root / samples_line.removeprefix("samples: ")).is_file()
@@ -129,8 +132,8 @@ def test_resume_needs_no_settings_again_and_takes_new_ones(trained, tmp_path, ca
 def test_settings_that_are_needed_are_named(capsys):
     assert main(["train", "--steps", "3"]) == 2
     assert capsys.readouterr().err == "error: a new run needs --data, --run-dir\n"
-    assert main(["compare", "--steps", "3", "--cycle-losses", "l1,ssim"]) == 2
-    assert capsys.readouterr().err == "error: a new run needs --data, --run-dir\n"
+    assert main(["compare", "--cycle-losses", "l1,ssim"]) == 2
+    assert capsys.readouterr().err == "error: a new run needs --data, --run-dir, --epochs\n"
     # A run that ended before its first checkpoint.
     assert main(["train", "--run-dir", "nowhere", "--resume", "auto", "--steps", "3"]) == 2
     error = capsys.readouterr().err
@@ -141,7 +144,7 @@ def test_every_setting_is_an_option_with_its_default(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "--lambda-cycle LAMBDA_CYCLE weight of the cycle loss; the GAN loss has 1 (10.0)" in text
+    assert "--lambda-a LAMBDA_A weight of the cycle loss of A; the GAN losses have 1 (10.0)" in text
     assert "--compile, --no-compile" in text and "--resume no|auto|PATH" in text
     assert "trainA, trainB, testA, testB (needed, but where a run is resumed)" in text
     with pytest.raises(SystemExit):
@@ -183,11 +186,13 @@ def test_translate_writes_every_readable_image_at_its_size(trained, odd_images, 
     assert left_out == f"warning: left out of {odd_images}, which has 5 images: 1 .txt"
     assert unreadable.startswith(f"warning: skipped unreadable image {odd_images / 'broken.png'}")
     results = readable_images(list_images(out))
-    assert {str(path.relative_to(out)): image.size for path, image in results} == {
-        "gray.png": (50, 33),
-        "rgba.png": (5, 7),
-        "deep.png": (31, 18),
-        "more/dot.png": (1, 1),
+    assert {
+        str(path.relative_to(out)): (image.dtype.name, image.shape) for path, image in results
+    } == {
+        "gray.png": ("uint8", (33, 50, 3)),
+        "rgba.png": ("uint8", (7, 5, 3)),
+        "deep.png": ("uint16", (18, 31, 3)),
+        "more/dot.png": ("uint8", (1, 1, 3)),
     }
 
 
@@ -245,7 +250,7 @@ def test_user_errors_are_one_line_that_names_the_cause(trained, tmp_path, capsys
     translate = ["translate", "--checkpoint"]
     cases = {
         "no such folder: nowhere/trainA": [*train, "nowhere"],
-        "or a sum like 0.84*ssim+0.16*l1; got 'l3'": [*train, data, "--cycle-loss", "l3"],
+        "or a sum like 0.84*ssim+0.16*paper_l1; got 'l3'": [*train, data, "--cycle-loss", "l3"],
         "seed must be in [0, 2**63 - 1]; got -1": [*train, data, "--seed", -1],
         "no such folder: elsewhere": [*train, data, "--resume", "elsewhere"],
         "cycle_losses must be different": [
@@ -257,14 +262,18 @@ def test_user_errors_are_one_line_that_names_the_cause(trained, tmp_path, capsys
         "no images in": [*translate, run, run / "checkpoints", out],
         "IN and OUT are both": [*translate, run, data / "testA", data / "testA"],
         f"IN and OUT are both {twins / 'x.png'}": [*translate, run, *[twins / "x.png"] * 2],
-        "OUT must be a .png file": [*translate, run, data / "testA" / "rocket.png", out],
+        "OUT must be a .npy, .png, .tif, .tiff file": [
+            *translate,
+            run,
+            data / "testA" / "rocket.png",
+            out,
+        ],
         "several images would be written to": [*translate, run, twins, out],
         "tile must be 0 or more": [*translate, run, data / "testA", out, "--tile", -1],
         "no such folder: none": [*translate, "none", data / "testA", out],
         "no checkpoint in": [*translate, data, data / "testA", out],
         "generator_ab.safetensors has changed": [*translate, broken, data / "testA", out],
         "does not hold the weights of": [*translate, others, data / "testA", out],
-        "batch_size must be positive": ["evaluate", "--checkpoint", run, "--batch-size", 0],
         "OUT must be an .onnx file": ["export", "--checkpoint", run / "checkpoints", out],
         "no such folder: nowhere/testA": ["evaluate", "--checkpoint", run, "--data", "nowhere"],
     }
@@ -294,7 +303,7 @@ def test_training_that_diverges_is_one_line_and_keeps_the_last_checkpoint(
     run = tmp_path / "run"
     options = ["--data", str(trained[0] / "data"), "--run-dir", str(run), "--save-every", "1"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cyclegan.trainer.discriminator_loss", nan_after(3))
+        patch.setattr("cyclegan.model.discriminator_loss", nan_after(3))
         assert main([*TRAIN, *options]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error == "error: training diverged: the loss discriminator_b is nan at step 2"
@@ -319,6 +328,7 @@ def test_a_checkpoint_is_checked_once(trained, tmp_path, monkeypatch):
     checked = []
     monkeypatch.setattr(checkpoints, "fingerprint", lambda p: checked.append(p) or fingerprint(p))
     files = sorted(path for path in folder.iterdir() if path.name != checkpoints.MANIFEST)
+    needed = [*folder.glob("config.json"), *sorted(folder.glob("generator*"))]
     data = ["--data", str(root / "data")]
     for command in (
         ["train", "--resume", "auto", "--run-dir", str(run), *data],
@@ -327,7 +337,8 @@ def test_a_checkpoint_is_checked_once(trained, tmp_path, monkeypatch):
     ):
         checked.clear()
         assert main(command) == 0
-        assert sorted(path for path in checked if path.parent == folder) == files, command
+        expected = needed if command[0] == "evaluate" else files
+        assert sorted(path for path in checked if path.parent == folder) == expected, command
 
 
 def block_error(x, y, side=16):
@@ -342,14 +353,15 @@ def block_error(x, y, side=16):
 def test_evaluate_prints_the_scores_of_reconstructions(trained, capsys, direction):
     root, _ = trained
     run, data = root / "run", root / "data"
-    assert (
-        main(["evaluate", "--checkpoint", str(run), "--data", str(data), "--batch-size", "1"]) == 0
-    )
-    scores = json.loads(capsys.readouterr().out)[direction]
-    generators = [load_generator(run, name, torch.device("cpu"))[0] for name in ("ab", "ba")]
+    assert main(["evaluate", "--checkpoint", str(run), "--data", str(data)]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    scores = printed[direction]
+    assert printed["images"] == {"a": 3, "b": 3}
+    loaded = [load_generator(run, name, torch.device("cpu")) for name in ("ab", "ba")]
+    generators, settings = [one[0] for one in loaded], replace(loaded[0][1], data=str(data))
     wanted = []
     for folder, (there, back) in (("testA", generators), ("testB", generators[::-1])):
-        real = load_test_images(data / folder, 32, 99)
+        real = torch.stack([*centre_crops(settings, folder[-1].lower())])
         rec = torch.cat([back(there(image[None])) for image in real])
         error = ((rec - real) / 2).square().mean((1, 2, 3))
         wanted.append(

@@ -153,7 +153,10 @@ def test_a_run_whose_loader_process_fails_ends(data, tmp_path):
     gone.unlink()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 2, output
-    assert output.splitlines()[-1] == f"error: unreadable image {gone}: No such file or directory"
+    assert output.splitlines()[-1] == (
+        f"error: 1 of 3 images in {gone.parent} cannot be read: 0.png (unreadable image {gone}: No "
+        "such file or directory)"
+    )
     assert "Traceback" not in output
     assert len(family) > 1 and not any(one.is_running() for one in family)
     assert checkpoints.latest_whole(run) is not None
@@ -173,7 +176,7 @@ def test_where_one_of_two_processes_fails_both_end(data, tmp_path):
     (mine / "trainB").unlink()
     output, _ = process.communicate(timeout=90)
     assert process.returncode != 0
-    assert f"error: unreadable image {mine / 'trainB'}" in output
+    assert f"error: 1 of 3 images in {mine / 'trainB'} cannot be read" in output
     assert "RuntimeError" not in output
     assert checkpoints.latest_whole(run) is not None
 
@@ -276,8 +279,10 @@ def test_a_launcher_that_starts_one_process_of_several_is_named(settings, monkey
 
 def test_a_run_says_what_it_begins_with(settings, capsys):
     Trainer(settings).train()
-    images, machine, first, *_ = capsys.readouterr().err.splitlines()
-    assert images == "images: 3 of A, 3 of B; 2 steps an epoch"  # of two pairs
+    images, loading, machine, precision, first, *_ = capsys.readouterr().err.splitlines()
+    assert precision == "precision: float32"
+    assert images == "images: 3 of A, 3 of B; 4 steps of 2 are 2.667 epochs of 3"
+    assert loading == "training images: decoded in memory (0.0 MB)"
     assert machine == "device: cpu; processes: 1; in each, threads: 1, workers: 0"
     assert first.startswith("training: 0/4 ")
 

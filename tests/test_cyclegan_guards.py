@@ -13,7 +13,8 @@ from cyclegan_runs import data, one_thread, settings  # noqa: F401 - fixtures
 from cyclegan import checkpoints
 from cyclegan.guards import PATIENCE, Diverged, Watch, check_finite, luminance_correlation
 from cyclegan.log import RunLog
-from cyclegan.trainer import LOSSES, Trainer
+from cyclegan.model import LOSSES
+from cyclegan.trainer import Trainer
 
 FINE = {"discriminator_a": 0.2, "discriminator_b": 0.3, "gan_a": 0.0}
 UPRIGHT = {"generator_ab": 0.6, "generator_ba": -0.05}
@@ -60,6 +61,13 @@ def test_luminance_correlation_by_hand():
     torch.testing.assert_close(luminance_correlation(x, y), torch.stack(expected).mean())
 
 
+@pytest.mark.parametrize("channels", [1, 5])
+def test_luminance_of_other_channels_is_their_mean(channels):
+    x, y = torch.rand(2, 1, channels, 9, 7)
+    pair = torch.stack([x.mean(1).flatten(), y.mean(1).flatten()])
+    torch.testing.assert_close(luminance_correlation(x, y), torch.corrcoef(pair)[0, 1])
+
+
 @pytest.mark.parametrize("term", [0, 3, 7])
 def test_a_run_that_diverges_stops_before_it_saves(settings, monkeypatch, term):
     trainer = Trainer(replace(settings, steps=9, save_every=3, log_every=100))
@@ -85,7 +93,7 @@ def test_weights_that_the_last_step_spoilt_are_not_saved(settings, monkeypatch):
     def spoils(real_a, real_b):
         losses = step(real_a, real_b)
         if trainer.step == 2:
-            next(trainer.discriminator_b.parameters()).data[0] = math.inf
+            next(trainer.model.networks["discriminator_b"].parameters()).data[0] = math.inf
         return losses
 
     monkeypatch.setattr(trainer, "train_step", spoils)
@@ -101,7 +109,7 @@ def test_a_run_warns_of_dead_discriminators_and_inverted_colours(settings, monke
 
     def dead(real_a, real_b):
         losses = step(real_a, real_b)
-        trainer.last_images["generator_ab"] = (real_a, -real_a)
+        trainer.model.last_images["generator_ab"] = (real_a, -real_a)
         return {**losses, "discriminator_a": torch.tensor(0.0)}
 
     monkeypatch.setattr(trainer, "train_step", dead)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from cyclegan.instance_norm import InstanceNorm
 from cyclegan.networks import (
     PatchDiscriminator,
     ResidualBlock,
@@ -27,6 +28,28 @@ def test_generator_keeps_shape_and_stays_in_range(size):
         out = generator(torch.randn(2, 3, *size) * 100)
     assert out.shape == (2, 3, *size)
     assert out.abs().max() <= 1
+
+
+@pytest.mark.parametrize("network", [ResnetGenerator(4, 1), UnetGenerator(4, 3)])
+def test_last_layers_are_float32_under_autocast(network):
+    """Near -1 and 1, bfloat16 has steps as coarse as those of 8-bit images."""
+    x = torch.rand(1, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            out = network(x)
+        assert out.dtype == torch.float32 and not torch.equal(out, out.bfloat16().float())
+        torch.testing.assert_close(out, network(x), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 16])
+@pytest.mark.parametrize("name", ["resnet_1", "unet_16"])
+def test_networks_take_other_channels_and_oblong_crops(name, channels):
+    generator = make_generator(name, (16, 48), 4, channels)
+    discriminator = PatchDiscriminator(4, 2, channels)
+    with torch.no_grad():
+        fake = generator(torch.randn(2, channels, 16, 48))
+        assert fake.shape == (2, channels, 16, 48)
+        assert discriminator(fake).shape == (2, 1, 2, 10)
 
 
 def count(network):
@@ -87,16 +110,16 @@ def test_unet_shows_what_went_down_again_on_the_way_up():
     ],
 )
 def test_generators_by_name(name, size, kind, number):
-    network = make_generator(name, size, 2)
+    network = make_generator(name, (size, 2 * size), 2)
     assert type(network) is kind
     assert count(network) == count(kind(2, number))
-    assert parse_generator(name, size)[1] == network.multiple
+    assert parse_generator(name, (size, size))[1] == network.multiple
 
 
 @pytest.mark.parametrize("name", ["resnet", "resnet_0", "unet_100", "unet_2", "vit_9", "auto_9"])
 def test_unknown_generators_are_named(name):
     with pytest.raises(ValueError, match=f"generator must be .*got '{name}'"):
-        parse_generator(name, 256)
+        parse_generator(name, (256, 256))
 
 
 def modules(network):
@@ -128,9 +151,9 @@ def test_generator_pads_by_reflection_and_ends_in_tanh():
 
 def test_discriminator_leaks_a_fifth_of_what_is_negative():
     layers = modules(PatchDiscriminator(4, 3))
-    slopes = [layer.negative_slope for layer in layers if isinstance(layer, nn.LeakyReLU)]
-    assert slopes == [0.2] * 4
-    assert {type(layer) for layer in layers} == {nn.Conv2d, nn.LeakyReLU, nn.InstanceNorm2d}
+    slopes = [getattr(m, "negative_slope", getattr(m, "slope", None)) for m in layers]
+    assert [slope for slope in slopes if slope is not None] == [0.2] * 4
+    assert {type(m) for m in layers} == {nn.Conv2d, nn.LeakyReLU, InstanceNorm, nn.Identity}
 
 
 @pytest.mark.parametrize("n_layers, field", [(1, 16), (2, 34), (3, 70)])

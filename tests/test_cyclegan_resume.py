@@ -22,8 +22,9 @@ from cyclegan.demo_data import write_demo_data
 from cyclegan.errors import UserError
 from cyclegan.files import fingerprint
 from cyclegan.log import RunLog
+from cyclegan.model import NETWORKS
 from cyclegan.report import sample_grids
-from cyclegan.trainer import NETWORKS, Trainer
+from cyclegan.trainer import Trainer
 
 MODULES = (*NETWORKS, "averaged_generator_ab", "averaged_generator_ba")
 # Pools that are full and trade, averages, clipping: all that has a state.
@@ -90,7 +91,7 @@ def assert_same(mine, theirs, where: str) -> None:
 def test_a_resumed_run_has_the_bits_of_one_that_went_through(settings, tmp_path, workers):
     whole = Trainer(replace(settings, steps=9, save_every=4, workers=workers, **STATEFUL))
     whole.train()
-    assert len(whole.pool_a.images) == 3  # it has traded
+    assert len(whole.model.pools["a"].images) == 3  # it has traded
     other = replace(whole.settings, run_dir=str(tmp_path / "other"))
     at_4 = checkpoints.folder_of(whole.run_dir, 4)
     torch.rand(7)  # what other code drew must not matter
@@ -123,10 +124,10 @@ def test_a_killed_run_goes_on_with_the_bits_of_one_that_went_through(data, tmp_p
     assert f"passed over broken checkpoint {last}: training.pt has changed" in output
     finish(start(processes, *options, f"--run-dir={through}"))
     assert_same_bits(*(checkpoints.folder_of(run, steps) for run in (killed, through)))
-    logs = [RunLog(run).records() for run in (killed, through)]
-    for mine, theirs in zip(*logs, strict=True):  # nothing twice, nothing missing
-        assert mine["step"] == theirs["step"]
-        assert mine.get("losses") == theirs.get("losses") and mine.get("test") == theirs.get("test")
+    logs = [RunLog(run) for run in (killed, through)]
+    for kind in ("losses", "test"):  # nothing twice, nothing missing
+        mine, theirs = ([(r["step"], r[kind]) for r in log.records(kind)] for log in logs)
+        assert mine == theirs
 
 
 @pytest.mark.parametrize(
@@ -214,10 +215,10 @@ def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path):
             # Biases in front of instance norm do nothing, and their gradients are rounding.
             if "weight" in key:
                 torch.testing.assert_close(weights[0][key], weights[1][key], atol=1e-6, rtol=1e-5)
-    logs = [RunLog(run).records() for run in (one, two)]
-    for ours, others in zip(*logs, strict=True):
-        for kind in ("losses", "test"):
-            assert ours.get(kind) == pytest.approx(others.get(kind), abs=1e-4)
+    logs = [RunLog(run) for run in (one, two)]
+    for kind in ("losses", "test"):
+        for ours, others in zip(*(log.records(kind) for log in logs), strict=True):
+            assert ours[kind] == pytest.approx(others[kind], abs=1e-4)
     compared = tmp_path / "compared"
     options = [*OPTIONS, f"--data={data}", "--steps=2", f"--run-dir={compared}"]
     output = finish(start(2, *options, "--cycle-losses=l1,ssim", command="compare"))
@@ -350,7 +351,7 @@ def test_a_folder_where_a_file_should_be_is_a_broken_checkpoint(run):
 def test_sample_grids_are_ordered_by_step(tmp_path):
     (tmp_path / "samples").mkdir()
     for name in ("step_10000000", "step_9999999", "step_0000020", "step_last"):
-        (tmp_path / "samples" / f"{name}.png").touch()
+        (tmp_path / "samples" / f"{name}.jpg").touch()
     assert [step for step, _ in sample_grids(tmp_path)] == [20, 9999999, 10000000]
 
 
@@ -364,9 +365,9 @@ def test_a_run_that_begins_again_logs_and_shows_its_beginning_once(settings, mon
     first = Trainer(replace(settings, steps=3))
 
     def killed(*_):
-        first.log.append(step=1, losses={})
+        first.log.append(step=1, losses={}, seconds=1.0, images_per_second=1.0)
         first.step = 2
-        first.save_samples(first.round_trips())
+        first.save_samples()
         raise RuntimeError("killed")
 
     monkeypatch.setattr(first, "train_step", killed)
@@ -387,7 +388,7 @@ def test_a_finished_run_can_go_on_in_another_folder(run, tmp_path):
     assert checkpoints.why_broken(folders[1]) is None
     weights = [load_file(folder / "generator_ab.safetensors") for folder in folders]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
-    assert [record["step"] for record in fork.log.records()] == [4]
+    assert [record["step"] for record in fork.log.records("test")] == [4]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Translation: padding, tiles, which generator; export to ONNX."""
 
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,9 +10,10 @@ import torch
 from cyclegan_runs import data, one_thread, settings  # noqa: F401 - fixtures
 
 from cyclegan.export import export_onnx
+from cyclegan.images import read_pixels, write_pixels
 from cyclegan.networks import ResnetGenerator, UnetGenerator
 from cyclegan.trainer import Trainer
-from cyclegan.translate import load_generator, translate
+from cyclegan.translate import load_generator, translate, translate_files
 
 CPU = torch.device("cpu")
 
@@ -87,11 +90,54 @@ def test_tiles_that_make_no_sense_are_refused(tile, overlap):
         translate(Same(), torch.rand(3, 40, 40), tile, overlap)
 
 
+@pytest.fixture
+def photograph(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    write_pixels(pixels, tmp_path / "x.png")
+    return tmp_path / "x.png"
+
+
+@pytest.mark.parametrize(
+    "size, shape", [("", (40, 60)), ("20", (20, 30)), ("16x24", (16, 24)), ("50", (50, 75))]
+)
+def test_images_are_scaled_first_as_asked(settings, photograph, size, shape):
+    generator, out = Same(), photograph.with_name("out.png")
+    place = (photograph, out, CPU)
+    assert translate_files(generator, settings, "ab", *place, size=size, tile=0) == 1
+    assert read_pixels(out).shape == (*shape, 3)
+    [seen] = generator.seen
+    assert seen.shape[2] - 4 < shape[0] <= seen.shape[2]
+    with pytest.raises(ValueError, match="^size must be like 256 or 256x512 .*got 'x'"):
+        translate_files(generator, settings, "ab", *place, size="x")
+
+
+def test_what_memory_has_no_room_for_is_tiled_with_a_warning(settings, photograph, monkeypatch):
+    """Half of the free memory, 20 bytes a pixel and channel of the first layer."""
+    generator, place = ResnetGenerator(4, 1), (photograph, photograph.with_name("out.png"), CPU)
+    sizes = []
+    generator.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[2:]))
+    monkeypatch.setattr("cyclegan.translate.TILE", 32)
+    for free, tiles in ((2 * 40 * 60 * 4 * 20, 1), (2 * 40 * 60 * 4 * 20 - 2, 4)):
+        sizes.clear()
+        memory = SimpleNamespace(available=free)
+        monkeypatch.setattr("psutil.virtual_memory", lambda memory=memory: memory)
+        with nullcontext() if tiles == 1 else pytest.warns(UserWarning) as warned:
+            translate_files(generator, settings, "ab", *place)
+        assert len(sizes) == tiles
+    [warning] = warned
+    assert f"{photograph} is translated in tiles of 32 pixels, which may differ" in str(
+        warning.message
+    )
+    sizes.clear()
+    translate_files(generator, settings, "ab", *place, tile=0)
+    assert len(sizes) == 1
+
+
 @pytest.mark.parametrize("ema_decay", [0.0, 0.5])
 def test_a_checkpoint_translates_with_the_averaged_generator_if_there_is_one(settings, ema_decay):
     trainer = Trainer(replace(settings, ema_decay=ema_decay, generator="unet_32", steps=2))
     trainer.train()
-    for direction, want in trainer.generators().items():
+    for direction, want in trainer.model.generators().items():
         generator, loaded = load_generator(trainer.run_dir, direction, CPU)
         assert loaded == trainer.settings
         for key, value in want.state_dict().items():
@@ -106,7 +152,7 @@ def test_exported_generators_compute_the_same_at_every_size(network, tmp_path):
     import onnxruntime
 
     path = tmp_path / "generator.onnx"
-    assert export_onnx(network, 32, path) < 1e-4
+    assert export_onnx(network, (32, 32), 3, path) < 1e-4
     assert [p.name for p in tmp_path.iterdir()] == ["generator.onnx"]  # weights inside
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     assert [one.name for one in (*session.get_inputs(), *session.get_outputs())] == [
@@ -131,5 +177,5 @@ def test_an_export_that_computes_something_else_is_not_written(tmp_path, monkeyp
         lambda *arguments: [output + 0.01 for output in run(*arguments)],
     )
     with pytest.raises(ValueError, match="differ by 0.01"):
-        export_onnx(ResnetGenerator(4, 1), 32, tmp_path / "generator.onnx")
+        export_onnx(ResnetGenerator(4, 1), (32, 32), 3, tmp_path / "generator.onnx")
     assert not list(tmp_path.iterdir())
