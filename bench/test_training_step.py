@@ -38,7 +38,7 @@ LIBRARIES = ("ssimfast", "plain")
 
 
 class PlainStep:
-    """Zhu et al. 2017 as most write it down, on copies of a trainer's networks."""
+    """Zhu et al. 2017 with SSIM as most write it down, on copies of a trainer's networks."""
 
     def __init__(self, trainer: Trainer):
         self.ab, self.ba, self.d_a, self.d_b = (
@@ -92,7 +92,8 @@ def data(tmp_path_factory):
 
 def make(case: str, data) -> tuple[Trainer, PlainStep, tuple[Tensor, Tensor]]:
     run = str(data / "run")
-    trainer = Trainer(Settings(data=str(data), run_dir=run, steps=1000, **CASES[case]))
+    same = {"steps": 1000, "cycle_loss": "ssim"}
+    trainer = Trainer(Settings(data=str(data), run_dir=run, **same, **CASES[case]))
     generator = torch.Generator().manual_seed(0)
     shape = (2, trainer.settings.batch_size, 3, *trainer.settings.crop)
     batch = torch.rand(shape, generator=generator).mul(2).sub(1).to(trainer.device).unbind()

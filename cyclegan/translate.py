@@ -151,8 +151,12 @@ def _sources(source: Path, target: Path) -> list[Path]:
 def _targets(
     source: Path, target: Path, settings: Settings, made: Range | None
 ) -> dict[Path, tuple[Path, np.dtype]]:
-    """By image, the file and the dtype of its translation, of which `made` is the value range. Files
-    that are no images are named and left out."""
+    """The file and the dtype of each image's translation. Files that are no images are named and
+    left out.
+
+    Args:
+        made: value range of the translations.
+    """
     targets = {}
     for path in _sources(source, target):
         try:

@@ -82,7 +82,10 @@ def test_commands_of_the_trainer_parse():
 def test_options_exist():
     """Those in backticks, of the trainer or of the tools named here."""
     for page in PAGES:
-        for option in re.findall(r"`(--[\w-]+)[^`]*`", page.read_text()):
+        text = page.read_text()
+        if page.name == "coming_from_junyanz.md":  # its tables begin with another program's
+            text = re.sub(r"^\|(?:\\\||[^|])*\|", "", text, flags=re.MULTILINE)
+        for option in re.findall(r"`(--[\w-]+)[^`]*`", text):
             assert option in OPTIONS | {"--no-build-isolation"}, (page.name, option)
 
 
