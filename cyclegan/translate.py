@@ -18,6 +18,7 @@ from cyclegan import checkpoints
 from cyclegan.errors import UserError, cause
 from cyclegan.files import list_images
 from cyclegan.images import (
+    Range,
     check_holds,
     covering,
     output_dtype,
@@ -105,9 +106,8 @@ def translate_files(
     Returns:
         How many were written.
     """
-    kinds = _output_kinds(_sources(source, target), settings, direction)
-    targets = _targets(kinds, source, target, settings.channels)
     given, made = (settings.ranges[domain] for domain in direction)
+    targets = _targets(source, target, settings, made)
     count = 0
     for path, pixels in readable_images(targets, settings.channels):
         if size:
@@ -122,7 +122,8 @@ def translate_files(
                 stacklevel=2,
             )
         result = translate(generator, to_tensor(pixels, given).to(device), largest, overlap)
-        write_pixels(to_pixels(result, kinds[path], made), targets[path])
+        file, dtype = targets[path]
+        write_pixels(to_pixels(result, dtype, made), file)
         count += 1
     if count == 0:
         raise UserError(f"no readable image in {source}")
@@ -147,32 +148,30 @@ def _sources(source: Path, target: Path) -> list[Path]:
     return [source]
 
 
-def _output_kinds(paths: list[Path], settings: Settings, direction: str) -> dict[Path, np.dtype]:
-    """The dtype of each image's translation. Files that are no images are named and left out."""
-    kinds = {}
-    for path in paths:
+def _targets(
+    source: Path, target: Path, settings: Settings, made: Range | None
+) -> dict[Path, tuple[Path, np.dtype]]:
+    """The file and the dtype of each image's translation. Files that are no images are named and
+    left out.
+
+    Args:
+        made: value range of the translations.
+    """
+    targets = {}
+    for path in _sources(source, target):
         try:
-            _, dtype = read_header(path, settings.channels)
+            dtype = output_dtype(read_header(path, settings.channels)[1], made)
         except UserError as error:
             warnings.warn(f"skipped {error}", stacklevel=3)
+            continue
+        if path == source:
+            check_holds(target, dtype, settings.channels)
+            targets[path] = (target, dtype)
         else:
-            kinds[path] = output_dtype(dtype, settings.ranges[direction[1]])
-    return kinds
-
-
-def _targets(
-    kinds: dict[Path, np.dtype], source: Path, target: Path, channels: int
-) -> dict[Path, Path]:
-    """Where the translation of each image is written."""
-    if not source.is_dir():
-        for dtype in kinds.values():
-            check_holds(target, dtype, channels)
-        return dict.fromkeys(kinds, target)
-    targets = {
-        path: (target / path.relative_to(source)).with_suffix(output_suffix(path, dtype, channels))
-        for path, dtype in kinds.items()
-    }
-    clashes = [path for path, count in Counter(targets.values()).items() if count > 1]
+            suffix = output_suffix(path, dtype, settings.channels)
+            targets[path] = ((target / path.relative_to(source)).with_suffix(suffix), dtype)
+    files = Counter(file for file, _ in targets.values())
+    clashes = [file for file, count in files.items() if count > 1]
     if clashes:
         raise UserError(f"several images would be written to {clashes[0]}")
     return targets
