@@ -24,7 +24,7 @@ from cyclegan.errors import UserError
 from cyclegan.files import fingerprint, writing
 
 MANIFEST, CONFIG = "manifest.json", "config.json"
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"step_(\d{7,})")
 
 

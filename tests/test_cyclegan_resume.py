@@ -428,5 +428,5 @@ def test_a_checkpoint_of_another_format_is_refused(run):
     folder = checkpoints.folder_of(run.run_dir, 4)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "format": 0}))
-    with pytest.raises(ValueError, match="has format 0; this version reads 1"):
+    with pytest.raises(ValueError, match=f"has format 0; this version reads {checkpoints.FORMAT}"):
         checkpoints.read_config(folder)
