@@ -26,8 +26,8 @@ AGAIN = {
     "aten::native_batch_norm_backward": (0, 1),
     "aten::convolution_backward": (0,),
 }
-# What a fused pass goes over, in tensors of the size of the activation: forward reads the input
-# twice and writes once; backward reads gradient and input twice and writes once.
+# Passes of a fused operation over the activation: forward reads the input twice and writes once;
+# backward reads gradient and input twice and writes once.
 FUSED_FORWARD, FUSED_BACKWARD = 3, 5
 
 

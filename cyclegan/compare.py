@@ -30,7 +30,7 @@ from cyclegan.trainer import Trainer
 SHOWN = 6  # test images of each domain on the page
 CANDIDATES = 32  # of each domain, from which they are chosen
 SECTIONS = ("ab", "aba", "ba", "bab")
-# What a term of a loss trains: the scores in which its columns get no mark.
+# The scores that each term of a loss is trained on. A column gets no mark in them.
 TRAINED_SCORES = {
     "ssim": ("ssim", "ms_ssim"),
     "ms_ssim": ("ssim", "ms_ssim"),
@@ -101,9 +101,9 @@ def compare(
             place = (trainer.settings, trainer.device, run.inception_weights)
             scores[loss] |= distances(generators, *place)["mean"]
         scores[loss][SECONDS] = seconds_per_step(trainer.log.records("losses"))
-        for a, (_, fake, rec) in zip("ab", trainer.round_trips(CANDIDATES), strict=True):
-            b = "ba"["ab".index(a)]
-            images[a + b][loss], images[a + b + a][loss] = to_8_bit(fake), to_8_bit(rec)
+        trips = trainer.round_trips(CANDIDATES)
+        for there, (_, fake, rec) in zip(("ab", "ba"), trips, strict=True):
+            images[there][loss], images[there + there[0]][loss] = to_8_bit(fake), to_8_bit(rec)
     if not scores:  # not the first process
         return root / "compare.html"
     write_text(json.dumps(scores, indent=1), root / "compare.json")

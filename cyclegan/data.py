@@ -1,7 +1,6 @@
 """Unpaired images from folders: training pairs, and test images."""
 
 import hashlib
-import os
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from cyclegan.images import (
     scale_and_crop,
     to_tensor,
 )
+from cyclegan.loading import processes_here
 from cyclegan.progress import progress
 from cyclegan.settings import Settings, parse_size
 
@@ -108,8 +108,7 @@ class TrainingFolder:
         if not load:
             size = covering(size, tuple(round(side * CROP_MARGIN) for side in crop))
         elif load != "native":
-            asked = parse_size("load_size", load)
-            size = asked if "x" in load else covering(size, asked)
+            size = size_after("load_size", load, size)
         fits = size[0] >= crop[0] and size[1] >= crop[1]
         return size if fits else covering(size, crop)
 
@@ -164,6 +163,28 @@ class TrainingFolder:
         return low, high
 
 
+def size_after(name: str, text: str, size: tuple[int, int]) -> tuple[int, int]:
+    """What the setting `name` scales an image of this height and width to: "512" the shorter side,
+    "512x768" both."""
+    asked = parse_size(name, text)
+    return asked if "x" in text else covering(size, asked)
+
+
+class Order:
+    """The item that each sample takes: every pass goes through all, in an order of its own."""
+
+    def __init__(self, count: int, seed: int):
+        self.count, self.seed = count, seed
+        self._pass, self._items = -1, np.empty(0, int)
+
+    def __getitem__(self, index: int) -> int:
+        number, position = divmod(index, self.count)
+        if number != self._pass:
+            self._items = np.random.default_rng((self.seed, 0, number)).permutation(self.count)
+            self._pass = number
+        return int(self._items[position])
+
+
 class UnpairedImages(Dataset):
     """Training pairs (real_a, real_b) without end, each (channels, height, width), from trainA and
     trainB: uint8 if all images of the folder have 8 bits (see `normalise`), else float32 in
@@ -197,30 +218,24 @@ class UnpairedImages(Dataset):
         ]
         self.settings = replace(settings, value_range="/".join(parts))
         if memory is None:
-            here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of this machine
-            memory = MEMORY_SHARE * psutil.virtual_memory().available / here
+            memory = MEMORY_SHARE * psutil.virtual_memory().available / processes_here()
         self.nbytes = sum(one.nbytes for one in self.folders)
         self.in_memory = settings.workers <= 0 and self.nbytes <= memory
         if self.in_memory:
             for one in self.folders:
                 one.hold()
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
+        self._order = Order(len(self.a.paths), settings.seed)
 
     @property
     def folders(self) -> tuple[TrainingFolder, TrainingFolder]:
         return self.a, self.b
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        count, seed = len(self.a.paths), self.settings.seed
-        epoch, position = divmod(index, count)
-        if self._order[0] != epoch:
-            order = np.random.default_rng((seed, 0, epoch)).permutation(count)
-            self._order = (epoch, order)
-        rng = np.random.default_rng((seed, 1, index))
+        rng = np.random.default_rng((self.settings.seed, 1, index))
         partner = rng.integers(len(self.b.paths))
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
         return (
-            self.a.crop(self._order[1][position], generator),
+            self.a.crop(self._order[index], generator),
             self.b.crop(partner, generator),
         )
 

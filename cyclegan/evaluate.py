@@ -34,11 +34,10 @@ HIGHER_IS_BETTER = ("ssim", "ms_ssim", "psnr")
 
 @torch.no_grad()
 def run_plain(generator: nn.Module, images: Tensor, device: torch.device) -> Tensor:
-    """generator(images) in float32, on the CPU: without the autocast, the compilation and the TF32
-    that training may have put around the generator."""
+    """generator(images) in float32, on the CPU: without autocast and TF32."""
     plain = torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False)
     with plain, torch.autocast(device.type, enabled=False):
-        return type(generator).forward(generator, images.to(device)).cpu()
+        return generator(images.to(device)).cpu()
 
 
 def round_trips(

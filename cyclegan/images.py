@@ -45,7 +45,7 @@ class _Opened(NamedTuple):
 def read_pixels(path: Path, channels: int = 3) -> np.ndarray:
     """The image in a file, upright: (H, W, channels) of uint8, uint16, int16 or float32.
 
-    Of three channels, gray becomes equal ones and transparency is laid over white; of one channel,
+    With three channels, gray becomes equal ones and transparency is laid over white; with one,
     colours become their luma. Images of 8 bits are what Pillow makes of them.
 
     Raises:

@@ -23,6 +23,11 @@ REASONS = {
 }
 
 
+def processes_here() -> int:
+    """How many processes of the run this machine has."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def count_workers(asked: int, in_memory: bool, device_type: str, processes: int) -> int:
     """Number of loader processes of each of `processes` on this machine.
 

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from cyclegan import cuda_graphs
 from cyclegan.image_pool import ImagePool
 from cyclegan.losses import discriminator_loss, generator_loss
-from cyclegan.networks import PatchDiscriminator, make_generator
+from cyclegan.networks import PatchDiscriminator
 from cyclegan.settings import Settings
 from cyclegan.weights import load_into, read_generators
 
@@ -284,8 +284,7 @@ def precision_of(settings: Settings, device: torch.device) -> str:
 def make_networks(settings: Settings) -> dict[str, nn.Module]:
     """The four networks by name, with new weights from torch's random numbers."""
     s = settings
-    generator = (s.generator, s.crop, s.base_width, s.channels)
     discriminator = (s.discriminator_width, s.discriminator_layers, s.channels)
-    return {name: make_generator(*generator) for name in GENERATORS} | {
+    return {name: s.make_generator() for name in GENERATORS} | {
         name: PatchDiscriminator(*discriminator) for name in DISCRIMINATORS
     }

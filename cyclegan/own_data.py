@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from cyclegan.data import Order
+
 
 class OwnPairs(Dataset):
     """The pairs of a data set in a new order in every epoch, which is as long as the data set.
@@ -19,13 +21,12 @@ class OwnPairs(Dataset):
 
     def __init__(self, pairs: Dataset, seed: int):
         self.pairs, self.seed = pairs, seed
+        self._order = Order(len(pairs), seed)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        epoch, position = divmod(index, len(self.pairs))
-        order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.pairs))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(np.random.default_rng((self.seed, 1, index)).integers(2**63)))
-            return self.pairs[int(order[position])]
+            return self.pairs[self._order[index]]
 
     def describe(self) -> str:
         """A line for the user."""

@@ -18,7 +18,7 @@ from cyclegan.losses import (
     make_cycle_loss,
     parse_cycle_loss,
 )
-from cyclegan.networks import parse_generator
+from cyclegan.networks import make_generator, parse_generator
 
 PRECISIONS = ("no", "bf16", "fp16")
 TRACKERS = ("tensorboard", "wandb")
@@ -285,6 +285,10 @@ class Settings:
 
     def tracker_names(self) -> list[str]:
         return [name.strip() for name in self.trackers.split(",") if name.strip()]
+
+    def make_generator(self) -> nn.Module:
+        """A generator with new weights from torch's random numbers."""
+        return make_generator(self.generator, self.crop, self.base_width, self.channels)
 
     def make_cycle_loss(self) -> nn.Module:
         layers = [name.strip() for name in self.feature_layers.split(",")]

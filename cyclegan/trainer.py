@@ -35,7 +35,7 @@ from cyclegan.evaluate import check_inception, distances, evaluate, round_trips
 from cyclegan.files import fingerprint, write_bytes, write_text, writing
 from cyclegan.guards import Diverged, Watch, check_finite, luminance_correlation
 from cyclegan.images import as_rgb, normalise, to_image
-from cyclegan.loading import batches_of, count_workers, ignore_interrupts
+from cyclegan.loading import batches_of, count_workers, ignore_interrupts, processes_here
 from cyclegan.log import RunLog, best_test
 from cyclegan.model import LOSSES, CycleGan, precision_of
 from cyclegan.own_data import OwnPairs
@@ -130,8 +130,7 @@ class Trainer:
             self.pairs = OwnPairs(data, s.seed)
             self.counts = (len(data), len(data))
         self.epoch = max(self.counts)  # images of each domain
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of this machine
-        self.workers = count_workers(s.workers, in_memory, self.device.type, here)
+        self.workers = count_workers(s.workers, in_memory, self.device.type, processes_here())
         self.test_a, self.test_b = tests or (load_test_images(s, a) for a in "ab")
 
     @contextmanager

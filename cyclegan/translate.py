@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cyclegan import checkpoints
+from cyclegan.data import size_after
 from cyclegan.errors import UserError, cause
 from cyclegan.files import list_images
 from cyclegan.images import (
     Range,
     check_holds,
-    covering,
     output_dtype,
     output_suffix,
     read_header,
@@ -30,8 +30,7 @@ from cyclegan.images import (
     to_tensor,
     write_pixels,
 )
-from cyclegan.networks import make_generator
-from cyclegan.settings import Settings, parse_size
+from cyclegan.settings import Settings
 
 TILE = 1024  # side in pixels, where the whole image does not fit in memory
 # Memory that translating takes, for each pixel and channel of the first layer: 9 to 18 bytes were
@@ -67,9 +66,7 @@ def load_generators(
 def _load(folder: Path, direction: str, settings: Settings) -> nn.Module:
     averaged = folder / f"averaged_generator_{direction}.safetensors"
     file = averaged if averaged.exists() else folder / f"generator_{direction}.safetensors"
-    generator = make_generator(
-        settings.generator, settings.crop, settings.base_width, settings.channels
-    )
+    generator = settings.make_generator()
     try:
         generator.load_state_dict(load_file(file))
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -111,8 +108,7 @@ def translate_files(
     count = 0
     for path, pixels in readable_images(targets, settings.channels):
         if size:
-            asked = parse_size("size", size)
-            pixels = scale(pixels, asked if "x" in size else covering(pixels.shape[:2], asked))
+            pixels = scale(pixels, size_after("size", size, pixels.shape[:2]))
         largest = tile or 0
         if tile is None and not fits_in_memory(generator, pixels.shape[:2], device):
             largest = TILE

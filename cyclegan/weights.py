@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from cyclegan import checkpoints
 from cyclegan.errors import UserError, cause
 from cyclegan.features import read_weights
-from cyclegan.networks import make_generator
 from cyclegan.settings import Settings
 
 # The reference's netG_A translates A into B; a single netG is taken for it.
@@ -137,9 +136,9 @@ def import_generators(source: Path, run_dir: Path) -> Path:
         raise UserError(f"{existing[0]} exists; choose another folder")
     generators = read_generators(source)
     network = describe(next(iter(generators.values())), source)
-    settings = s = Settings(data="", run_dir=str(run_dir), steps=1, **network)
+    settings = Settings(data="", run_dir=str(run_dir), steps=1, **network)
     for state in generators.values():
-        load_into(make_generator(s.generator, s.crop, s.base_width, s.channels), state, source)
+        load_into(settings.make_generator(), state, source)
     files = {f"generator_{name}.safetensors": save(state) for name, state in generators.items()}
     config = {"format": checkpoints.FORMAT, "step": 0, "settings": asdict(settings)}
     files[checkpoints.CONFIG] = json.dumps(config, indent=1).encode()

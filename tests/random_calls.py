@@ -51,7 +51,7 @@ KINDS = (
     "far_from_the_range",
     "outside_of_the_range",
 )
-# Of hard data that are as small as a window: of a mean half of what is allowed of one number.
+# Tolerances for hard data that are as small as a window. A mean has half of that of one number.
 SMALL = {**HARD, "mean": 5e-7}
 # Narrow windows with small constants, too.
 NARROWEST = {**NARROW, "grad": 8e-5, "pyramid": 8e-5}
@@ -380,7 +380,7 @@ class Answer:
     gradients: tuple[np.ndarray, np.ndarray]  # under the upstream gradient
     magnitudes: float = 0.0  # of what they are sums of
     tolerance: float | np.ndarray = 0.0  # of the value
-    # What is returned beside the value, each with what is allowed of it.
+    # The results beside the value, each with its tolerance.
     parts: dict[str, tuple[np.ndarray, float]] = field(default_factory=dict)
     means: np.ndarray | None = None  # of the scales of MS-SSIM
 
@@ -447,7 +447,7 @@ def of_ssim(call: Call, x, y, upstream: Callable, allowed: dict, settled: dict) 
     axes = tuple(range(1 if reduction == "batch" else 0, x.ndim))
     centres = oracle.centres(x.shape, **own)
     shares = oracle.shares_of(centres, axes)
-    # What each position of the map counts in the result.
+    # The weight of each position of the map in the result.
     by = {
         "mean": lambda: upstream(()) * shares,
         "sum": lambda: upstream(()) * centres,

@@ -326,7 +326,7 @@ def test_the_comparison_writes_a_page_with_scores_and_pictures(tmp_path, monkeyp
     import compare_losses
 
     monkeypatch.setattr(compare_losses, "TRAIN_COUNT", 4)
-    small = {**compare_losses.SETTINGS, **SMALLEST, "test_size": 32}
+    small = {**compare_losses.SETTINGS, **SMALLEST, "test_size": "32"}
     monkeypatch.setattr(compare_losses, "SETTINGS", small)
     options = [str(tmp_path / "docs"), "--work", str(tmp_path / "work"), "--steps=2", "--size=32"]
     compare_losses.main(options)

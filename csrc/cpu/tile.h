@@ -169,9 +169,13 @@ struct AnyTaps {
   SSIMFAST_INLINE A operator[](int j) const { return taps[j]; }
 };
 
-// What neighbouring windows see of a mask: weights of 1 only; other weights, too; weights or no
-// pixel; no pixel.
-enum class Seen : uint8_t { kOnes, kWeights, kHoles, kNothing };
+// How much of a mask neighbouring windows see.
+enum class Seen : uint8_t {
+  kOnes,     // weights of 1 only
+  kWeights,  // any weights
+  kHoles,    // some of the windows see no pixel
+  kNothing,  // none of them sees a pixel
+};
 
 // State that all phases of a tile share: geometry and rings.
 //
@@ -220,8 +224,8 @@ struct TileState {
   A* const chunks;  // one row, chunk by chunk: input of the horizontal adjoint of s
   const int64_t chunk_pitch;
   const A weight_ssim, weight_cs;  // four times the weights, as in Slopes
-  // Masked tiles: what the windows along rows see, for each row of the ring and each step of
-  // columns. Of ones only, the row has variances, as in a tile without a mask.
+  // Masked tiles: how much the windows along rows see, for each row of the ring and each step of
+  // columns. Where it is ones only, the row has variances, as in a tile without a mask.
   Seen seen_runs[kMasked ? kMaxRing : 1][kMasked ? kMaxSteps : 1] = {};
   int64_t loaded;  // the first pixel row that is not in the ring yet
   TileSums sums;

@@ -404,7 +404,7 @@ SSIMFAST_INLINE void filter_columns(const State& t, const typename State::Taps& 
   }
 }
 
-// What the windows along the rows of a step see. `first` is the first of the rows.
+// Combines what was noted for the rows of a step. `first` is the first of them.
 template <class State>
 SSIMFAST_INLINE Seen seen_by_step(State& t, int64_t first, int64_t column) {
   Seen seen = t.seen(first, column);

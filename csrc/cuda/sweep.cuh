@@ -116,7 +116,7 @@ struct Sizes {
   }
 };
 
-// What a fused kernel serves: what it need not do costs it no registers.
+// The calls that a fused kernel serves. Fewer of them take fewer registers.
 enum class Serves {
   kPlain,   // SSIM alone, times a weight that is the same for all planes
   kLevel,   // all terms, of a level of a pyramid
