@@ -1,14 +1,20 @@
 """Ends a benchmark run with a table: milliseconds, megapixels a second, ratio to each peer."""
 
+import os
+
 import torch
 from cards import processor
 
+IDLE = 0.5  # load average of a minute
+LOAD = os.getloadavg()[0]  # when the run began
+
 
 def machine() -> str:
-    where = f"{torch.get_num_threads()} threads, {processor()}"
+    where = f"{torch.get_num_threads()} threads of {processor()}"
     if torch.cuda.is_available():
         where = torch.cuda.get_device_name()
-    return f"torch {torch.__version__}, {where}"
+    busy = f", busy with other work (load {LOAD:.1f})" if LOAD >= IDLE else ""
+    return f"{where}, torch {torch.__version__}{busy}"
 
 
 def pytest_report_header() -> str:

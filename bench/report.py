@@ -1,12 +1,14 @@
 """Tables and plots of a benchmark run: ``make bench``.
 
 ``python bench/report.py RESULTS FOLDER`` takes what ``pytest bench --benchmark-json=RESULTS`` wrote
-and puts benchmarks.json (medians and what they are of), benchmarks.md and three plots into FOLDER.
+and puts benchmarks.json (medians, quartiles and what they are of), benchmarks.md and four plots
+into FOLDER. It replaces the table of speed in the README beside FOLDER.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable
 from io import StringIO
@@ -19,8 +21,10 @@ from gpu_report import replace_file
 from tasks import FUSED_PEERS
 
 plt.rcParams["svg.hashsalt"] = "ssimfast"  # the same bytes of the same figures
-OURS = "ssimfast"
+OURS, USUAL = "ssimfast", "pytorch-msssim"
+MARKS = "<!-- make bench -->", "<!-- /make bench -->"  # around the table in the README
 COMMAND = "make bench"
+STEP_IN_README = "SSIM, forward and backward, 1x3x1080x1920"
 SUITES = {
     "peers": "Against other libraries",
     "kernels": "ssimfast alone, and beside the nearest that pytorch-msssim has",
@@ -35,7 +39,7 @@ def entries(results: dict) -> list[dict]:
         if not benchmark["extra_info"]:  # its test failed
             continue
         stats = benchmark["stats"]
-        times = {key: round(stats[key] * 1e3, 4) for key in ("median", "min", "max")}
+        times = {key: round(stats[key] * 1e3, 4) for key in ("median", "q1", "q3")}
         found.append(
             {"group": benchmark["group"], **benchmark["extra_info"], **times}
             | {"rounds": stats["rounds"]}
@@ -54,13 +58,18 @@ def ours_of(rows: list[dict]) -> float | None:
     return next((row["median"] for row in rows if row["library"] == OURS), None)
 
 
+def spread(row: dict) -> str:
+    """Median and quartiles in milliseconds."""
+    return "{median:.3g} ({q1:.3g}–{q3:.3g})".format(**row)
+
+
 def percent(row: dict, key: str) -> str:
     return f"{100 * row[key]:.0f} %" if key in row else ""
 
 
 def table(rows: list[dict]) -> list[str]:
     lines = [
-        "| what | library | ms | ratio | ns a pixel | of the FMA peak | of a copy | images |",
+        "| what | library | ms (quartiles) | ratio | ns a pixel | FMA peak | copy | images |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, group in grouped(rows).items():
@@ -70,7 +79,7 @@ def table(rows: list[dict]) -> list[str]:
             images = f"{row['extra_images']:.1f}" if "extra_images" in row else ""
             cells = (
                 *(name if row["library"] == OURS else "", row["library"]),
-                *(f"{row['median']:.3g}", ratio, f"{row['median'] * 1e6 / row['pixels']:.2f}"),
+                *(spread(row), ratio, f"{row['median'] * 1e6 / row['pixels']:.2f}"),
                 *(percent(row, "of_fma"), percent(row, "of_copy"), images),
             )
             lines.append("| " + " | ".join(cells) + " |")
@@ -78,12 +87,39 @@ def table(rows: list[dict]) -> list[str]:
 
 
 def training_table(rows: list[dict]) -> list[str]:
-    lines = ["| step | library | ms | in the cycle losses |", "|---|---|---|---|"]
+    lines = ["| step | library | ms (quartiles) | in the cycle losses |", "|---|---|---|---|"]
     for row in rows:
         share = f"{100 * row['share_of_cycle_losses']:.1f} %"
-        cells = (row["task"], row["library"], f"{row['median']:.4g}", share)
+        cells = (row["task"], row["library"], spread(row), share)
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def readme_table(machine: str, rows: list[dict]) -> str:
+    """Our training steps and forward passes, beside the most used library and the fastest other."""
+    lines = [
+        f"Milliseconds on {machine}: medians and quartiles of 15 rounds in turns, float32, window 11.",
+        "In italics: how many times as long as ssimfast.",
+        "",
+        f"| | images | {OURS} | {USUAL} | fastest other |",
+        "|---|---|---|---|---|",
+    ]
+    for group in grouped(row for row in rows if row["suite"] == "peers").values():
+        ours = next((row for row in group if row["library"] == OURS), None)
+        others = sorted((row for row in group if row is not ours), key=lambda row: row["median"])
+        usual = [row for row in others if row["library"] == USUAL]
+        if not ours or not usual:
+            continue
+
+        def cell(row: dict, ours: float = ours["median"]) -> str:
+            return f"{spread(row)} *{row['median'] / ours:.3g}*"
+
+        fastest = f"{others[0]['library']}: {cell(others[0])}"
+        what = f"{ours['task']}, {ours['part']}"
+        lines.append(
+            f"| {what} | {ours['shape']} | {spread(ours)} | {cell(usual[0])} | {fastest} |"
+        )
+    return "\n".join(lines)
 
 
 def page(machine: str, date: str, rows: list[dict], not_compared: list[str]) -> str:
@@ -92,12 +128,16 @@ def page(machine: str, date: str, rows: list[dict], not_compared: list[str]) -> 
     lines = [
         "# Benchmarks",
         "",
-        f"One run of `{COMMAND}`, {date}, {machine}. Medians; the libraries of a group take turns.",
-        "Window 11, sigma 1.5, float32 unless said otherwise. *Ratio*: how many times as long as",
-        "ssimfast. *Of the FMA peak*, *of a copy*: multiply-adds and bytes that the formulation",
-        "needs, against what a loop of nothing else reached on the same threads right after",
-        "(bench/limits.cpp). *Images*: peak memory of the step beyond its inputs, in image-sized",
-        "tensors, the gradient among them.",
+        f"One run of `{COMMAND}`, {date}, {machine}.",
+        "Medians and quartiles of 15 rounds; the libraries of a group take turns.",
+        "Window 11, sigma 1.5, float32 unless said otherwise.",
+        "",
+        "- *Ratio*: how many times as long as ssimfast.",
+        "- *FMA peak*, *copy*: share of the machine's rate that the needed multiply-adds and bytes",
+        "  reach. The rates are those of a loop of nothing else on the same threads",
+        "  (bench/limits.cpp).",
+        "- *Images*: peak memory of the step beyond its inputs, in image-sized tensors. The gradient",
+        "  is one of them.",
         "",
         "Libraries: " + ", ".join(sorted(of_peers)) + ".",
         "",
@@ -123,7 +163,7 @@ def _series(rows: list[dict], quantity: str) -> dict[str, list[tuple[int, float]
     series: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         is_step = row.get("part") == "forward and backward" and row["task"] == "SSIM"
-        is_size = row["suite"] == "kernels" and row.get("shape", "").startswith("1x3x")
+        is_size = row.get("shape", "").startswith("1x3x")
         plain = row.get("dtype") == "float32" and row.get("threads") == 0
         if is_step and is_size and plain and quantity in row:
             value = row[quantity]
@@ -142,6 +182,28 @@ def plot_lines(rows: list[dict], quantity: str, label: str, to: Path) -> None:
     axes.set_title("SSIM, forward and backward, float32", fontsize="medium")
     axes.grid(alpha=0.3)
     axes.legend()
+    save(figure, to)
+
+
+def plot_step(rows: list[dict], to: Path) -> None:
+    """Time and memory of one training step on a photograph, a bar for each library."""
+    chosen = [row for row in rows if row["group"] == STEP_IN_README]
+    chosen.sort(key=lambda row: row["median"])
+    figure, (times, memory) = plt.subplots(1, 2, figsize=(8, 2.6), layout="constrained")
+    weighed = [row for row in chosen if "extra_images" in row]
+    mebibytes = [row["extra_images"] * row["pixels"] * 4 / 2**20 for row in weighed]
+    panels = (
+        (times, chosen, [row["median"] for row in chosen], "milliseconds"),
+        (memory, weighed, mebibytes, "MiB beyond the inputs"),
+    )
+    for axes, of_panel, values, label in panels:
+        names = [row["library"] for row in of_panel]
+        colours = ["#d9480f" if name == OURS else "#9aa5b1" for name in names]
+        bars = axes.barh(names, values, color=colours)
+        axes.bar_label(bars, fmt="%.0f", padding=3)
+        axes.set(xlabel=label, xlim=(0, 1.18 * max(values, default=1)))
+        axes.invert_yaxis()
+        axes.spines[["top", "right"]].set_visible(False)
     save(figure, to)
 
 
@@ -191,6 +253,13 @@ def main() -> None:
     plot_lines(rows, "median", "ms", folder / "benchmarks_time.svg")
     plot_lines(rows, "extra_images", "MiB beyond the inputs", folder / "benchmarks_memory.svg")
     plot_ratios(rows, folder / "benchmarks_ratios.svg")
+    plot_step(rows, folder / "benchmarks_step.svg")
+    readme = folder.parent / "README.md"
+    if readme.exists():
+        begin, end = MARKS
+        table = f"{begin}\n{readme_table(machine, rows)}\n{end}"
+        text = readme.read_text()
+        replace_file(readme, re.sub(f"{begin}.*{end}", lambda _: table, text, flags=re.DOTALL))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ plots of time and memory against pixels are made of these.
 import pytest
 from cards import HALF
 from tasks import EVERY_TASK, VOLUME_TASKS
+from test_peers import GROUPS  # measured there
 from turns import BACKENDS, CARD, Group, clock, hand_over, measured, note, require_compared
 
 pytestmark = [
@@ -38,7 +39,7 @@ def groups() -> dict[Group, list[str]]:
     for threads in THREADS:
         for part in ("forward", "forward and backward"):
             found[Group("SSIM", (1, 3, 1080, 1920), part, threads=threads)] = BACKENDS
-    return found
+    return {group: libraries for group, libraries in found.items() if group not in GROUPS}
 
 
 CASES = [
@@ -50,7 +51,7 @@ CASES = [
 
 @pytest.mark.parametrize("group, libraries, library", CASES)
 def test_kernels(benchmark, group, libraries, library):
-    found = measured(group, libraries, rounds=15, seconds=6)
+    found = measured(group, libraries)
     require_compared(found, group, library)
     hand_over(benchmark, group, found.times[library])
     note(benchmark, "kernels", group, library)

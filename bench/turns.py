@@ -7,6 +7,7 @@ hand the times over to pytest-benchmark afterwards, through a clock that they se
 
 from __future__ import annotations
 
+import math
 import subprocess
 from dataclasses import dataclass
 from functools import cache, partial
@@ -45,6 +46,9 @@ from torch import Tensor
 CARD: Card = CARDS["cuda" if torch.cuda.is_available() else "cpu"]()
 BACKENDS = our_backends(CARD)
 LEAST_WEIGHED = 3 * 512 * 512  # pixels: pages of memory are large against smaller images
+LARGEST_FOR_ALL = 3 * 1080 * 1920  # pixels and channels
+SLOW_AT_4K = ("piq", "torchmetrics", "monai")
+ROUNDS = 15
 PARTS = ("forward", "forward and backward", "both gradients")
 
 
@@ -63,13 +67,15 @@ class Group:
         return ", ".join(words)
 
 
-def peers(task: str) -> list[str]:
-    """All that have the task, installed or not."""
-    names = [name for name in TASKS[task] if name != "ssimfast"]
+def peers(group: Group) -> list[str]:
+    """All libraries that have the task, installed or not; at 4K on a CPU without those that need
+    ten seconds a step."""
+    names = [name for name in TASKS[group.task] if name != "ssimfast"]
     names[1:1] = [COMPILED]
-    if task == "SSIM" and CARD.device == "cuda":
+    if group.task == "SSIM" and CARD.device == "cuda":
         names += FUSED_PEERS
-    return names
+    large = torch.Size(group.shape).numel() > LARGEST_FOR_ALL and CARD.device == "cpu"
+    return [name for name in names if not (large and name in SLOW_AT_4K)]
 
 
 def _step(loss: Loss, part: str, x: Tensor, y: Tensor) -> Step:
@@ -88,7 +94,7 @@ def _step(loss: Loss, part: str, x: Tensor, y: Tensor) -> Step:
 class Measured:
     """The times of a group, in milliseconds, and why a library is not among them."""
 
-    def __init__(self, group: Group, libraries: list[str], rounds: int, seconds: float):
+    def __init__(self, group: Group, libraries: list[str]):
         self.times: dict[str, list[float]] = {}
         self.reasons: dict[str, str] = {}
         threads = torch.get_num_threads()
@@ -103,7 +109,7 @@ class Measured:
                 self.reasons[name] = self._reason(group, name, loss, x, y)
                 if self.reasons[name] == "":
                     steps[name] = partial(runner(name), _step(loss, group.part, x, y))
-            self.times = in_turns(CARD, steps, rounds, seconds)
+            self.times = in_turns(CARD, steps, ROUNDS, math.inf)
         finally:
             torch.set_num_threads(threads)
 
@@ -118,8 +124,8 @@ class Measured:
 
 
 @cache
-def measured(group: Group, libraries: tuple[str, ...], rounds: int, seconds: float) -> Measured:
-    return Measured(group, list(libraries), rounds, seconds)
+def measured(group: Group, libraries: tuple[str, ...]) -> Measured:
+    return Measured(group, list(libraries))
 
 
 def require_compared(found: Measured, group: Group, library: str) -> None:
