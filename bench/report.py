@@ -98,8 +98,8 @@ def training_table(rows: list[dict]) -> list[str]:
 def readme_table(machine: str, rows: list[dict]) -> str:
     """Our training steps and forward passes, beside the most used library and the fastest other."""
     lines = [
-        f"Milliseconds on {machine}: medians and quartiles of 15 rounds in turns, float32, window 11.",
-        "In italics: how many times as long as ssimfast.",
+        f"Milliseconds on {machine}: medians and quartiles of 15 rounds in turns,",
+        "float32, window 11. In italics: how many times as long as ssimfast.",
         "",
         f"| | images | {OURS} | {USUAL} | fastest other |",
         "|---|---|---|---|---|",
@@ -136,8 +136,8 @@ def page(machine: str, date: str, rows: list[dict], not_compared: list[str]) -> 
         "- *FMA peak*, *copy*: share of the machine's rate that the needed multiply-adds and bytes",
         "  reach. The rates are those of a loop of nothing else on the same threads",
         "  (bench/limits.cpp).",
-        "- *Images*: peak memory of the step beyond its inputs, in image-sized tensors. The gradient",
-        "  is one of them.",
+        "- *Images*: peak memory of the step beyond its inputs, in image-sized tensors. The",
+        "  gradient is one of them.",
         "",
         "Libraries: " + ", ".join(sorted(of_peers)) + ".",
         "",
