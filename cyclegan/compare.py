@@ -76,6 +76,8 @@ def compare(
         lpips_weights: see `lpips_network`; "": LPIPS is left out.
     """
     root = Path(settings.run_dir)
+    if settings.loss_preset != PRESETS[0]:  # that of the losses without a prefix
+        cycle_losses = [f"{settings.loss_preset}:{x}" if ":" not in x else x for x in cycle_losses]
     runs = {loss: _settings_of(loss, settings, root) for loss in cycle_losses}
     if not runs or len({run.run_dir for run in runs.values()}) < len(cycle_losses):
         raise UserError(f"cycle_losses must be different; got {','.join(cycle_losses)!r}")
@@ -113,28 +115,32 @@ def compare(
 
 
 def _settings_of(loss: str, settings: Settings, root: Path) -> Settings:
-    preset, _, name = loss.rpartition(":")
+    preset, name = split_preset(loss)
     folder = root / "runs" / folder_name(loss)
-    preset = preset or settings.loss_preset
     return replace(settings, cycle_loss=name, loss_preset=preset, run_dir=str(folder))
+
+
+def split_preset(loss: str) -> tuple[str, str]:
+    """Preset and loss of "PRESET:LOSS" or "LOSS"."""
+    preset, _, name = loss.rpartition(":")
+    return preset or PRESETS[0], name
 
 
 def title_of(loss: str) -> str:
     """A readable name: "tandon:ssim_l1" is "SSIM + L1 (tandon)", "0.84*ssim+0.16*l1" "0.84 SSIM +
     0.16 L1 on [0, 1]"."""
-    preset, _, name = loss.rpartition(":")
+    preset, name = split_preset(loss)
     titles = {**LOSS_TITLES, "l1": "L1"} if preset == "tandon" else LOSS_TITLES
     parts = [
         titles.get(part, part) if weight == 1 else f"{weight:g} {titles.get(part, part)}"
-        for part, weight in parse_cycle_loss(name, preset or PRESETS[0]).items()
+        for part, weight in parse_cycle_loss(name, preset).items()
     ]
-    return " + ".join(parts) + (f" ({preset})" if preset else "")
+    return " + ".join(parts) + (f" ({preset})" if preset != PRESETS[0] else "")
 
 
 def trained_scores(loss: str) -> set[str]:
     """The scores that a loss was trained on; see TRAINED_SCORES."""
-    preset, _, name = loss.rpartition(":")
-    names = [n for n, weight in parse_cycle_loss(name, preset or PRESETS[0]).items() if weight]
+    names = [n for n, weight in parse_cycle_loss(*split_preset(loss)[::-1]).items() if weight]
     terms = chain.from_iterable(MIXTURES.get(name, (name,)) for name in names)
     return set(chain.from_iterable(TRAINED_SCORES[term] for term in terms))
 

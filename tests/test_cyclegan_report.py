@@ -226,8 +226,8 @@ def test_long_curves_are_thinned_to_means(count):
 
 @pytest.mark.needs("browser")
 def test_losses_are_compared_on_one_page(settings, browser):
-    losses = ["l1", "ssim", "tandon:ssim_l1"]
-    settings = replace(settings, steps=2, domain_names="photo,painting")
+    losses = ["normalised:l1", "normalised:ssim", "ssim_l1"]
+    settings = replace(settings, steps=2, loss_preset="tandon", domain_names="photo,painting")
     page = compare(settings, losses)
     assert_shows(browser, page)
     titles = [title.text for title in browser.find_elements("tag name", "h2")]
