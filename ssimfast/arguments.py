@@ -16,6 +16,7 @@ from ssimfast.typing import Padding, ReturnMap, Window
 
 # Largest accepted magnitude. Squares and quotients of such numbers are finite in float32.
 _LARGEST = 1e15
+_LEAST_WEIGHT = 1e-30  # smaller weights of a mask count as 0
 _Choice = TypeVar("_Choice", bound=str | None)
 _Called = TypeVar("_Called", bound=Callable[..., Any])
 _WINDOWS = get_args(Window)
@@ -105,8 +106,12 @@ def _check_range(data_range: Tensor) -> None:
             "data_range must be a number, or a tensor of shape () or (N,), got "
             f"{tuple(data_range.shape)} {data_range.dtype}"
         )
-    if is_readable(data_range) and not (data_range >= 1 / _LARGEST).all():
-        raise ValueError(f"data_range must be greater than 0, got {data_range.tolist()}")
+    if is_readable(data_range):
+        if not ((data_range >= 1 / _LARGEST) & (data_range <= _LARGEST)).all():
+            raise ValueError(
+                f"data_range must be between {1 / _LARGEST:g} and {_LARGEST:g}, got "
+                f"{data_range.tolist()}"
+            )
 
 
 def is_readable(tensor: Tensor) -> bool:
@@ -120,7 +125,7 @@ def windows_of(
     window: Window, window_size: int | Sequence[int], sigma: float | Sequence[float]
 ) -> list[list[float]]:
     """Checks the arguments of the window. Returns the taps of its separable filter along each
-    axis, or along all axes if sizes and sigma are single numbers."""
+    axis that they name."""
     sizes: list[Any] = [*window_size] if isinstance(window_size, (tuple, list)) else [window_size]
     sigmas: list[Any] = [*sigma] if isinstance(sigma, (tuple, list)) else [sigma]
     axes = max(len(sizes), len(sigmas))
@@ -245,13 +250,18 @@ def _check_kind(name: str, tensor: Tensor) -> None:
         )
 
 
-def check_size(x: Tensor, window_sizes: list[int], padding: Padding) -> None:
+def check_axes(x: Tensor, count: int) -> None:
+    """Checks the number of axes that window_size and sigma name; 1 stands for all."""
     axes = x.dim() - 2
-    if len(window_sizes) not in (1, axes):
+    if count not in (1, axes):
         raise ValueError(
             f"window_size and sigma must be one number or {axes} for {_SHAPES[x.dim()]}, got "
-            f"{len(window_sizes)}"
+            f"{count}"
         )
+
+
+def check_size(x: Tensor, window_sizes: list[int], padding: Padding) -> None:
+    axes = x.dim() - 2
     each = window_sizes * axes if len(window_sizes) == 1 else window_sizes
     leasts = [{"valid": n, "same": 0, "reflect": n // 2 + 1}[padding] for n in each]
     if any(size < least for size, least in zip(x.shape[2:], leasts, strict=True)):
@@ -262,6 +272,7 @@ def check_size(x: Tensor, window_sizes: list[int], padding: Padding) -> None:
         raise ValueError(
             f"x is {size} pixels, smaller than window_size {window_size}{reason}; "
             f'use a smaller window or padding="same"{hint_of_layout(x, least)}'
+            + ("" if axes == 2 else "; give video (N, T, C, H, W) as x.flatten(0, 1)")
         )
 
 
@@ -297,6 +308,8 @@ def mask_like(mask: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
         if not (least >= 0 and most <= 1):  # NaN, too
             raise ValueError(f"mask must lie in [0, 1], got {least:g} to {most:g}")
     weights = mask.to(dtype) / 255 if is_bytes else mask.to(dtype)
+    if mask.dtype.is_floating_point:  # sums of smaller weights have no reciprocal in float32
+        weights = torch.nn.functional.threshold(weights, _LEAST_WEIGHT, 0.0)
     return weights[(None,) * (x.dim() - mask.dim())]
 
 

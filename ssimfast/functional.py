@@ -155,7 +155,7 @@ def ssim(
 
     Raises:
         TypeError: an argument has the wrong type, or the dtype of the images is not supported.
-        ValueError: shapes, devices or dtypes differ, or a value is out of range.
+        ValueError: shapes or devices differ, or a value is out of range.
     """
     return SSIMMeasure(
         value_range=value_range,
@@ -291,8 +291,8 @@ def ms_ssim(
 
     Raises:
         TypeError: an argument has the wrong type, or the dtype of the images is not supported.
-        ValueError: the images are too small for the number of levels; shapes, devices or dtypes
-            differ; or a value is out of range.
+        ValueError: the images are too small for the number of levels; shapes or devices differ; or
+            a value is out of range.
     """
     value: Tensor = MSSSIMMeasure(
         weights=weights,
@@ -459,8 +459,8 @@ def similarity_loss(
 
     Raises:
         TypeError: an argument has the wrong type, or the dtype of the images is not supported.
-        ValueError: the images are too small for the window or the number of levels; shapes, devices
-            or dtypes differ; or a value is out of range.
+        ValueError: the images are too small for the window or the number of levels; shapes or
+            devices differ; or a value is out of range.
     """
     return MixtureMeasure(
         ssim=ssim,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ssimfast import masks
 from ssimfast.arguments import (
+    check_axes,
     check_size,
     checked_images,
     choice,
@@ -86,20 +87,23 @@ class Windowed:
     def __post_init__(self) -> None:
         self._range = value_range_of(self.value_range, self.data_range)
         self._range_varies = has_symbols(*self._range or ())
-        self._windows = windows_of(self.window, self.window_size, self.sigma)
+        windows = windows_of(self.window, self.window_size, self.sigma)
+        self._axes = len(windows)  # 1: any number
+        are_equal = all(taps == windows[0] for taps in windows)
+        self._windows = windows[:1] if are_equal else windows
         self._c1 = number("k1", self.k1, least=0.0) ** 2
         self._c2 = number("k2", self.k2, least=0.0) ** 2
         flag("sample_covariance", self.sample_covariance)
         if self.sample_covariance and math.prod(self._sizes) == 1:
             raise ValueError("sample_covariance needs a window_size of at least 3, got 1")
         choice("padding", self.padding, self._PADDINGS)
-        if len(self._windows) > 1:
+        if len(self._windows) > 1 or self._axes == 3:
             if not self._BY_AXIS:
                 raise TypeError(
                     "window_size and sigma must be single numbers, except for ssim, got "
                     f"{self.window_size!r} and {self.sigma!r}"
                 )
-            if self.padding == "reflect":
+            if self.padding == "reflect" and len(self._windows) > 1:
                 raise ValueError(
                     'padding="reflect" needs one window for all axes, got window_size '
                     f"{self.window_size!r} and sigma {self.sigma!r}"
@@ -196,6 +200,7 @@ class SSIMMeasure(Windowed):
     ) -> Any:
         """``factor * SSIM + constant`` after the reduction; with ``return_map``, the map, too."""
         x, y = checked_images(x, y, ranks=(4, 5))
+        check_axes(x, self._axes)
         check_size(x, self._sizes, self.padding)
         x, y, statistic = self.prepared(x, y)
         weights = None if mask is None else self._checked_mask(mask, x)
@@ -386,7 +391,8 @@ class MixtureMeasure(Pyramid):
             raise ValueError(f"one of {names} must be greater than 0, got 0 for all")
         flag("return_terms", self.return_terms)
         self._map_term = map_term_of(self.return_map)
-        self._sigma = number("sigma", self.sigma)  # type: ignore[arg-type]  # one number
+        sigma: Any = self.sigma
+        self._sigma = number("sigma", sigma[0] if isinstance(sigma, (tuple, list)) else sigma)
         # Taps of the coarsest level's window in pixels of the finest, by the number of levels.
         self._blurs: dict[int, list[float]] = {}
         if self.gaussian_l1 > 0:

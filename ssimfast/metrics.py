@@ -64,7 +64,7 @@ class _MeanOverImages(Metric):
 
         Args:
             preds: images, uint8 or floating point.
-            target: images of the same shape, dtype and device.
+            target: images of the same shape and device.
         """
         with torch.no_grad():
             values = self._measure(preds, target).to(self.total.device)

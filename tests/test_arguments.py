@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import ssimfast
+from ssimfast.compat.fused_ssim import fused_ssim
 
 X = torch.rand(2, 3, 48, 50)
 META = X.to("meta")
@@ -393,13 +394,33 @@ def test_mistakes_of_windows_by_axis():
         with pytest.raises(error, match=message):
             ssimfast.ssim(X, X, **arguments)
     with pytest.raises(TypeError, match="single numbers, except for ssim"):
-        ssimfast.ms_ssim(X, X, window_size=(5, 5))
+        ssimfast.ms_ssim(X, X, window_size=(5, 7))
+    with pytest.raises(TypeError, match="single numbers, except for ssim"):
+        ssimfast.ms_ssim(X, X, window_size=(5, 5, 5))
+    with pytest.raises(ValueError, match="one number or 2"):
+        ssimfast.ssim(X, X, window_size=(5, 5, 5))
+
+
+def test_equal_windows_by_axis_are_one_window():
+    for measure in (ssimfast.ssim, ssimfast.similarity_loss):
+        by_axis = measure(X, X / 2, window_size=(5, 5), sigma=[0.9, 0.9])
+        assert torch.equal(by_axis, measure(X, X / 2, window_size=5, sigma=0.9))
+    ssimfast.ssim(X, X, window_size=(5, 5), padding="reflect")
+
+
+def test_video_is_told_to_be_flattened():
+    video = torch.rand(1, 4, 3, 24, 24)
+    for measure in (ssimfast.ssim, ssimfast.ms_ssim, ssimfast.similarity_loss, fused_ssim):
+        with pytest.raises(ValueError, match=r"flatten\(0, 1\)"):
+            measure(video, video)
 
 
 def test_mistakes_of_ranges_and_maps():
     for wrong, message in (
         (torch.tensor([1.0, 2.0, 3.0]), r"each of 2 images, got \(3,\)"),
-        (torch.tensor([1.0, 0.0]), r"greater than 0, got \[1.0, 0.0\]"),
+        (torch.tensor([1.0, 0.0]), r"between 1e-15 and 1e\+15, got \[1.0, 0.0\]"),
+        (torch.tensor(float("inf")), "between 1e-15 and .*got inf"),
+        (torch.tensor(1e-16), "between 1e-15 and .*got 1.0"),
         (torch.ones(2, 1), r"shape \(\) or \(N,\), got \(2, 1\)"),
     ):
         with pytest.raises(ValueError, match=message):

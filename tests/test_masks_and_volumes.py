@@ -254,6 +254,49 @@ def test_a_mask_of_nothing_without_constants(backend):
     assert x.grad.isfinite().all() and not x.grad[..., :12].any()
 
 
+@pytest.mark.parametrize("sigma", [0.5, 0.35])
+def test_a_narrow_window_that_sees_only_far_pixels(backend, sigma):
+    """Its coverage has no reciprocal in float32."""
+    x, y = pair(1, 1, 32, 32)
+    mask = torch.zeros(32, 32)
+    mask[10:20, 10:20] = 1
+    for arguments in ({"sigma": sigma}, {"sigma": (sigma, 0.4), "window_size": (11, 9)}):
+        x = x.detach().requires_grad_()
+        value = ssimfast.ssim(x, y, mask=mask, padding="same", **arguments)
+        value.backward()
+        exact = x.detach().double().requires_grad_()
+        want = ssimfast.ssim(exact, y.double(), mask=mask, padding="same", **arguments)
+        want.backward()
+        assert value.item() == pytest.approx(want.item(), abs=1e-6)
+        allowed = 1e-4 * exact.grad.abs().max().item()
+        torch.testing.assert_close(x.grad, exact.grad.float(), rtol=0, atol=allowed)
+
+
+def test_weights_that_are_nearly_nothing_are_nothing(backend):
+    x, y = pair(1, 1, 16, 17)
+    mask = torch.full((16, 17), 1e-38)
+    assert ssimfast.ssim(x, y, mask=mask) == 1
+    mask[:, :8] = 0.5
+    mostly = ssimfast.ssim(x.requires_grad_(), y, mask=mask, window_size=5)
+    torch.testing.assert_close(mostly, ssimfast.ssim(x, y, mask=mask > 0.1, window_size=5))
+    mostly.backward()
+    assert x.grad.isfinite().all() and not x.grad[..., 8:].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_gradients_under_a_small_mask(backend, dtype):
+    """One pixel of thousands counts: its gradient is that many times as large as in a mean."""
+    x, y = (0.5 + 0.02 * image for image in pair(1, 1, 180, 200))
+    mask = torch.zeros(180, 200)
+    mask[90, 100] = 1
+    x, y = x.to(dtype).requires_grad_(), y.to(dtype)
+    ssimfast.ssim(x, y, mask=mask, padding="same").backward()
+    exact = x.detach().double().requires_grad_()
+    ssimfast.ssim(exact, y.double(), mask=mask, padding="same").backward()
+    allowed = 0.02 * exact.grad.abs().max().item()
+    torch.testing.assert_close(x.grad.double(), exact.grad, rtol=0, atol=allowed)
+
+
 def test_where_images_are_equal_under_the_mask(backend):
     x, y = pair(1, 2, 24, 26)
     mask = disk(24, 26)

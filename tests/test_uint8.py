@@ -112,6 +112,13 @@ LOSSES = {
     "tanh": lambda x, y: ssimfast.ssim(
         x, 2 * y - 1 if y.is_floating_point() else y, value_range=(-1, 1)
     ),
+    # As wide as [0, 255], and not from 0.
+    "shifted": lambda x, y: ssimfast.similarity_loss(
+        255 * x - 128,
+        255 * y - 128 if y.is_floating_point() else y,
+        l1=0.2,
+        value_range=(-128, 127),
+    ),
     "map": lambda x, y: ssimfast.ssim(x, y, reduction="none"),
     "ms_ssim": lambda x, y: ssimfast.ms_ssim(x, y, weights=[0.5, 0.5]),
     "splatting": lambda x, y: ssimfast.similarity_loss(x, y, ssim=0.2, l1=0.8, padding="same"),
@@ -129,6 +136,8 @@ def test_a_target_of_bytes_is_its_converted_image(backend, dtype):
     x, y = (image[..., :24, :24] for image in pair(1, 2, 24, 26))
     x, target = (0.9 * x / 255 + 0.03).to(dtype), y
     for name, loss in LOSSES.items():
+        if name == "shifted" and dtype != torch.float32:
+            continue  # half types would round 255 * x
         results = []
         for a, b in ((x, target), (x.double(), target.double() / 255)):
             a = a.detach().clone().requires_grad_()
@@ -139,7 +148,7 @@ def test_a_target_of_bytes_is_its_converted_image(backend, dtype):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-6 if name == "map" else 1.5e-7)
         tolerance = 1e-5 if dtype == torch.float32 else 2**-7
         torch.testing.assert_close(grad, exact, rtol=0, atol=tolerance * exact.abs().max().item())
-        if name != "tanh":
+        if name not in ("tanh", "shifted"):
             assert torch.equal(loss(x, target), loss(target, x))
 
 

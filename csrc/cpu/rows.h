@@ -190,7 +190,7 @@ struct Source {
   // Reads `count` elements of a row, the first of which has this address.
   void read(const char* from, int64_t count, A* to) const {
     convert(from, strides.w / element_size, count, to);
-    if (step == 1) return;
+    if (step == 1 && low == 0) return;
     for (int64_t i = 0; i < count; ++i) to[i] = low + step * to[i];
   }
 

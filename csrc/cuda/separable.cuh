@@ -12,6 +12,8 @@
 // each pass also computes the sum of the weights, `total`.
 #pragma once
 
+#include <limits>
+
 #include "cuda/image.cuh"
 #include "cuda/record.cuh"
 
@@ -163,6 +165,10 @@ class Pixel {
 
 // ---- moments ------------------------------------------------------------------------------------
 
+// Smallest total weight whose reciprocal is finite. A window with less sees no pixel.
+template <class A>
+constexpr A kLeastTotal = std::numeric_limits<A>::min();
+
 // Means, variances and total weight of a window. element(k, v, weight) sets the moments and the
 // weight of element k, 0 <= k < window.size.
 //
@@ -181,7 +187,7 @@ SSIMFAST_DEVICE Four<A> window_moments(const Window<A>& window, Element&& elemen
       near.s += weight * v.s;
       near.d += weight * v.d;
     }
-    if (total == 0) return {};
+    if (total < kLeastTotal<A>) return {};
     near.s /= total;
     near.d /= total;
   } else {
@@ -314,7 +320,7 @@ __global__ void __launch_bounds__(kPixelThreads, 1)
   if (p.is_centre(line)) {
     A total = 1;
     const Four<A> m = moments_along<A, kMasked>(job, p, line, from, total);
-    const bool sees = !kMasked || total > 0;
+    const bool sees = !kMasked || total >= kLeastTotal<A>;
     Moments<A> moments{m.s + p.unit().centre_s(), m.d + p.unit().centre_d(),
                        non_negative(m.s2) + job.twice_c2, non_negative(m.d2)};
     if (!sees) moments = {1, 0, 1, 0};

@@ -5,7 +5,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from ssimfast.arguments import choice, flag, not_scriptable
+from ssimfast.arguments import checked_images, choice, flag, not_scriptable
 from ssimfast.functional import ssim
 from ssimfast.typing import ReturnMap, Shown
 
@@ -65,6 +65,7 @@ def fused_ssim(
         TypeError, ValueError: as in :func:`ssimfast.ssim`.
     """
     choice("padding", padding, ("same", "valid"))
+    checked_images(img1, img2)  # no volumes
     with torch.set_grad_enabled(flag("train", train) and torch.is_grad_enabled()):
         return ssim(
             img1, img2, padding=padding, preset="fused-ssim", mask=mask, return_map=return_map

@@ -291,6 +291,9 @@ def loss_of(
     A term is a sum divided by ``count``. The loss has its own constant (as in 1 - SSIM) because
     another autograd node would take as long as a small image.
     """
+    if mask is not None and x.dtype == torch.float16 and _is_differentiated(x, y):
+        # The sweep multiplies gradients by ``mask_factors``, and that may overflow in float16.
+        x, y = (image if image.dtype == torch.uint8 else image.float() for image in (x, y))
     call = (x, y, statistic, loss, count, kept, mask, mask_factors, map_term)
     if is_transformed(x, y):
         return differentiable.loss_of(*call)

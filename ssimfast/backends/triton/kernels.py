@@ -130,6 +130,13 @@ def horizontal_moments(means, variances, taps):
 
 
 @triton.jit
+def least_coverage(total):
+    """Smallest sum of weights whose reciprocal is finite. A window with less sees no pixel."""
+    normal: tl.constexpr = 2.0**-126 if total.dtype == tl.float32 else 2.0**-1022
+    return normal
+
+
+@triton.jit
 def masked_vertical_moments(s, d, weights, taps):
     """Means and variances of s and d in a window along a column, and the sum of its weights.
 
@@ -145,7 +152,7 @@ def masked_vertical_moments(s, d, weights, taps):
         total += weight
         mean_s = tl.fma(weight, s[k], mean_s)
         mean_d = tl.fma(weight, d[k], mean_d)
-    share = tl.where(total > 0, 1 / total, 0)
+    share = tl.where(total >= least_coverage(total), 1 / total, 0)
     mean_s *= share
     mean_d *= share
     square_s = tl.zeros_like(total)
@@ -171,7 +178,7 @@ def masked_horizontal_moments(columns, taps, zeros, PLANE):
         total += weight
         near_s = tl.fma(weight, tl.load(columns + k), near_s)
         near_d = tl.fma(weight, tl.load(columns + k + 2 * PLANE), near_d)
-    share = tl.where(total > 0, 1 / total, 0)
+    share = tl.where(total >= least_coverage(total), 1 / total, 0)
     near_s *= share
     near_d *= share
     square_s = zeros
@@ -619,8 +626,9 @@ def sweep(
             mu_s = m_s - black_s
             mu_d = m_d + offset_d
             if MASKED:  # a window that sees nothing is one of equal images
-                mu_s, mu_d = tl.where(seen > 0, mu_s, 1), tl.where(seen > 0, mu_d, 0)
-                v_s, v_d = tl.where(seen > 0, v_s, 1), tl.where(seen > 0, v_d, 0)
+                sees = seen >= least_coverage(seen)
+                mu_s, mu_d = tl.where(sees, mu_s, 1), tl.where(sees, mu_d, 0)
+                v_s, v_d = tl.where(sees, v_s, 1), tl.where(sees, v_d, 0)
                 at_mask = mask_start + centre_row.to(tl.int64) * mask_by_row
                 at_mask += centre_column.to(tl.int64) * mask_by_column
                 at_centre = tl.load(mask + at_mask, mask=valid, other=0)
@@ -655,7 +663,7 @@ def sweep(
                     by_contrast = zeros
                 if MASKED:
                     by_luminance, by_contrast = by_luminance / seen, by_contrast / seen
-                    valid = valid & (seen > 0)
+                    valid = valid & sees
                 maps = partials(
                     *((m_s, m_d, mu_s, mu_d), (ms, md, vs, v_d), (by_luminance, by_contrast)),
                     GRADIENTS,

@@ -21,6 +21,7 @@ import triton.language as tl
 from ssimfast.backends import constants
 from ssimfast.backends.triton.kernels import (
     jit,
+    least_coverage,
     load_pair,
     offsets_of_samples,
     partials,
@@ -179,7 +180,7 @@ def moments_along(
             total += weight
             near_s += weight * s
             near_d += weight * d
-        share = tl.where(total > 0, 1 / total, 0)
+        share = tl.where(total >= least_coverage(total), 1 / total, 0)
         near_s *= share
         near_d *= share
     else:
@@ -318,8 +319,9 @@ def last_statistics(
     )
     mu_s, mu_d = m_s - black_s, m_d + offset_d
     if MASKED:  # a window that sees nothing is one of equal images
-        mu_s, mu_d = tl.where(seen > 0, mu_s, 1), tl.where(seen > 0, mu_d, 0)
-        v_s, v_d = tl.where(seen > 0, v_s, 1), tl.where(seen > 0, v_d, 0)
+        sees = seen >= least_coverage(seen)
+        mu_s, mu_d = tl.where(sees, mu_s, 1), tl.where(sees, mu_d, 0)
+        v_s, v_d = tl.where(sees, v_s, 1), tl.where(sees, v_d, 0)
     two_c1, two_c2 = 2 * tl.full((), c1, A), 2 * tl.full((), c2, A)
     ms, md, vs, luminance, contrast, r1, r2, half_distance = statistics(
         mu_s, mu_d, v_s, v_d, two_c1, two_c2
@@ -356,7 +358,7 @@ def last_statistics(
         by_contrast = tl.where(varies != 0, by_contrast, 0)
         if MASKED:
             by_luminance, by_contrast = by_luminance / seen, by_contrast / seen
-            valid = valid & (seen > 0)
+            valid = valid & sees
         maps = partials(
             *((m_s, m_d, mu_s, mu_d), (ms, md, vs, v_d), (by_luminance, by_contrast)), GRADIENTS
         )
