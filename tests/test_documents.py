@@ -3,6 +3,7 @@ tables are those that the scripts beside them make."""
 
 import functools
 import importlib
+import json
 import re
 import shlex
 import sys
@@ -12,6 +13,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from PIL import Image
 
 from cyclegan.__main__ import make_parser
@@ -44,6 +46,20 @@ def test_code_runs(page, tmp_path, monkeypatch):
     namespace: dict = {}
     for block in python_blocks(page):
         exec(compile(block, str(page), "exec"), namespace)
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    """Its code cells in order, in one namespace."""
+    path = ROOT / "docs" / "tour.ipynb"
+    assert path.stat().st_size < 200_000
+    monkeypatch.chdir(tmp_path)
+    plt.switch_backend("Agg")
+    namespace: dict = {}
+    for number, cell in enumerate(json.loads(path.read_text())["cells"]):
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"], number
+            exec(compile("".join(cell["source"]), f"{path}, cell {number}", "exec"), namespace)
+    plt.close("all")
 
 
 def commands(text: str) -> list[str]:
