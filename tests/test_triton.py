@@ -433,6 +433,21 @@ def test_masks_far_from_the_range(size):
     assert_masked_mean_matches_oracle(x, y, mask, loosened(HARD, "triton"), size=5)
 
 
+@pytest.mark.parametrize("window", [{"sigma": 0.4}, {"sigma": (0.4, 0.5), "window_size": (11, 9)}])
+def test_a_narrow_window_that_sees_only_far_pixels(window):
+    """Its coverage has no reciprocal in float32."""
+    x, y = pair(1, 1, 16, 16)
+    mask = torch.zeros(16, 16)
+    mask[5:9, 5:9] = 1
+    x.requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    for image, target in ((x, y), (exact, y.double())):
+        ssimfast.ssim(image, target, mask=mask, padding="same", **window).backward()
+    assert exact.grad.any()
+    tolerance = 1e-4 * exact.grad.abs().max().item()
+    torch.testing.assert_close(x.grad.double(), exact.grad, rtol=0, atol=tolerance)
+
+
 def test_a_mask_of_nothing():
     for size in ((5, 6), (3, 4, 5)):
         x, y = (image.requires_grad_() for image in pair(1, 1, *size))
