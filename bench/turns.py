@@ -232,7 +232,8 @@ def note(benchmark, suite: str, group: Group, library: str) -> None:
     if library == "ssimfast":
         info |= fractions(group, milliseconds)
     weighs = info["pixels"] >= LEAST_WEIGHED and group.dtype == torch.float32
-    if weighs and group.part == "forward and backward" and not group.threads:
+    makes_bytes = "8-bit" in group.task  # in its first step, where they would be weighed too
+    if weighs and group.part == "forward and backward" and not group.threads and not makes_bytes:
         loss = libraries_of(group.task, [library])[library]
         measure = runner(library)
         extra = measure(CARD.extra_images, group.task, library, loss, group.shape)

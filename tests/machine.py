@@ -56,6 +56,7 @@ def _has_browser() -> bool:
 TOOLS = {
     "extension": lambda: library.extension is not None,  # ssimfast's compiled CPU kernels
     "sources": lambda: (TESTS.parent / "csrc").is_dir(),  # beside the tests
+    "site": lambda: (TESTS.parent / "site" / "index.html").is_file(),  # by `make docs`
     "compiler": lambda: compiler() is not None,  # a C++ compiler
     "address sanitizer": _has_address_sanitizer,
     "avx2": lambda: _has_instruction_set("avx2", "avx512"),

@@ -7,10 +7,10 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
-import machine
 import pytest
 import torch
 from cyclegan_runs import data, one_thread, settings  # noqa: F401 - fixtures
+from pages import assert_shows, browser  # noqa: F401 - a fixture
 
 from cyclegan.compare import compare, marked_scores, most_different, title_of, trained_scores
 from cyclegan.evaluate import METRICS, distribution_scores, lpips_network
@@ -28,36 +28,6 @@ from cyclegan.report import (
 from cyclegan.trainer import Trainer
 
 TITLES = [title for name, title in METRICS.items() if name != "lpips"]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium without a window, from Debian's chromium-driver or the like."""
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = machine.chromium()
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,900"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chrome = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
-    yield chrome
-    chrome.quit()
-
-
-def assert_shows(browser, page: Path) -> None:
-    """Every image loads, the console is silent, and nothing is wider than a phone or a desktop."""
-    for width in (390, 1200):
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        browser.get(page.as_uri())
-        images = browser.execute_script(
-            "return [...document.images].map(i => [i.src, i.complete && i.naturalWidth > 0])"
-        )
-        assert images and all(loaded for _, loaded in images), images
-        assert browser.get_log("browser") == []
-        assert browser.execute_script("return innerWidth") == width
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
 
 
 @pytest.fixture

@@ -121,6 +121,16 @@ def test_links_lead_somewhere():
             assert not anchor or anchor in anchors(target), (page.name, link)
 
 
+@pytest.mark.needs("matplotlib", "sources")
+def test_the_readme_has_the_table_of_the_benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    report = importlib.import_module("report")
+    kept = json.loads((ROOT / "docs" / "benchmarks.json").read_text())
+    table = report.readme_table(kept["machine"], kept["results"])
+    assert table.count("\n") > 8
+    assert table in (ROOT / "README.md").read_text()
+
+
 @pytest.fixture(scope="module")
 def scripts():
     """Imports a script of docs/figures, once."""
