@@ -6,12 +6,15 @@ A run that was interrupted goes on: what is trained in DIR already is not traine
 
 import argparse
 import json
-import platform
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
+
 import torch
+from cards import processor
 from PIL import Image, ImageDraw, ImageFont
 
 from cyclegan.compare import MARKS, compare, folder_name, marked_scores, title_of
@@ -25,7 +28,7 @@ CELL, LABEL = 128, 18  # sides of a picture and height of a column's head, in pi
 SETTINGS = {
     "crop_size": "128",
     "test_size": "256",
-    "steps": 6000,
+    "steps": 2400,
     "generator": "unet_16",
     "base_width": 32,
     "discriminator_width": 32,
@@ -55,8 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if compare(settings, LOSSES) is None:
         raise SystemExit("stopped; the same command goes on")
     args.docs.mkdir(parents=True, exist_ok=True)
-    for there in ("ab", "ba"):
-        pictures(root, there).save(args.docs / f"comparison_{there}.jpg", quality=90)
+    sheets = {there: pictures(root, there) for there in ("ab", "ba")}
+    # For the README: the first photograph.
+    sheets["strip"] = sheets["ab"].crop((0, 0, sheets["ab"].width, LABEL + 2 * CELL))
+    for name, sheet in sheets.items():
+        sheet.save(args.docs / f"comparison_{name}.jpg", quality=90)
     text = page(json.loads((root / "compare.json").read_text()), settings)
     (args.docs / "comparison.md").write_text(text, encoding="utf-8")
 
@@ -115,7 +121,8 @@ levels). Three images are no basis for a ranking: small differences say nothing.
 
 Scores compare test images with their reconstructions, the mean of both directions.
 {marks}
-Seconds are the median of this run ({machine}, {threads} threads).
+Seconds are the median of this run on {threads} threads ({processor}). They depend on what else the
+machine did.
 
 ## Photographs to paintings, and back
 
@@ -138,7 +145,7 @@ def page(scores: Mapping[str, Mapping[str, float]], settings: Settings) -> str:
         side=settings.test[0],
         table=table(scores),
         marks=MARKS.replace("(gray)", "(in brackets)"),
-        machine=platform.machine(),
+        processor=processor(),
         threads=torch.get_num_threads(),
     )
 

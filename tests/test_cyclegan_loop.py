@@ -335,5 +335,7 @@ def test_the_comparison_writes_a_page_with_scores_and_pictures(tmp_path, monkeyp
     assert len(rows) == 2 + len(compare_losses.LOSSES) == 8
     assert all(line.count("|") == rows[0].count("|") for line in rows)
     assert "2 steps, seed 0, crops of 32 pixels" in text and "{" not in text
-    for name in ("comparison_ab.jpg", "comparison_ba.jpg"):
-        assert name in text and (tmp_path / "docs" / name).stat().st_size > 10_000
+    for name in ("ab", "ba", "strip"):
+        file = f"comparison_{name}.jpg"
+        assert (file in text) == (name != "strip")
+        assert (tmp_path / "docs" / file).stat().st_size > 10_000
