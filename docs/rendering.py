@@ -22,8 +22,10 @@ def on_page_content(content: str, **_) -> str:
 
 
 def _to_mathml(match: re.Match) -> str:
-    display = "block" if match["tag"] == "div" else "inline"
-    return convert(html.unescape(match["latex"]).strip(), display=display)
+    latex = html.unescape(match["latex"]).strip()
+    if match["tag"] == "span":
+        return convert(latex, display="inline")
+    return f'<div class="formula">{convert(latex, display="block")}</div>'  # may scroll
 
 
 class RolesOfSphinx(griffe.Extension):
