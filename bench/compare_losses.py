@@ -6,18 +6,13 @@ A run that was interrupted goes on: what is trained in DIR already is not traine
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
-
-import torch
-from cards import processor
 from PIL import Image, ImageDraw, ImageFont
 
-from cyclegan.compare import MARKS, compare, folder_name, marked_scores, title_of
+from cyclegan.compare import MARKS, SECONDS, compare, folder_name, marked_scores, title_of
 from cyclegan.demo_data import TEST_PHOTOGRAPHS, TRAIN_PHOTOGRAPHS, write_demo_data
 from cyclegan.evaluate import TITLES
 from cyclegan.settings import Settings
@@ -88,8 +83,9 @@ def pictures(root: Path, there: str) -> Image.Image:
 
 
 def table(scores: Mapping[str, Mapping[str, float]]) -> str:
-    """The scores in Markdown; the marks are those of compare.html."""
-    columns = list(next(iter(scores.values())))
+    """The scores in Markdown, with the marks of compare.html. (Seconds are left out: a run of hours
+    shares its machine.)"""
+    columns = [column for column in next(iter(scores.values())) if column != SECONDS]
     marks = marked_scores(scores)
     lines = [["cycle loss", *(TITLES.get(column, column) for column in columns)]]
     lines.append(["---"] * len(lines[0]))
@@ -121,8 +117,6 @@ levels). Three images are no basis for a ranking: small differences say nothing.
 
 Scores compare test images with their reconstructions, the mean of both directions.
 {marks}
-Seconds are the median of this run on {threads} threads ({processor}). They depend on what else the
-machine did.
 
 ## Photographs to paintings, and back
 
@@ -145,8 +139,6 @@ def page(scores: Mapping[str, Mapping[str, float]], settings: Settings) -> str:
         side=settings.test[0],
         table=table(scores),
         marks=MARKS.replace("(gray)", "(in brackets)"),
-        processor=processor(),
-        threads=torch.get_num_threads(),
     )
 
 
