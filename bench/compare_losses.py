@@ -54,8 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit("stopped; the same command goes on")
     args.docs.mkdir(parents=True, exist_ok=True)
     sheets = {there: pictures(root, there) for there in ("ab", "ba")}
-    # For the README: the first photograph.
-    sheets["strip"] = sheets["ab"].crop((0, 0, sheets["ab"].width, LABEL + 2 * CELL))
+    # For the README: the second photograph, in which the losses differ most.
+    whole = sheets["ab"]
+    sheets["strip"] = strip = whole.crop((0, 0, whole.width, LABEL + 2 * CELL))
+    strip.paste(whole.crop((0, LABEL + 2 * CELL, whole.width, LABEL + 4 * CELL)), (0, LABEL))
     for name, sheet in sheets.items():
         sheet.save(args.docs / f"comparison_{name}.jpg", quality=90)
     text = page(json.loads((root / "compare.json").read_text()), settings)
