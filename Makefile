@@ -97,9 +97,12 @@ sanitize: $(VENV)/installed $(VENV)/build-tools
 	$(SANITIZED_PYTEST) -k 'not (reference or emulated or cuda or triton or compil)' || $(SHOW_REPORT)
 	SSIMFAST_CPU_ISA=baseline $(SANITIZED_PYTEST) -k 'cpu and test_every' || $(SHOW_REPORT)
 
-# dist/: an sdist, and a wheel built from that, which is used where there is nothing else but torch.
-# CUDA kernels are in it if TORCH_CUDA_ARCH_LIST asks for them. On Linux it is a manylinux wheel: it
-# has the tag of the oldest glibc that will do, and links to the libraries of torch.
+# dist/: an sdist, and a wheel built from that with $(TORCH), which is then used where there is
+# nothing but a torch, for each of WHEEL_TORCHES: `make wheel PYTHON=python3.12
+# WHEEL_TORCHES='torch==2.10.0 torch==2.14.1'`. CUDA kernels are in the wheel if
+# TORCH_CUDA_ARCH_LIST asks for them. On Linux it is a manylinux wheel: it has the tag of the oldest
+# glibc that will do, and links to the libraries of torch.
+WHEEL_TORCHES ?= '$(TORCH)'
 REPAIR := auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libcudart*'
 CLEAN := $(VENV)/clean/bin/python
 wheel: $(VENV)/build-tools
@@ -111,8 +114,9 @@ wheel: $(VENV)/build-tools
 	  $(CLEAN) -m pip --disable-pip-version-check wheel --no-deps --wheel-dir dist dist/*.tar.gz
 	for wheel in dist/*-linux_*.whl; do [ ! -e "$$wheel" ] || \
 	  (PATH="$(abspath $(VENV))/bin:$$PATH" $(REPAIR) -w dist "$$wheel" && rm "$$wheel") || exit; done
-	$(CLEAN) -m pip --disable-pip-version-check install dist/*.whl
-	$(CLEAN) -I .ci/use.py cpu
+	for torch in $(WHEEL_TORCHES); do \
+	  $(CLEAN) -m pip --disable-pip-version-check install "$$torch" dist/*.whl && \
+	  $(CLEAN) -I .ci/use.py cpu && $(CLEAN) -I -m ssimfast || exit; done
 
 # The documentation, in site/.
 docs: $(VENV)/docs-tools

@@ -1,12 +1,11 @@
 """Ends a benchmark run with a table: milliseconds, megapixels a second, ratio to each peer."""
 
-import os
-
+import psutil
 import torch
 from cards import processor
 
 IDLE = 0.5  # load average of a minute
-LOAD = os.getloadavg()[0]  # when the run began
+LOAD = psutil.getloadavg()[0]  # when the run began
 
 
 def machine() -> str:

@@ -40,7 +40,9 @@ def _reason(device: str, backend: str) -> str:
     if backend == "triton":
         import triton  # optional dependency: imported only if this backend was chosen
 
-        return f"Triton {triton.__version__} kernels, compiled at first use"
+        kernels = f"Triton {triton.__version__} kernels, compiled at first use"
+        here = getattr(torch, device).is_available()
+        return kernels if here else f"{kernels}; no such device here"
     if backend == "cuda":
         return f"compiled kernels, {torch.cuda.device_count()} devices"
     if device == "cuda" and library.extension is not None and torch.version.cuda is not None:

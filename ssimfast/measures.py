@@ -96,18 +96,23 @@ class Windowed:
         flag("sample_covariance", self.sample_covariance)
         if self.sample_covariance and math.prod(self._sizes) == 1:
             raise ValueError("sample_covariance needs a window_size of at least 3, got 1")
+        if self.padding == "reflect" and "reflect" not in self._PADDINGS:
+            raise ValueError(
+                'padding="reflect", which preset="torchmetrics" sets, goes with SSIM and MS-SSIM '
+                'alone; give padding="valid" or "same" to mix terms'
+            )
         choice("padding", self.padding, self._PADDINGS)
-        if len(self._windows) > 1 or self._axes == 3:
-            if not self._BY_AXIS:
-                raise TypeError(
-                    "window_size and sigma must be single numbers, except for ssim, got "
-                    f"{self.window_size!r} and {self.sigma!r}"
-                )
-            if self.padding == "reflect" and len(self._windows) > 1:
-                raise ValueError(
-                    'padding="reflect" needs one window for all axes, got window_size '
-                    f"{self.window_size!r} and sigma {self.sigma!r}"
-                )
+        differ = len(self._windows) > 1
+        if not self._BY_AXIS and (differ or self._axes == 3):
+            raise TypeError(
+                "window_size and sigma must be single numbers, except for ssim, got "
+                f"{self.window_size!r} and {self.sigma!r}"
+            )
+        if differ and self.padding == "reflect":
+            raise ValueError(
+                'padding="reflect" needs one window for all axes, got window_size '
+                f"{self.window_size!r} and sigma {self.sigma!r}"
+            )
 
     @property
     def _sizes(self) -> list[int]:

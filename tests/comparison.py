@@ -22,7 +22,7 @@ TOLERANCES = {
     torch.bfloat16: {"mean": 5e-8, "map": 1e-6, "grad": 2 * 2**-8, "pyramid": 2 * 2**-8},
 }
 # In the place of the former for the CUDA kernels, whose adjoint filters do not centre and whose
-# reciprocals are right to one unit in the last place (docs/cuda.md, "How exact").
+# reciprocals are right to one unit in the last place (docs/mathematics.md, "Centring").
 CUDA_FLOAT32 = {"mean": 6e-8, "map": 1e-6, "grad": 5e-6, "pyramid": 1e-5}
 # Masked float32 images: a window may see a few pixels only.
 MASKED_FLOAT32 = {"mean": 2e-7, "map": 2e-5, "grad": 1e-5, "pyramid": 1e-5}

@@ -215,7 +215,7 @@ OF_NUMBERS = {
     ),
     "padding_of_the_loss": Mistake(
         ValueError,
-        "valid, same, got 'reflect'",
+        'padding="reflect", which preset="torchmetrics" sets',
         ("similarity_loss",),
         {"padding": "reflect"},
     ),

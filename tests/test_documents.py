@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import comparison
 import numpy as np
 import pytest
 import torch
-from matplotlib import pyplot as plt
 from PIL import Image
 
 from cyclegan.__main__ import make_parser
@@ -48,8 +48,11 @@ def test_code_runs(page, tmp_path, monkeypatch):
         exec(compile(block, str(page), "exec"), namespace)
 
 
+@pytest.mark.needs("matplotlib")
 def test_the_notebook_runs(tmp_path, monkeypatch):
     """Its code cells in order, in one namespace."""
+    from matplotlib import pyplot as plt
+
     path = ROOT / "docs" / "tour.ipynb"
     assert path.stat().st_size < 200_000
     monkeypatch.chdir(tmp_path)
@@ -129,6 +132,20 @@ def test_the_readme_has_the_table_of_the_benchmarks(monkeypatch):
     table = report.readme_table(kept["machine"], kept["results"])
     assert table.count("\n") > 8
     assert table in (ROOT / "README.md").read_text()
+
+
+def test_the_tolerances_are_those_of_the_tests():
+    page = (ROOT / "docs" / "mathematics.md").read_text()
+    for name, tolerances in {
+        "CPU": comparison.TOLERANCES[torch.float32],
+        "CUDA (emulated) and Triton (interpreted)": comparison.CUDA_FLOAT32,
+        "with a mask": comparison.MASKED_FLOAT32,
+        "constants, hard edges": comparison.HARD,
+        "narrow windows (sigma below 0.5)": comparison.NARROW,
+    }.items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| {name} |"))
+        printed = [float(cell) for cell in row.strip("|").split("|")[1:]]
+        assert printed == [tolerances[key] for key in ("mean", "map", "grad", "pyramid")], name
 
 
 @pytest.fixture(scope="module")

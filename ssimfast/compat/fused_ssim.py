@@ -65,7 +65,8 @@ def fused_ssim(
         TypeError, ValueError: as in :func:`ssimfast.ssim`.
     """
     choice("padding", padding, ("same", "valid"))
-    checked_images(img1, img2)  # no volumes
+    if isinstance(img1, Tensor) and img1.dim() != 4:  # `ssim` would take a volume
+        checked_images(img1, img2)
     with torch.set_grad_enabled(flag("train", train) and torch.is_grad_enabled()):
         return ssim(
             img1, img2, padding=padding, preset="fused-ssim", mask=mask, return_map=return_map

@@ -137,6 +137,11 @@ def least_coverage(total):
 
 
 @triton.jit
+def inverse_or_zero(total):
+    return tl.where(total >= least_coverage(total), 1 / total, 0)
+
+
+@triton.jit
 def masked_vertical_moments(s, d, weights, taps):
     """Means and variances of s and d in a window along a column, and the sum of its weights.
 
@@ -152,7 +157,7 @@ def masked_vertical_moments(s, d, weights, taps):
         total += weight
         mean_s = tl.fma(weight, s[k], mean_s)
         mean_d = tl.fma(weight, d[k], mean_d)
-    share = tl.where(total >= least_coverage(total), 1 / total, 0)
+    share = inverse_or_zero(total)
     mean_s *= share
     mean_d *= share
     square_s = tl.zeros_like(total)
@@ -178,7 +183,7 @@ def masked_horizontal_moments(columns, taps, zeros, PLANE):
         total += weight
         near_s = tl.fma(weight, tl.load(columns + k), near_s)
         near_d = tl.fma(weight, tl.load(columns + k + 2 * PLANE), near_d)
-    share = tl.where(total >= least_coverage(total), 1 / total, 0)
+    share = inverse_or_zero(total)
     near_s *= share
     near_d *= share
     square_s = zeros

@@ -20,6 +20,7 @@ import triton.language as tl
 
 from ssimfast.backends import constants
 from ssimfast.backends.triton.kernels import (
+    inverse_or_zero,
     jit,
     least_coverage,
     load_pair,
@@ -180,7 +181,7 @@ def moments_along(
             total += weight
             near_s += weight * s
             near_d += weight * d
-        share = tl.where(total >= least_coverage(total), 1 / total, 0)
+        share = inverse_or_zero(total)
         near_s *= share
         near_d *= share
     else:
