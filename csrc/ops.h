@@ -114,7 +114,7 @@ Dtype dtype_of(const Tensor& tensor);
 struct ElementRange {
   double low = 0, step = 1;
 };
-// That of y beside x: an 8-bit y beside a floating x is brought to its value range.
+// Value range of y: the 0 to 255 of an 8-bit y beside a floating x is mapped to the range of x.
 ElementRange range_of_y(const Tensor& x, const Tensor& y, double low, double scale);
 View view_of(const Tensor& tensor);
 View written_view_of(const Tensor& tensor);

@@ -113,7 +113,7 @@ struct Slopes {
   V luminance, contrast_structure;
 };
 
-// Those of SSIM.
+// The slopes of SSIM.
 template <class V>
 SSIMFAST_INLINE Slopes<V> slopes_of_ssim(const Terms<V>& t) {
   return {t.contrast_structure, t.luminance};

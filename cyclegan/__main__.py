@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def message_of(error: OSError | UserError | RuntimeError) -> str | None:
-    """What a user needs to know of an error; None for a bug."""
+    """The message for a user; None for a bug, which gets a traceback."""
     if isinstance(error, OSError | UserError):
         return str(error)
     if isinstance(error, torch.OutOfMemoryError):

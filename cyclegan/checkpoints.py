@@ -105,7 +105,7 @@ def forget_after(run_dir: Path, step: int) -> None:
 
 
 def why_broken(folder: Path, names: Collection[str] | None = None) -> str | None:
-    """What is wrong with a checkpoint; None if it is whole.
+    """The flaw of a checkpoint; None if it is whole.
 
     Args:
         names: of the files that are checked; None: all.
@@ -170,16 +170,15 @@ def find(path: Path, names: Collection[str] | None = None) -> Path:
 
 
 class Start(NamedTuple):
-    """What a run goes on from, if anything, and the checkpoints in its folder before that was
-    chosen."""
+    """The checkpoint that a run goes on from, if any, and all checkpoints in its folder."""
 
     checkpoint: Path | None
     existing: list[Path]
 
 
 def choose(resume: str, run_dir: Path | None) -> Start:
-    """What `resume`, as the trainer takes it, means for a run in `run_dir`; with None, in the
-    folder of the run that it goes on with.
+    """Finds the checkpoint that `resume`, an argument of the trainer, means for a run in `run_dir`.
+    None: in the folder of the run that goes on.
 
     Raises:
         UserError, FileExistsError: there is no such checkpoint, or others would be written over.
@@ -208,7 +207,7 @@ def choose(resume: str, run_dir: Path | None) -> Start:
 
 
 def read_config(folder: Path) -> dict:
-    """What config.json of a whole checkpoint says."""
+    """The content of config.json of a whole checkpoint."""
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     if config.get("format") != FORMAT:
         raise UserError(

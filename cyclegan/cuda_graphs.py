@@ -72,7 +72,7 @@ def beside(function: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
 def record(
     function: Callable[[], tuple[Tensor, ...]], pool: object
 ) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
-    """What replays the function, and the tensors that it then writes to."""
+    """Records the function; returns a function that replays it, and the tensors it writes to."""
     graph = torch.cuda.CUDAGraph()
     # thread_local: the loader's thread goes on pinning batches, which other modes forbid.
     with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):

@@ -113,8 +113,8 @@ class TrainingFolder:
         return size if fits else covering(size, crop)
 
     def _in_threads(self, verb: str, read, paths: list[Path]) -> list:
-        """What `read` makes of each path and the number of channels; None of those that it cannot
-        read, which are left out."""
+        """`read(path, channels)` of each path, in threads; None where it cannot be read, which a
+        warning says."""
         results = []
 
         def attempt(path: Path):
@@ -164,8 +164,8 @@ class TrainingFolder:
 
 
 def size_after(name: str, text: str, size: tuple[int, int]) -> tuple[int, int]:
-    """What the setting `name` scales an image of this height and width to: "512" the shorter side,
-    "512x768" both."""
+    """(height, width) of an image of this size after scaling: "512" gives the shorter side,
+    "512x768" both. `name` is the setting, for errors."""
     asked = parse_size(name, text)
     return asked if "x" in text else covering(size, asked)
 
@@ -253,7 +253,7 @@ class UnpairedImages(Dataset):
 
 
 class Batches:
-    """Which samples each batch holds, from step `first` on. All processes together take the samples
+    """Sample numbers of each batch, from step `first` on. All processes together take the samples
     in order, `size` each: two with batches of 4 see at each step what one with 8 sees."""
 
     def __init__(self, first: int, steps: int, size: int, process: int = 0, processes: int = 1):

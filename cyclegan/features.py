@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from cyclegan.errors import UserError, cause
 
 FEATURE_NETWORKS = ("vgg16", "vgg19", "alexnet")
-# Of the images that torchvision's weights were trained on, in [0, 1].
+# Channel means and deviations of torchvision's training images, in [0, 1].
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 

@@ -1,4 +1,4 @@
-"""What looks at the losses of a run for the ways in which CycleGANs go wrong."""
+"""Guards: they watch the losses of a run for the ways in which CycleGANs go wrong."""
 
 import math
 import warnings
@@ -19,7 +19,12 @@ class Diverged(UserError):
 
 
 def check_finite(first_step: int, rows: Sequence[Sequence[float]], terms: Sequence[str]) -> None:
-    """Of the losses of each step from `first_step` on, names the first that is not finite."""
+    """Raises `Diverged`, which names the first loss that is not finite.
+
+    Args:
+        rows: the losses of each step, from `first_step` on.
+        terms: the names of the losses.
+    """
     for step, row in enumerate(rows, first_step):
         for term, value in zip(terms, row, strict=True):
             if not math.isfinite(value):

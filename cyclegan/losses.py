@@ -30,7 +30,7 @@ MIXTURES: dict[str, dict[str, float]] = {
     "ssim_l1l2_a": {"ssim": 0.84, "gaussian_l1": 0.16, "l2": _ARTICLE_L2},
     "ssim_l1l2_b": {"ssim": 0.84, "gaussian_l1": 0.16 * 2 / 3, "l2": 0.16 / 2 / 3},
 }
-# Of the features of two images in one layer; of several layers, the mean.
+# Losses on the features of two images in one layer. Several layers are averaged.
 FEATURE_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "perceptual": perceptual_loss,
     "contextual": contextual_loss,
@@ -155,7 +155,7 @@ def hinge_loss(scores: Tensor, real: bool) -> Tensor:
     return F.relu(1 - scores if real else 1 + scores).mean()
 
 
-# Of scores (N, 1, h, w), and whether they are of real images or of images that shall pass for real.
+# Losses of scores (N, 1, h, w), given whether they should say "real".
 GAN_LOSSES: dict[str, Callable[[Tensor, bool], Tensor]] = {
     "lsgan": lsgan_loss,
     "vanilla": vanilla_loss,
@@ -164,7 +164,7 @@ GAN_LOSSES: dict[str, Callable[[Tensor, bool], Tensor]] = {
 
 
 def generator_loss(name: str, scores: Tensor) -> Tensor:
-    """What the generator of fakes with these scores minimises."""
+    """The adversarial loss of a generator, from the scores of its fakes."""
     return -scores.mean() if name == "hinge" else GAN_LOSSES[name](scores, True)
 
 

@@ -255,7 +255,7 @@ class CycleGan:
         return {**self.networks, **averaged}
 
     def state_dict(self) -> dict:
-        """What training needs beside weights: plain types and tensors."""
+        """State of training beside the weights, as plain types and tensors."""
         scaler = self.accelerator.scaler
         return {
             "optimizers": [optimizer.optimizer.state_dict() for optimizer in self.optimizers],

@@ -1,4 +1,4 @@
-"""What a run depends on."""
+"""Settings of a run, and their command-line options."""
 
 import math
 import re
@@ -270,7 +270,7 @@ class Settings:
         return self.steps or max(1, round(self.epochs * images / per_step))
 
     def names_of_domains(self) -> tuple[str, str]:
-        """What to call A and B."""
+        """Names of A and B for people."""
         folder = Path(self.data)
         names = [name.strip() for name in self.domain_names.split(",") if name.strip()]
         if not names and (folder / "domains.txt").is_file():

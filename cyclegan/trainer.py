@@ -177,7 +177,7 @@ class Trainer:
             tested = [r["step"] for r in self.log.records("test")] if self.is_main else []
             self._init_trackers()
             try:
-                # What training begins from; fails now if it cannot be written.
+                # The start of training; fails now if it cannot be written.
                 self._test_and_show(unless=self.step in tested)
                 bar = progress("training", "step", s.steps, self.step)
                 with self._signals_noted(), bar, batches_of(self._loader()) as batches:
@@ -256,7 +256,7 @@ class Trainer:
             lock.release()
 
     def _forget_after(self, step: int) -> None:
-        """Of what was written after `step`, from which the run goes on or begins."""
+        """Deletes everything that was written after `step`, where the run goes on or begins."""
         self.log.cut(step if step else -1)
         checkpoints.forget_after(self.run_dir, step)
         self._known_checkpoints = checkpoints.in_run(self.run_dir)
@@ -398,7 +398,7 @@ class Trainer:
     # ---- What others see ------------------------------------------------------------------------
 
     def generators(self) -> dict[str, nn.Module]:
-        """Those that translate, by "ab" and "ba": the averaged ones if there are any."""
+        """The generators that translate, by "ab" and "ba": the averaged ones if there are any."""
         return self.model.generators()
 
     def tests(self) -> dict[str, Tensor]:
@@ -579,14 +579,14 @@ def in_short(losses: dict[str, float], speed: float) -> dict[str, float]:
 
 
 def to_bytes(state: dict) -> bytes:
-    """What torch.save writes."""
+    """The bytes that torch.save writes."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
 
 
 def random_state(device: torch.device) -> dict:
-    """Of every generator that code in a process may draw from, in plain types and tensors."""
+    """State of all random generators that code in a process may use, as plain types and tensors."""
     version, numbers, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
     state = {

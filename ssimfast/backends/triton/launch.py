@@ -118,7 +118,7 @@ def _rows_of_a_step(size: int, arithmetic: torch.dtype, masked: bool) -> int:
 _ALL_REGISTERS: dict[str, int] = {} if torch.version.cuda is None else {"maxnreg": 255}
 
 
-# Which maps a launch writes: of SSIM, luminance, contrast-structure.
+# The maps that a launch writes: SSIM, luminance, contrast-structure.
 _SSIM = (True, False, False)
 _COMPONENTS = (False, True, True)
 _CONTRAST_STRUCTURE = (False, False, True)
